@@ -1,0 +1,115 @@
+"""Prefix attention: the one attention of this project (our choice; method of paper section 3).
+
+Sequences are stored in generation order, so every mask of ARMD lets a row see a *prefix* of the
+keys. A mask is therefore one integer per row. Four slots in blocks 1, 2, 2, 3 have
+
+    block_start = 0 1 1 3   (M^sc, blocks before the slot's)   block_end = 1 3 3 4   (M^c)
+
+           keys 1 2 3 4                      keys 1 2 3 4
+    slot 1      . . . .                           x . . .
+    slot 2      x . . .                           x x x .
+    slot 3      x . . .                           x x x .
+    slot 4      x x x .                           x x x x
+
+Plain causal attention is `lengths = 1..N`, bidirectional attention `lengths = N`, and cached
+decoding the number of keys in the cache so far.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+from absl import logging
+
+from armd_jax.attention import device, reference, tpu, tpu_blocks
+
+Array = jax.Array
+
+BACKENDS = ('auto', 'reference', 'pallas_tpu')
+
+
+# The jits give the calls their names in a jaxpr, where flops.py looks for them.
+@jax.jit
+def _prefix_attention_reference(q, k, v, lengths):
+  return reference.prefix_attention(q, k, v, lengths)
+
+
+@functools.partial(jax.jit, static_argnames='chip')
+def _prefix_attention_pallas_tpu(q, k, v, lengths, *, chip):
+  return tpu.prefix_attention(q, k, v, lengths, chip=chip)
+
+
+def _why_not_pallas_tpu(q: Array, k: Array, v: Array) -> str | None:
+  """Why the TPU kernels cannot serve this call, or None."""
+  here = device.current()
+  if here.platform != 'tpu':
+    return f'the platform is {here.platform!r}, not a TPU'
+  if here.chip not in tpu_blocks.CHIPS:
+    return f'chip {here.chip!r} is not one of {tpu_blocks.CHIPS}'
+  return tpu.unsupported(q, k, v)
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+  logging.info('%s', message)
+
+
+def _choose(backend: str, q: Array, k: Array, v: Array) -> str:
+  if backend not in BACKENDS:
+    raise ValueError(f'attention backend is {backend!r}; write one of {BACKENDS}')
+  if backend == 'reference':
+    return backend
+  reason = _why_not_pallas_tpu(q, k, v)
+  if backend == 'pallas_tpu':
+    if reason is not None:
+      raise ValueError(f"attention backend 'pallas_tpu' cannot run: {reason}; write 'reference'")
+    return backend
+  if reason is None:
+    _log_once(f"attention: 'auto' takes 'pallas_tpu' on {device.current().chip}")
+    return 'pallas_tpu'
+  _log_once(f"attention: 'auto' takes 'reference', because {reason}")
+  return 'reference'
+
+
+def prefix_attention(
+  q_BxRxNxHxD: Array,
+  k_BxKxGxD: Array,
+  v_BxKxGxD: Array,
+  lengths_BxRxN: Array,
+  *,
+  backend: str = 'auto',
+) -> Array:
+  """Attention of R streams of rows over the first `lengths` keys each (paper eqs. 3-5).
+
+  `out[b, r, n] = softmax(q[b, r, n] . k[b, :length] / sqrt(D)) v[b, :length]`, `length =
+  lengths[b, r, n]`. The streams share keys and values.
+
+  Args:
+    q_BxRxNxHxD: queries, R streams (1, or 2: content and query rows), H heads.
+    k_BxKxGxD: keys, G key heads; query head h reads key head `h // (H // G)`.
+    v_BxKxGxD: values.
+    lengths_BxRxN: int32 in 0..K, `[B or 1, R, N]`. Length 0 gives exactly 0 with zero gradients.
+    backend: one of `BACKENDS`. 'auto' takes the kernels of the platform where they can run, and
+      logs once what it takes and why.
+  Returns:
+    out_BxRxNxHxD, in the dtype of q; scores and softmax are computed in float32.
+  Raises:
+    ValueError: if shapes do not fit together, the backend is unknown, or it was asked for by name
+      and cannot run here.
+  """
+  batch, streams, rows, heads, head_dim = q_BxRxNxHxD.shape
+  if k_BxKxGxD.shape != v_BxKxGxD.shape:
+    raise ValueError(f'keys {k_BxKxGxD.shape} and values {v_BxKxGxD.shape} differ in shape')
+  if k_BxKxGxD.shape[0] != batch or k_BxKxGxD.shape[3] != head_dim:
+    raise ValueError(f'queries {q_BxRxNxHxD.shape} do not fit keys {k_BxKxGxD.shape}')
+  if heads % k_BxKxGxD.shape[2]:
+    raise ValueError(f'{heads} heads are not a multiple of {k_BxKxGxD.shape[2]} key heads')
+  if lengths_BxRxN.shape not in ((batch, streams, rows), (1, streams, rows)):
+    raise ValueError(
+      f'lengths {lengths_BxRxN.shape} must be [{batch} or 1, {streams}, {rows}] for these queries'
+    )
+  arguments = q_BxRxNxHxD, k_BxKxGxD, v_BxKxGxD, lengths_BxRxN
+  if _choose(backend, *arguments[:3]) == 'pallas_tpu':
+    return _prefix_attention_pallas_tpu(*arguments, chip=device.current().chip)
+  return _prefix_attention_reference(*arguments)

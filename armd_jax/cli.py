@@ -1,0 +1,49 @@
+"""What the programs share: flags, and bad input told in one sentence."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from armd_jax.errors import UserError
+
+
+def run(main: Callable[[], None]) -> None:
+  """Parses flags and runs `main`; a `UserError`, or a wrong flag, is one sentence and exit code 1."""
+  # Libraries tell of every checkpoint they touch; what a user needs to know, the programs print.
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  logging.getLogger('jax').setLevel(logging.WARNING)
+
+  def guarded(argv):
+    if len(argv) > 1:
+      raise UserError(f'{argv[1]!r} is no flag; flags look like --name=value')
+    main()
+
+  try:
+    app.run(guarded, flags_parser=_parse)
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(1)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
+    # ml_collections raises Python's own errors for a config file or field that is not there.
+    text = ' '.join((str(error.args[0]) if error.args else str(error)).split())
+    raise UserError(f'{text.rstrip(".")}; see --help') from error
+
+
+def workdir_flag(help_text: str) -> flags.FlagHolder[str]:
+  """The required --workdir."""
+  return flags.DEFINE_string('workdir', None, help_text, required=True)
+
+
+def json_flag() -> flags.FlagHolder[str | None]:
+  """--json, where a program also writes its numbers."""
+  return flags.DEFINE_string('json', None, 'Also write the numbers to this file.')

@@ -1,0 +1,287 @@
+"""Every option of a run, as frozen dataclasses; `ml_collections` configs are checked against them.
+
+An experiment file (`experiments/*.py`) starts from `default_config()`, changes fields and returns
+the `ConfigDict`, whose fields the command line may override. `parse` turns it, once, at the edge of
+a program, into a `Config`; from there on nothing is looked up by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any
+
+import ml_collections
+
+from armd_jax.errors import UserError
+
+
+def _one_of(*values):
+  """A field whose first allowed value is the default."""
+  return dataclasses.field(default=values[0], metadata={'one_of': values})
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Shape and variants of the network (method: paper section 3)."""
+
+  family: str = _one_of('armd', 'ar')
+  length: int = 1024  # N, tokens scored per sequence
+  num_layers: int = 12
+  num_two_stream_layers: int = -1  # first layers with a content stream; -1: half of them
+  embed_dim: int = 768
+  num_heads: int = 12
+  num_kv_heads: int = -1  # heads that share keys and values (GQA); -1: num_heads
+  mlp_dim: int = -1  # -1: 4 * embed_dim
+  dropout: float = 0.1  # on embeddings and residual branches, none on attention probabilities
+  rope_theta: float = 1e4
+  bos: str = _one_of('prepend', 'first_token_given')
+  g0: str = _one_of('prefix', 'mask_embedding', 'shift')  # seed of the query rows (paper eq. 6)
+  g0_norm: str = _one_of('none', 'rms')
+  g0_chunk: int = 128  # slots per chunk of the linear form of eq. 6; 0: the quadratic form
+  pe: str = _one_of('sinusoidal', 'learned')  # position rows of eq. 6, of unit length
+  pe_dim: int = 64
+  attention: str = 'auto'  # see armd_jax.attention.BACKENDS
+  dtype: str = _one_of('bfloat16', 'float32')  # of activations; parameters are float32
+  remat: str = _one_of('none', 'dots', 'full')  # what the backward pass recomputes
+  scan_layers: bool = True  # one compiled layer in a loop; False unrolls
+  vocab_multiple: int = 1  # the embedding is padded to a multiple of this, for sharding
+
+  @property
+  def num_slots(self) -> int:
+    """Tokens predicted per sequence: all of them, or all but a given first one."""
+    return self.length - (self.bos == 'first_token_given')
+
+  @property
+  def head_dim(self) -> int:
+    return self.embed_dim // self.num_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class OrderConfig:
+  """Which generation orders a training step sees (paper sections 3.1 and 5)."""
+
+  ar_steps: int = 9_000  # i_AR
+  perm_steps: int = 48_000  # i_perm
+  rho: int = 32  # most tokens shuffled
+  perm_mode: str = _one_of('scatter', 'window')
+  uniform_order_prob: float = 0.0  # share of sequences in uniform order, once shuffling starts
+  sbp_start: int = -1  # from this step on orders are strided (SBP); -1: never
+  sbp_streams: tuple[int, ...] = (1, 2, 4)  # S is drawn uniformly from these at every step
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """The text, its split and its tokens."""
+
+  source: str = 'stdlib'  # 'stdlib', or a file or glob of UTF-8 text
+  tokenizer: str = 'bytes'
+  held_out: float = 0.05  # share of the text's bytes held out, by document
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW with clipping, warm-up to a constant rate, and an exponential moving average."""
+
+  learning_rate: float = 3e-4
+  beta1: float = 0.9
+  beta2: float = 0.999
+  eps: float = 1e-8
+  weight_decay: float = 0.0
+  clip_norm: float = 1.0
+  warmup_steps: int = 2500
+  ema_decay: float = 0.9999
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """Length, batch and book-keeping of a training run."""
+
+  steps: int = 400_000
+  batch_size: int = 512  # sequences per step, over all devices and micro-batches
+  accumulation: int = 1  # micro-batches per step
+  loss_chunk: int = 32  # positions of every sequence whose logits exist at once
+  log_every: int = 100
+  eval_every: int = 5_000
+  eval_windows: int = 512  # held-out sequences per evaluation while training
+  checkpoint_every: int = 5_000
+  keep_last: int = 2
+  keep_best: int = 1  # by held-out left-to-right nats
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each axis; -1 takes what is left."""
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One experiment."""
+
+  seed: int = 0
+  init_from: str = ''  # work directory whose last checkpoint a new run continues from
+  model: ModelConfig = ModelConfig()
+  order: OrderConfig = OrderConfig()
+  data: DataConfig = DataConfig()
+  optimizer: OptimizerConfig = OptimizerConfig()
+  train: TrainConfig = TrainConfig()
+  mesh: MeshConfig = MeshConfig()
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """All fields with their defaults; unknown fields cannot be added to it."""
+  return ml_collections.ConfigDict(to_dict(Config()), type_safe=True).lock()
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+  """Nested dicts of plain values, as written to `config.json`."""
+  return dataclasses.asdict(config)
+
+
+def parse(raw: Any) -> Config:
+  """Checks a (Config)dict and freezes it.
+
+  Args:
+    raw: nested mapping; missing fields take their defaults.
+  Returns:
+    The config, with -1 defaults of the model filled in.
+  Raises:
+    UserError: one sentence naming the field, its value and the fix.
+  """
+  if isinstance(raw, ml_collections.ConfigDict):
+    raw = raw.to_dict()
+  return _check(_resolve(_build(Config, raw, 'config')))
+
+
+def _build(cls, raw, path):
+  if not isinstance(raw, dict):
+    raise UserError(f'{path} is {raw!r} but must hold the fields of {cls.__name__}')
+  fields = {f.name: f for f in dataclasses.fields(cls)}
+  for name in raw:
+    if name not in fields:
+      close = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+      hint = f'write {close[0]!r}' if close else f'write one of {sorted(fields)}'
+      raise UserError(f'{path} has no field {name!r}; {hint}')
+  kinds = typing.get_type_hints(cls)
+  values = {}
+  for name, value in raw.items():
+    where = f'{path}.{name}'
+    if dataclasses.is_dataclass(kinds[name]):
+      values[name] = _build(kinds[name], value, where)
+      continue
+    values[name] = _cast(kinds[name], value, where)
+    allowed = fields[name].metadata.get('one_of')
+    if allowed and values[name] not in allowed:
+      raise UserError(f'{where} is {value!r}; write one of {", ".join(map(repr, allowed))}')
+  return cls(**values)
+
+
+def _cast(kind, value, where):
+  if isinstance(kind, types.GenericAlias):  # the only one is tuple[int, ...]
+    if isinstance(value, int):
+      value = (value,)
+    if not isinstance(value, (tuple, list)) or not all(type(v) is int for v in value):
+      raise UserError(f'{where} is {value!r} but must be a tuple of whole numbers, like (1, 2, 4)')
+    return tuple(value)
+  if kind is float and type(value) is int:
+    return float(value)
+  if type(value) is not kind:
+    raise UserError(f'{where} is {value!r} but must be of type {kind.__name__}')
+  return value
+
+
+def _resolve(config: Config) -> Config:
+  """Fills in the model sizes that default to others."""
+  model = config.model
+  filled = {
+    'num_two_stream_layers': model.num_layers // 2,
+    'num_kv_heads': model.num_heads,
+    'mlp_dim': 4 * model.embed_dim,
+  }
+  unset = {name: value for name, value in filled.items() if getattr(model, name) == -1}
+  return dataclasses.replace(config, model=dataclasses.replace(model, **unset))
+
+
+def _require(condition: bool, sentence: str) -> None:
+  if not condition:
+    raise UserError(sentence)
+
+
+def _check(config: Config) -> Config:
+  m, o, d, t, p = config.model, config.order, config.data, config.train, config.optimizer
+  for section, names in (
+    ('model', ('length', 'num_layers', 'embed_dim', 'num_heads', 'num_kv_heads', 'mlp_dim')),
+    ('model', ('pe_dim', 'vocab_multiple')),
+    ('train', ('steps', 'batch_size', 'accumulation', 'loss_chunk', 'log_every', 'eval_every')),
+    ('train', ('eval_windows', 'checkpoint_every', 'keep_last')),
+  ):
+    for name in names:
+      value = getattr(getattr(config, section), name)
+      _require(value >= 1, f'config.{section}.{name} is {value}; write 1 or more')
+  _require(
+    0 <= m.num_two_stream_layers <= m.num_layers,
+    f'config.model.num_two_stream_layers is {m.num_two_stream_layers}; '
+    f'write 0 to num_layers = {m.num_layers}',
+  )
+  _require(
+    m.embed_dim % (2 * m.num_heads) == 0,
+    f'config.model.embed_dim is {m.embed_dim}, which {m.num_heads} heads of even width do not '
+    f'divide; write a multiple of {2 * m.num_heads}',
+  )
+  _require(
+    m.num_heads % m.num_kv_heads == 0,
+    f'config.model.num_kv_heads is {m.num_kv_heads}; write a divisor of num_heads = {m.num_heads}',
+  )
+  _require(m.pe_dim % 2 == 0, f'config.model.pe_dim is {m.pe_dim}; write an even number')
+  _require(m.g0_chunk >= 0, f'config.model.g0_chunk is {m.g0_chunk}; write 0 or more')
+  for name, value in (
+    ('model.dropout', m.dropout),
+    ('order.uniform_order_prob', o.uniform_order_prob),
+    ('optimizer.ema_decay', p.ema_decay),
+  ):
+    _require(0 <= value <= 1, f'config.{name} is {value}; write a number from 0 to 1')
+  _require(
+    0 < d.held_out < 1,
+    f'config.data.held_out is {d.held_out}; write a share between 0 and 1, like 0.05',
+  )
+  _require(
+    0 <= o.rho <= m.length, f'config.order.rho is {o.rho}; write 0 to model.length = {m.length}'
+  )
+  _require(
+    o.ar_steps <= o.perm_steps,
+    f'config.order.perm_steps is {o.perm_steps}, before ar_steps = {o.ar_steps}; write a later step',
+  )
+  for streams in o.sbp_streams if o.sbp_start >= 0 else ():
+    check_streams(streams, m.num_slots, 'config.order.sbp_streams')
+  _require(
+    t.batch_size % t.accumulation == 0,
+    f'config.train.accumulation is {t.accumulation}; write a divisor of batch_size = {t.batch_size}',
+  )
+  _require(
+    m.family == 'armd' or o.sbp_start < 0,
+    "config.order.sbp_start is set but config.model.family is 'ar', which has no strided orders; "
+    'write -1',
+  )
+  return config
+
+
+def check_streams(streams: int, num_slots: int, name: str) -> None:
+  """Refuses a stride count that leaves streams of unequal length.
+
+  Raises:
+    UserError: if `streams` does not divide `num_slots`.
+  """
+  if streams >= 1 and num_slots % streams == 0:
+    return
+  divisors = [s for s in range(1, num_slots + 1) if num_slots % s == 0]
+  near = sorted(divisors, key=lambda s: abs(s - streams))[:3]
+  raise UserError(
+    f'{name} holds S = {streams}, which does not divide the length {num_slots}; '
+    f'write a divisor, like {", ".join(map(str, sorted(near)))}'
+  )

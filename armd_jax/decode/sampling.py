@@ -1,0 +1,63 @@
+"""Drawing tokens from logits: exact draws, temperature, nucleus (top-p) truncation."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def slot_keys(key: Array, sequence_B: Array, slot_BxW: Array) -> Array:
+  """One key per draw, a function of (seed, sequence index, slot) alone, so batching changes nothing.
+
+  Args:
+    key: key made from the seed.
+    sequence_B: int32, index of each sequence among all that are generated.
+    slot_BxW: int32, `[B or 1, W]`.
+  Returns:
+    keys_BxW.
+  """
+  slot_BxW = jnp.broadcast_to(slot_BxW, (sequence_B.shape[0], slot_BxW.shape[1]))
+  sequence_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, sequence_B)
+  return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(sequence_keys_B, slot_BxW)
+
+
+def nucleus(logits: Array, top_p: Array) -> Array:
+  """Keeps the most likely tokens up to probability `top_p`, the rest become -inf.
+
+  A token stays if the tokens before it, in order of falling probability, hold less than `top_p`;
+  the most likely token always stays.
+  """
+  index = jnp.argsort(-logits, axis=-1, stable=True)
+  descending = jax.nn.softmax(jnp.take_along_axis(logits, index, axis=-1), axis=-1)
+  before = jnp.cumsum(descending, axis=-1) - descending
+  keep = (before < top_p).at[..., 0].set(True)
+  # argsort of a permutation is its inverse: back to the order of the vocabulary.
+  keep = jnp.take_along_axis(keep, jnp.argsort(index, axis=-1), axis=-1)
+  return jnp.where(keep, logits, -jnp.inf)
+
+
+def draw(
+  keys_BxW: Array, logits_BxWxV: Array, temperature: Array, top_p: Array | None = None
+) -> Array:
+  """Draws one token per row.
+
+  float32 Gumbel noise made from 23 random bits never exceeds 16, which cuts the tails and lowers
+  the temperature silently; `mode='high'` draws the tails too.
+
+  Args:
+    keys_BxW: one key per draw.
+    logits_BxWxV: float32.
+    temperature: float32 scalar >= 0; 0 takes the most likely token.
+    top_p: float32 scalar in (0, 1], or None to skip the sort over the vocabulary.
+  Returns:
+    tokens_BxW, int32.
+  """
+  scaled_BxWxV = logits_BxWxV / jnp.where(temperature > 0, temperature, 1.0)
+  if top_p is not None:
+    scaled_BxWxV = nucleus(scaled_BxWxV, top_p)
+  categorical = lambda key, logits_V: jax.random.categorical(key, logits_V, mode='high')
+  drawn_BxW = jax.vmap(jax.vmap(categorical))(keys_BxW, scaled_BxWxV)
+  likeliest_BxW = jnp.argmax(logits_BxWxV, axis=-1)
+  return jnp.where(temperature > 0, drawn_BxW, likeliest_BxW).astype(jnp.int32)

@@ -1,0 +1,135 @@
+"""Likelihood of held-out text under named generation orders."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from armd_jax import models, sharding
+from armd_jax.config import ModelConfig, check_streams
+from armd_jax.objectives import armd
+from armd_jax.order import GenerationOrder, left_to_right, one_by_one, strided, uniform
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+  """One way to measure likelihood; numbers of different kinds do not compare.
+
+  Attributes:
+    name: printed beside the number.
+    kind: 'exact', the log-likelihood of a proper distribution over texts; or 'bound', an average
+      over random orders, which bounds the likelihood of an any-order model from below.
+    streams: S of a strided order; 0 for uniformly random orders.
+    parallel: S tokens at a time, or the same order one token at a time.
+  """
+
+  name: str
+  kind: str
+  streams: int
+  parallel: bool = True
+
+  def order(self, num_slots: int, keys_B: Array) -> GenerationOrder:
+    """The orders of a batch, `[B, N]`."""
+    if self.streams == 0:
+      return uniform(keys_B, num_slots)
+    order = left_to_right(num_slots) if self.streams == 1 else strided(num_slots, self.streams)
+    order = order if self.parallel else one_by_one(order)
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (keys_B.shape[0], num_slots)), order)
+
+
+LEFT_TO_RIGHT = Protocol('left-to-right', 'exact', 1)
+UNIFORM = Protocol('uniform orders', 'bound', 0)
+
+
+def strided_protocols(streams: int) -> tuple[Protocol, Protocol]:
+  """Strided S in parallel groups, and the same order one by one (method: order cost against
+  independence cost)."""
+  return (
+    Protocol(f'strided S={streams}, parallel', 'exact', streams),
+    Protocol(f'strided S={streams}, one by one', 'exact', streams, parallel=False),
+  )
+
+
+def standard_suite(config: ModelConfig, streams: Sequence[int]) -> list[Protocol]:
+  """Left-to-right, strided for every S > 1 both ways, and uniform orders; AR: the first only.
+
+  Raises:
+    UserError: if an S does not divide the length.
+  """
+  suite = [LEFT_TO_RIGHT]
+  if config.family == 'ar':
+    return suite
+  for count in streams:
+    check_streams(count, config.num_slots, '--streams')
+    if count > 1:
+      suite += strided_protocols(count)
+  return [*suite, UNIFORM]
+
+
+def nll(
+  config: ModelConfig,
+  vocab_size: int,
+  params: Any,
+  windows_WxN: np.ndarray,
+  protocol: Protocol,
+  mesh: Mesh,
+  *,
+  batch_size: int,
+  seed: int = 0,
+) -> Iterator[np.ndarray]:
+  """Negative log-likelihood of every scored token, batch by batch.
+
+  Args:
+    config, vocab_size, params: the network.
+    windows_WxN: token ids in text order.
+    protocol: how to measure.
+    mesh: where; `batch_size` is a multiple of its data-parallel size.
+    batch_size: windows per call; the last batch is filled up with empty weight.
+    seed: of random orders; window w's orders depend on (seed, w) alone.
+  Yields:
+    nll_BxN: float32 nats per slot, in generation order.
+  """
+  score = _score(config, vocab_size, mesh)
+  keys_W = jax.vmap(jax.random.fold_in, (None, 0))(
+    jax.random.key(seed), jnp.arange(len(windows_WxN))
+  )
+  make_order = jax.jit(functools.partial(protocol.order, config.num_slots))
+  for first in range(0, len(windows_WxN), batch_size):
+    text_BxN = windows_WxN[first : first + batch_size].astype(np.int32)
+    count = len(text_BxN)
+    pad = batch_size - count
+    text_BxN = np.pad(text_BxN, ((0, pad), (0, 0)))
+    index_B = np.minimum(first + np.arange(batch_size), len(windows_WxN) - 1)
+    yield np.asarray(score(params, text_BxN, make_order(keys_W[index_B])))[:count]
+
+
+@functools.lru_cache(maxsize=8)
+def _score(config, vocab_size, mesh):
+  """One compiled program serves every order, since orders are data."""
+  model = models.build(config, vocab_size)
+
+  def score(params, text_BxN, order):
+    weights_BxN = jnp.zeros(order.position_BxN.shape, jnp.float32)
+    _, nll_BxN = armd.nll(model, params, text_BxN, order, weights_BxN, loss_chunk=64)
+    return nll_BxN
+
+  rows = sharding.batch_sharding(mesh)
+  return jax.jit(score, in_shardings=(None, rows, rows), out_shardings=sharding.replicated(mesh))
+
+
+def mean_nats(nll_batches: Iterator[np.ndarray]) -> tuple[float, int]:
+  """(nats per token, tokens) of what `nll` yields; summed in float64."""
+  total, count = 0.0, 0
+  for nll_BxN in nll_batches:
+    total += float(nll_BxN.sum(dtype=np.float64))
+    count += nll_BxN.size
+  return total / count, count

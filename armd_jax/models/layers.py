@@ -1,0 +1,199 @@
+"""The transformer block that every model here is made of, and its key/value cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from armd_jax.attention import prefix_attention
+from armd_jax.config import ModelConfig
+
+Array = jax.Array
+
+REMAT_POLICIES = {
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'full': jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@flax.struct.dataclass
+class View:
+  """What the rows of a layer are and what they may see; shared by all layers of a stack.
+
+  Attributes:
+    rotation_BxRxNxD2: float32 (cos, sin) of the rows' RoPE angles, `[B or 1, R, N, D/2]` each.
+    source_rotation_BxKxD2: the same for the rows that keys and values are computed from.
+    lengths_BxRxN: int32, prefix of the keys that each row sees, `[B or 1, R, N]`.
+    offset_B: int32 `[B or 1]`, where in the cache this call's keys begin; None without a cache.
+  """
+
+  rotation_BxRxNxD2: tuple[Array, Array]
+  source_rotation_BxKxD2: tuple[Array, Array]
+  lengths_BxRxN: Array
+  offset_B: Array | None = None
+
+
+@flax.struct.dataclass
+class KVCache:
+  """Keys and values of one layer: the first rows are filled, the others are never visible."""
+
+  k_BxKxGxD: Array
+  v_BxKxGxD: Array
+
+  @classmethod
+  def empty(cls, config: ModelConfig, batch: int, rows: int) -> KVCache:
+    shape = (batch, rows, config.num_kv_heads, config.head_dim)
+    return cls(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+
+  def write(self, k_BxWxGxD: Array, v_BxWxGxD: Array, offset_B: Array) -> KVCache:
+    """Puts W rows at `offset_B` (`[1]` when all sequences are at the same place)."""
+    return KVCache(_put(self.k_BxKxGxD, k_BxWxGxD, offset_B), _put(self.v_BxKxGxD, v_BxWxGxD, offset_B))
+
+
+def _put(cache_BxKxGxD: Array, rows_BxWxGxD: Array, offset_B: Array) -> Array:
+  if offset_B.shape[0] == 1:
+    return jax.lax.dynamic_update_slice(cache_BxKxGxD, rows_BxWxGxD, (0, offset_B[0], 0, 0))
+  put = lambda cache, rows, offset: jax.lax.dynamic_update_slice(cache, rows, (offset, 0, 0))
+  return jax.vmap(put)(cache_BxKxGxD, rows_BxWxGxD, offset_B)
+
+
+def rope_rotation(position: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
+  """cos and sin of the rotary angles, float32, `position.shape + (head_dim / 2,)`."""
+  frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+  angle = position[..., None].astype(jnp.float32) * frequency
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: Array, rotation: tuple[Array, Array]) -> Array:
+  """Applies rotary embeddings to `[..., H, D]`, pairing feature i with i + D/2."""
+  cos, sin = (r[..., None, :] for r in rotation)
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+  """Root-mean-square norm with a learned scale, computed in float32."""
+
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale_E = self.param('scale', nn.initializers.ones, x.shape[-1:])
+    x = x.astype(jnp.float32)
+    x *= jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+    return (x * scale_E).astype(self.dtype)
+
+
+class Block(nn.Module):
+  """Pre-norm attention and MLP with residual branches, over R streams that share keys and values.
+
+  Keys and values come from stream 0 (content rows X beside query rows G, paper eqs. 3-4; or the
+  only stream, paper section 3's causal layers), unless `source` says otherwise.
+  """
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(
+    self,
+    rows_BxRxNxE: Array,
+    view: View,
+    cache: KVCache | None = None,
+    source_BxKxE: Array | None = None,
+  ) -> tuple[Array, KVCache | None]:
+    c = self.config
+    project = lambda name, features, axis=-1, scale=1.0: nn.DenseGeneral(
+      features, axis, use_bias=False, dtype=c.dtype, kernel_init=_normal(scale), name=name
+    )
+    # Dropout is on exactly when the caller passes a 'dropout' key.
+    dropout = nn.Dropout(c.dropout, deterministic=not self.has_rng('dropout'))
+    # Branches that add to the residual stream start smaller, so that its variance does not grow
+    # with depth (GPT-2).
+    shrink = (2 * c.num_layers) ** -0.5
+
+    norm = RMSNorm(c.dtype, name='attention_norm')
+    normed_BxRxNxE = norm(rows_BxRxNxE)
+    source_BxKxE = normed_BxRxNxE[:, 0] if source_BxKxE is None else norm(source_BxKxE)
+    q_BxRxNxHxD = project('query', (c.num_heads, c.head_dim))(normed_BxRxNxE)
+    kv_BxKx2xGxD = project('key_value', (2, c.num_kv_heads, c.head_dim))(source_BxKxE)
+    q_BxRxNxHxD = rotate(q_BxRxNxHxD, view.rotation_BxRxNxD2)
+    k_BxKxGxD = rotate(kv_BxKx2xGxD[:, :, 0], view.source_rotation_BxKxD2)
+    v_BxKxGxD = kv_BxKx2xGxD[:, :, 1]
+    if cache is not None:
+      cache = cache.write(k_BxKxGxD, v_BxKxGxD, view.offset_B)
+      k_BxKxGxD, v_BxKxGxD = cache.k_BxKxGxD, cache.v_BxKxGxD
+    seen_BxRxNxHxD = prefix_attention(
+      q_BxRxNxHxD, k_BxKxGxD, v_BxKxGxD, view.lengths_BxRxN, backend=c.attention
+    )
+    branch_BxRxNxE = project('out', c.embed_dim, (-2, -1), shrink)(seen_BxRxNxHxD)
+    rows_BxRxNxE += dropout(branch_BxRxNxE)
+
+    hidden_BxRxNxF = project('up', c.mlp_dim)(RMSNorm(c.dtype, name='mlp_norm')(rows_BxRxNxE))
+    branch_BxRxNxE = project('down', c.embed_dim, -1, shrink)(nn.gelu(hidden_BxRxNxF))
+    return rows_BxRxNxE + dropout(branch_BxRxNxE), cache
+
+
+def _normal(scale: float):
+  return nn.initializers.normal(0.02 * scale)
+
+
+class Stack(nn.Module):
+  """`num_layers` blocks: one compiled layer in a loop (parameters stacked under 'layers'), or, with
+  `scan_layers` off, one module each ('layer_0', ...). Only the unrolled form takes caches."""
+
+  config: ModelConfig
+  num_layers: int
+
+  @nn.compact
+  def __call__(
+    self, rows_BxRxNxE: Array, view: View, caches: tuple[KVCache, ...] | None = None
+  ) -> tuple[Array, tuple[KVCache, ...] | None]:
+    block = remat_block(self.config)
+    if not self.config.scan_layers:
+      new_caches = []
+      for layer in range(self.num_layers):
+        cache = caches[layer] if caches else None
+        rows_BxRxNxE, cache = block(self.config, name=f'layer_{layer}')(rows_BxRxNxE, view, cache)
+        new_caches.append(cache)
+      return rows_BxRxNxE, tuple(new_caches)
+    if caches is not None:
+      raise ValueError('caches need scan_layers=False; convert the parameters by unstack_layers')
+    if self.num_layers:
+      scan = nn.scan(
+        block,
+        variable_axes={'params': 0},
+        split_rngs={'params': True, 'dropout': True},
+        in_axes=nn.broadcast,
+        length=self.num_layers,
+      )
+      rows_BxRxNxE, _ = scan(self.config, name='layers')(rows_BxRxNxE, view)
+    return rows_BxRxNxE, None
+
+
+def remat_block(config: ModelConfig):
+  """`Block`, recomputed in the backward pass as `config.remat` says."""
+  if config.remat == 'none':
+    return Block
+  # Inside a scan the loop itself keeps XLA from undoing the recomputation.
+  return nn.remat(
+    Block, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers
+  )
+
+
+def unstack_layers(params: Any) -> Any:
+  """Parameters of a scanned model as those of the unrolled one; the inverse of `stack_layers`."""
+  if not isinstance(params, dict):
+    return params
+  unstacked = {}
+  for name, value in params.items():
+    if name == 'layers':
+      num_layers = jax.tree.leaves(value)[0].shape[0]
+      for layer in range(num_layers):
+        unstacked[f'layer_{layer}'] = jax.tree.map(lambda x, i=layer: x[i], value)
+    else:
+      unstacked[name] = unstack_layers(value)
+  return unstacked

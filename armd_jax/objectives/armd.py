@@ -1,0 +1,91 @@
+"""The ARMD objective: mean negative log-likelihood under drawn generation orders (paper eq. 2).
+
+Weight 1 per slot. With singleton orders it is an exact log-likelihood; with blocks drawn from a
+masking process, weight 1 is the bound's own weight, so one pass is an unbiased estimate of it all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from armd_jax.config import OrderConfig
+from armd_jax.objectives.cross_entropy import weighted_nll
+from armd_jax.order import (
+  GenerationOrder,
+  progressive_budget,
+  select,
+  shuffled,
+  strided,
+  to_generation,
+  uniform,
+)
+
+Array = jax.Array
+
+
+def training_order(
+  config: OrderConfig, num_slots: int, step: Array, step_key: Array, keys_B: Array
+) -> GenerationOrder:
+  """The orders of one training step (paper sections 3.1 and 5).
+
+  Left-to-right, then progressively shuffled, then, from `sbp_start` on, strided with S drawn
+  uniformly from `sbp_streams` once per step (which tokens are shuffled is drawn per sequence).
+
+  Args:
+    num_slots: N.
+    step: int32 scalar, traced.
+    step_key: one key for the step.
+    keys_B: one key per sequence.
+  Returns:
+    The order, `[B, N]`.
+  """
+  budget = progressive_budget(step, config.ar_steps, config.perm_steps, config.rho)
+  order = shuffled(keys_B, num_slots, budget, config.perm_mode)
+  if config.uniform_order_prob:
+    coin_keys_B, order_keys_B = jax.vmap(jax.random.split, out_axes=1)(keys_B)
+    is_uniform_B = jax.vmap(jax.random.bernoulli, (0, None))(coin_keys_B, config.uniform_order_prob)
+    is_uniform_B &= step >= config.ar_steps
+    order = select(is_uniform_B, uniform(order_keys_B, num_slots), order)
+  if config.sbp_start >= 0:
+    streams = jax.random.choice(step_key, jnp.array(config.sbp_streams, jnp.int32))
+    is_strided = jnp.reshape(step >= config.sbp_start, 1)
+    order = select(is_strided, strided(num_slots, streams), order)
+  return order
+
+
+def nll(
+  model: Any,
+  params: Any,
+  text_BxN: Array,
+  order: GenerationOrder,
+  weights_BxN: Array,
+  *,
+  loss_chunk: int,
+  dropout_key: Array | None = None,
+) -> tuple[Array, Array]:
+  """Weighted negative log-likelihood of texts under an order.
+
+  Args:
+    model, params: the network.
+    text_BxN: int32 ids in text order; with `bos='first_token_given'` the first one is given and
+      not scored, so that the order has one slot less.
+    order: `[B or 1, slots]`.
+    weights_BxN: float32 per slot, in generation order.
+    loss_chunk: slots per sequence whose logits exist at once.
+    dropout_key: turns dropout on.
+  Returns:
+    The weighted sum in nats, and nll_BxN per slot, in generation order.
+  """
+  first_B = None
+  if model.config.bos == 'first_token_given':
+    first_B, text_BxN = text_BxN[:, 0], text_BxN[:, 1:]
+  tokens_BxN = to_generation(text_BxN, order)
+  rngs = None if dropout_key is None else {'dropout': dropout_key}
+  hidden_BxNxE = model.apply({'params': params}, tokens_BxN, order, first_B, rngs=rngs)
+  embedding_VxE = model.apply({'params': params}, method='embedding')
+  return weighted_nll(
+    hidden_BxNxE, embedding_VxE, tokens_BxN, weights_BxN, model.vocab_size, loss_chunk
+  )

@@ -1,0 +1,108 @@
+"""Cross-entropy of a tied output layer without ever holding `[B, N, V]` logits.
+
+Positions are walked in chunks. The gradient of a weighted sum of losses is known as soon as the
+logits are, so the forward pass computes it chunk by chunk and the backward pass only scales it: no
+logits are kept and none are computed twice.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def weighted_nll(
+  hidden_BxNxE: Array,
+  embedding_VxE: Array,
+  targets_BxN: Array,
+  weights_BxN: Array,
+  vocab_size: int,
+  chunk: int,
+) -> tuple[Array, Array]:
+  """Sum over positions of `weight * -log softmax(hidden embedding^T)[target]`.
+
+  Args:
+    hidden_BxNxE: rows in the compute dtype.
+    embedding_VxE: float32, V padded to a multiple of something or not.
+    targets_BxN: int32 in 0..vocab_size-1.
+    weights_BxN: float32; no gradient flows to them.
+    vocab_size: entries of V that are real; the others take no part.
+    chunk: positions per sequence whose logits exist at once.
+  Returns:
+    float32 scalar in nats, and nll_BxN in nats per position, through which no gradient flows.
+  """
+  total, nll_BxN, _ = _walk(
+    hidden_BxNxE, embedding_VxE, targets_BxN, weights_BxN, vocab_size, chunk, with_gradient=False
+  )
+  return total, nll_BxN
+
+
+def _forward(hidden_BxNxE, embedding_VxE, targets_BxN, weights_BxN, vocab_size, chunk):
+  total, nll_BxN, gradients = _walk(
+    hidden_BxNxE, embedding_VxE, targets_BxN, weights_BxN, vocab_size, chunk, with_gradient=True
+  )
+  return (total, nll_BxN), gradients
+
+
+def _backward(vocab_size, chunk, gradients, cotangents):
+  del vocab_size, chunk
+  scale, _ = cotangents
+  hidden_BxNxE, embedding_VxE = gradients
+  hidden_BxNxE = (hidden_BxNxE * scale).astype(hidden_BxNxE.dtype)
+  return hidden_BxNxE, embedding_VxE * scale, None, None
+
+
+weighted_nll.defvjp(_forward, _backward)
+
+
+def _walk(
+  hidden_BxNxE, embedding_VxE, targets_BxN, weights_BxN, vocab_size, chunk, *, with_gradient
+):
+  """Total, nll_BxN and, if asked for, d total / d hidden and d total / d embedding."""
+  num_positions = targets_BxN.shape[1]
+  chunk = min(chunk, num_positions)
+  num_chunks = -(-num_positions // chunk)
+  matrix_VxE = embedding_VxE.astype(hidden_BxNxE.dtype)
+  is_real_V = jnp.arange(embedding_VxE.shape[0]) < vocab_size
+
+  def split(x):
+    tail = [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, ((0, 0), (0, num_chunks * chunk - num_positions), *tail))
+    return jnp.moveaxis(x.reshape(x.shape[0], num_chunks, chunk, *x.shape[2:]), 1, 0)
+
+  def join(x):
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :num_positions]
+
+  def walk(carry, xs):
+    total, gradient_VxE = carry
+    hidden_BxCxE, targets_BxC, weights_BxC = xs
+    logits_BxCxV = jnp.einsum(
+      'bce,ve->bcv', hidden_BxCxE, matrix_VxE, preferred_element_type=jnp.float32
+    )
+    logits_BxCxV = jnp.where(is_real_V, logits_BxCxV, -jnp.inf)
+    log_total_BxC = jax.nn.logsumexp(logits_BxCxV, axis=-1)
+    chosen_BxC = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], axis=-1)[..., 0]
+    nll_BxC = log_total_BxC - chosen_BxC
+    total += jnp.sum(nll_BxC * weights_BxC)
+    if not with_gradient:
+      return (total, gradient_VxE), (nll_BxC, None)
+    is_target_BxCxV = jnp.arange(embedding_VxE.shape[0]) == targets_BxC[..., None]
+    error_BxCxV = jnp.exp(logits_BxCxV - log_total_BxC[..., None]) - is_target_BxCxV
+    error_BxCxV = (error_BxCxV * weights_BxC[..., None]).astype(hidden_BxCxE.dtype)
+    gradient_BxCxE = jnp.einsum('bcv,ve->bce', error_BxCxV, matrix_VxE)
+    gradient_VxE += jnp.einsum(
+      'bcv,bce->ve', error_BxCxV, hidden_BxCxE, preferred_element_type=jnp.float32
+    )
+    return (total, gradient_VxE), (nll_BxC, gradient_BxCxE)
+
+  carry = (jnp.float32(0), jnp.zeros(embedding_VxE.shape, jnp.float32) if with_gradient else None)
+  xs = tuple(map(split, (hidden_BxNxE, targets_BxN, weights_BxN)))
+  (total, gradient_VxE), (nll_CxBxC, gradient_CxBxCxE) = jax.lax.scan(walk, carry, xs)
+  gradients = (join(gradient_CxBxCxE), gradient_VxE) if with_gradient else None
+  return total, join(nll_CxBxC), gradients

@@ -1,0 +1,242 @@
+"""Generation orders: which text position each slot holds, and which slots are predicted together.
+
+Everything the model may or may not see follows from one object. A *slot* is an index in generation
+order; `position[n]` is the slot's place in the text (1..N, BOS stands at 0) and `block[n]` says
+which slots are predicted together, from earlier blocks only (paper section 2: tokens with equal
+masking time form one block). Arrays are `[B, N]`, or `[1, N]` when all sequences share an order.
+Every function here runs under `jit`; those that draw take an explicit key per sequence.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+@flax.struct.dataclass
+class GenerationOrder:
+  """Where each slot stands in the text, and the block it is predicted with.
+
+  Attributes:
+    position_BxN: int32, text position of each slot, a permutation of 1..N in every row.
+    block_BxN: int32, non-decreasing along N; labels may skip numbers, only their order counts.
+  """
+
+  position_BxN: Array
+  block_BxN: Array
+
+  @property
+  def num_slots(self) -> int:
+    return self.position_BxN.shape[-1]
+
+
+def block_bounds(block_BxN: Array) -> tuple[Array, Array]:
+  """How many slots stand in earlier blocks, and in the same or earlier ones (paper section 3).
+
+  These are the prefix lengths of the strictly causal mask M^sc and of the causal mask M^c.
+
+  Args:
+    block_BxN: int32, block of each slot, non-decreasing along N.
+  Returns:
+    start_BxN, end_BxN: int32, `start[n]` slots before the block of slot n, `end[n]` up to its end.
+
+  >>> start, end = block_bounds(jnp.array([[1, 2, 2, 3]]))
+  >>> start.tolist(), end.tolist()
+  ([[0, 1, 1, 3]], [[1, 3, 3, 4]])
+  """
+  num_slots = block_BxN.shape[-1]
+  slot_N = jnp.arange(num_slots, dtype=jnp.int32)
+  changes_BxN = block_BxN[:, 1:] != block_BxN[:, :-1]
+  first_BxN = jnp.pad(changes_BxN, ((0, 0), (1, 0)), constant_values=True)
+  last_BxN = jnp.pad(changes_BxN, ((0, 0), (0, 1)), constant_values=True)
+  start_BxN = jax.lax.cummax(jnp.where(first_BxN, slot_N, 0), axis=1)
+  end_BxN = jax.lax.cummin(jnp.where(last_BxN, slot_N + 1, num_slots), axis=1, reverse=True)
+  return start_BxN, end_BxN
+
+
+def to_generation(text_BxN: Array, order: GenerationOrder) -> Array:
+  """Reorders per-position values (text order) into slots (generation order)."""
+  index_BxN = jnp.broadcast_to(order.position_BxN - 1, text_BxN.shape)
+  return jnp.take_along_axis(text_BxN, index_BxN, axis=1)
+
+
+def to_text(slots_BxN: Array, order: GenerationOrder) -> Array:
+  """Reorders per-slot values (generation order) into text order; inverse of `to_generation`."""
+  index_BxN = jnp.broadcast_to(jnp.argsort(order.position_BxN, axis=1), slots_BxN.shape)
+  return jnp.take_along_axis(slots_BxN, index_BxN, axis=1)
+
+
+def one_by_one(order: GenerationOrder) -> GenerationOrder:
+  """The same slots, each in a block of its own: the sequential reference of a parallel order."""
+  slot_N = jnp.arange(1, order.num_slots + 1, dtype=jnp.int32)
+  return order.replace(block_BxN=jnp.broadcast_to(slot_N, order.position_BxN.shape))
+
+
+def left_to_right(num_slots: int) -> GenerationOrder:
+  """Singletons in text order, shape [1, N]: with it ARMD is an auto-regressive model."""
+  slot_1xN = jnp.arange(1, num_slots + 1, dtype=jnp.int32)[None]
+  return GenerationOrder(slot_1xN, slot_1xN)
+
+
+def _singletons(position_BxN: Array) -> GenerationOrder:
+  return one_by_one(GenerationOrder(position_BxN.astype(jnp.int32), position_BxN))
+
+
+def uniform(keys_B: Array, num_slots: int) -> GenerationOrder:
+  """Uniformly random singletons, one permutation per key: an any-order model's orders."""
+  return _singletons(jax.vmap(lambda key: jax.random.permutation(key, num_slots) + 1)(keys_B))
+
+
+def shuffled(keys_B: Array, num_slots: int, num_shuffled: Array, mode: str) -> GenerationOrder:
+  """`num_shuffled` tokens permuted among left-to-right singletons (paper section 5).
+
+  Args:
+    keys_B: one key per sequence.
+    num_slots: N.
+    num_shuffled: int32 scalar k, may be traced; 0 and 1 leave the text order.
+    mode: 'scatter' permutes k slots chosen anywhere, 'window' k neighbouring ones (our choice).
+  Raises:
+    ValueError: for another mode.
+  """
+  if mode not in ('scatter', 'window'):
+    raise ValueError(f"perm_mode is {mode!r}; write 'scatter' or 'window'")
+  slot_N = jnp.arange(num_slots)
+  chosen_N = slot_N < num_shuffled
+
+  def positions(key):
+    key, start_key = jax.random.split(key)
+    # The first k entries are a random k-subset of the slots, in random order.
+    drawn_N = jax.random.permutation(key, num_slots)
+    if mode == 'window':
+      start = jax.random.randint(start_key, (), 0, num_slots - num_shuffled + 1)
+      # Ranks of the first k draws among themselves, moved into the window.
+      below_NxN = (drawn_N[None, :] < drawn_N[:, None]) & chosen_N[None, :]
+      drawn_N = start + jnp.sum(below_NxN, axis=1)
+    target_N = jnp.sort(jnp.where(chosen_N, drawn_N, num_slots))
+    return slot_N.at[target_N].set(jnp.where(chosen_N, drawn_N, 0), mode='drop') + 1
+
+  return _singletons(jax.vmap(positions)(keys_B))
+
+
+def progressive_budget(step: Array, ar_steps: int, perm_steps: int, rho: int) -> Array:
+  """How many tokens are shuffled at a training step (paper section 5; the ramp is our choice).
+
+  `k(i) = 0` while `i < ar_steps`, then `min(rho, 1 + floor((rho-1)(i-ar_steps)/(perm_steps-ar_steps)))`.
+
+  Args:
+    step: int32 scalar i, the optimizer step, may be traced.
+    ar_steps: i_AR, pure left-to-right before it.
+    perm_steps: i_perm, from here on k = rho.
+    rho: the permutation budget.
+
+  >>> [int(progressive_budget(i, 9000, 48000, 32)) for i in (8999, 9000, 28500, 48000)]
+  [0, 1, 16, 32]
+  """
+  ramp_steps = max(perm_steps - ar_steps, 1)
+  # Clipped before the product, which would overflow int32 late in a long run.
+  since = jnp.clip(step - ar_steps, 0, ramp_steps)
+  return jnp.where(step < ar_steps, 0, jnp.minimum(rho, 1 + ((rho - 1) * since) // ramp_steps))
+
+
+def masking_blocks(keys_B: Array, num_slots: int, num_steps: int, schedule: str) -> GenerationOrder:
+  """Random blocks of a `num_steps`-step masking process (paper section 2, eqs. 1-2).
+
+  Token j is masked at step tau(j), `P(tau <= t) = 1 - alpha(t/T)`; slots are sorted by tau
+  descending and equal tau form a block, so the weight-1 loss over these orders is an unbiased
+  estimate of the T-step masked-diffusion bound.
+
+  Args:
+    keys_B: one key per sequence.
+    num_slots: N.
+    num_steps: T.
+    schedule: 'linear', alpha(s) = 1 - s; or 'cosine', alpha(s) = 1 - cos(pi/2 (1 - s)) (MD4).
+  Raises:
+    ValueError: for another schedule.
+  """
+  inverse = {  # the time s at which 1 - alpha(s) = u
+    'linear': lambda u: u,
+    'cosine': lambda u: 1 - 2 / jnp.pi * jnp.arccos(u),
+  }
+  if schedule not in inverse:
+    raise ValueError(f"schedule is {schedule!r}; write 'linear' or 'cosine'")
+  u_BxN = jax.vmap(lambda key: jax.random.uniform(key, (num_slots,)))(keys_B)
+  tau_BxN = jnp.clip(jnp.ceil(num_steps * inverse[schedule](u_BxN)), 1, num_steps)
+  block_BxN = (num_steps + 1 - tau_BxN).astype(jnp.int32)
+  slot_BxN = jnp.argsort(block_BxN, axis=1, stable=True)
+  block_BxN = jnp.take_along_axis(block_BxN, slot_BxN, axis=1)
+  return GenerationOrder((slot_BxN + 1).astype(jnp.int32), block_BxN)
+
+
+def given_first(given_BxN: Array, length_B: Array, streams: Array) -> GenerationOrder:
+  """Given tokens first, the rest cut into `streams` runs generated in parallel (paper section 3.1).
+
+  Given tokens are singletons in text order. The m remaining positions, in text order, are cut into
+  S runs that differ by at most one in length; run heads come first, one by one, then one token of
+  every run at a time. Positions past a sequence's length are stored last, in a block of their own.
+
+  Args:
+    given_BxN: bool, by text position (entry i is position i + 1).
+    length_B: int32 in 0..N, tokens of each sequence; positions above are padding.
+    streams: int32 scalar S >= 1, may be traced.
+  Returns:
+    The order, `[B, N]`. Its first `sum(given & (position <= length))` slots are the given ones.
+  """
+  num_slots = given_BxN.shape[1]
+  position_N = jnp.arange(1, num_slots + 1, dtype=jnp.int32)
+  real_BxN = position_N <= length_B[:, None]
+  given_BxN = given_BxN & real_BxN
+  num_given_Bx1 = jnp.sum(given_BxN, axis=1, keepdims=True)
+  num_free_Bx1 = jnp.sum(real_BxN, axis=1, keepdims=True) - num_given_Bx1
+
+  rank_BxN = jnp.cumsum(~given_BxN, axis=1) - 1  # among the positions to generate
+  short, extra = num_free_Bx1 // streams, num_free_Bx1 % streams
+  # The first `extra` runs hold short + 1 positions, the others `short` of them.
+  in_long_BxN = rank_BxN < extra * (short + 1)
+  rest_BxN = rank_BxN - extra * (short + 1)
+  short_or_1 = jnp.maximum(short, 1)  # without it an empty run would divide by 0
+  run_BxN = jnp.where(in_long_BxN, rank_BxN // (short + 1), extra + rest_BxN // short_or_1)
+  offset_BxN = jnp.where(in_long_BxN, rank_BxN % (short + 1), rest_BxN % short_or_1)
+  step_BxN = jnp.where(offset_BxN == 0, run_BxN, streams - 1 + offset_BxN)
+
+  given_block_BxN = jnp.cumsum(given_BxN, axis=1)
+  block_BxN = jnp.where(given_BxN, given_block_BxN, num_given_Bx1 + 1 + step_BxN)
+  block_BxN = jnp.where(real_BxN, block_BxN, 2 * num_slots + 1).astype(jnp.int32)
+  slot_BxN = jnp.argsort(block_BxN, axis=1, stable=True)  # runs inside a group stay in text order
+  block_BxN = jnp.take_along_axis(block_BxN, slot_BxN, axis=1)
+  return GenerationOrder(position_N[slot_BxN], block_BxN)
+
+
+def strided(num_slots: int, streams: Array) -> GenerationOrder:
+  """S interleaved streams of N/S tokens, heads one by one, then S at a time (paper section 3.1).
+
+  Args:
+    num_slots: N.
+    streams: int32 scalar S, may be traced; S that does not divide N gives runs differing by one.
+  Returns:
+    The order, shape [1, N].
+
+  >>> order = strided(8, 2)
+  >>> order.position_BxN.tolist(), order.block_BxN.tolist()
+  ([[1, 5, 2, 6, 3, 7, 4, 8]], [[1, 2, 3, 3, 4, 4, 5, 5]])
+  """
+  nothing_given = jnp.zeros((1, num_slots), bool)
+  return given_first(nothing_given, jnp.array([num_slots]), streams)
+
+
+def num_blocks(order: GenerationOrder) -> Array:
+  """int32 [B]: blocks of every row, which is the number of forward passes a decoder takes.
+
+  >>> [int(num_blocks(strided(1024, s))[0]) for s in (1, 2, 4)]
+  [1024, 513, 259]
+  """
+  return 1 + jnp.sum(order.block_BxN[:, 1:] != order.block_BxN[:, :-1], axis=1)
+
+
+def select(choice_B: Array, if_true: GenerationOrder, if_false: GenerationOrder) -> GenerationOrder:
+  """Row by row, one order or the other; `choice_B` is bool, `[B]` or `[1]`."""
+  return jax.tree.map(functools.partial(jnp.where, choice_B[:, None]), if_true, if_false)

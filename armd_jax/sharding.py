@@ -1,0 +1,98 @@
+"""The device mesh, and which axis of which array lies along which mesh axis: two tables."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from armd_jax.config import MeshConfig
+from armd_jax.errors import UserError
+
+# What a parameter's axes are, by the end of its path. A scanned layer has one more axis in front.
+PARAMETER_AXES = {
+  'vocabulary/embedding': ('vocab', 'embed'),
+  'vocabulary/bos': (None,),
+  'mask': (None,),
+  'pe': (None, None),
+  'query/kernel': ('embed', 'heads', None),
+  'key_value/kernel': ('embed', None, 'heads', None),
+  'out/kernel': ('heads', None, 'embed'),
+  'up/kernel': ('embed', 'mlp'),
+  'down/kernel': ('mlp', 'embed'),
+  'scale': (None,),
+}
+
+# Where each logical axis lies.
+MESH_AXES = {
+  'batch': ('data', 'fsdp'),
+  'embed': 'fsdp',
+  'heads': 'tensor',
+  'mlp': 'tensor',
+  'vocab': 'tensor',
+}
+
+
+def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
+  """A (data, fsdp, tensor) mesh over the devices; one device is a mesh too.
+
+  Raises:
+    UserError: if the axes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = {'data': config.data, 'fsdp': config.fsdp, 'tensor': config.tensor}
+  known = math.prod(size for size in sizes.values() if size != -1)
+  free = [name for name, size in sizes.items() if size == -1]
+  if len(free) == 1 and known > 0 and len(devices) % known == 0:
+    sizes[free[0]] = len(devices) // known
+  elif free or known != len(devices):
+    raise UserError(
+      f'config.mesh is {sizes}, which does not make up {len(devices)} devices; write axis sizes '
+      f'whose product is {len(devices)}, at most one of them -1'
+    )
+  # Mesh(), not jax.make_mesh: the latter's axes are of the explicit-sharding kind.
+  return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), tuple(sizes))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Sequences over all data-parallel devices."""
+  return NamedSharding(mesh, PartitionSpec(MESH_AXES['batch']))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The same on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def tree_sharding(mesh: Mesh, tree: Any) -> Any:
+  """Shardings of a tree of arrays that holds parameters, or things shaped like them.
+
+  Args:
+    tree: arrays or ShapeDtypeStructs: parameters, a training state.
+  Returns:
+    The same tree of NamedShardings; scalars are replicated.
+  Raises:
+    ValueError: naming the array that no row of PARAMETER_AXES matches.
+  """
+
+  def sharding(path, x):
+    if x.ndim == 0:
+      return replicated(mesh)
+    name = path_name(path)
+    for suffix, axes in PARAMETER_AXES.items():
+      if ('/' + name).endswith('/' + suffix):
+        break
+    else:
+      raise ValueError(f'no row of PARAMETER_AXES matches {name!r} {x.shape}; add one')
+    stacked = (None,) * (x.ndim - len(axes))
+    return NamedSharding(mesh, PartitionSpec(*stacked, *map(MESH_AXES.get, axes)))
+
+  return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def path_name(path: Any) -> str:
+  """A tree path as 'a/b/c'."""
+  return '/'.join(str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key)))) for key in path)

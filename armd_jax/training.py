@@ -1,0 +1,187 @@
+"""The training state and its one jitted step."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from armd_jax import models, sharding
+from armd_jax.config import Config, OptimizerConfig
+from armd_jax.objectives import armd
+from armd_jax.order import left_to_right, progressive_budget
+
+Array = jax.Array
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that training changes, and all that a checkpoint holds.
+
+  Attributes:
+    step: int32 scalar, optimizer steps done.
+    params: float32.
+    ema: float32, exponential moving average of params; what is evaluated and sampled from.
+    opt_state: optax state.
+  """
+
+  step: Array
+  params: Any
+  ema: Any
+  opt_state: Any
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+  """Clip by global norm, AdamW, linear warm-up to a constant rate (recipe of SEDD and MDLM)."""
+  return optax.chain(
+    optax.clip_by_global_norm(config.clip_norm),
+    optax.adamw(
+      learning_rate_at(config),
+      b1=config.beta1,
+      b2=config.beta2,
+      eps=config.eps,
+      weight_decay=config.weight_decay,
+    ),
+  )
+
+
+def learning_rate_at(config: OptimizerConfig) -> optax.Schedule:
+  """Learning rate as a function of the step; step 0 already moves."""
+  warmup = max(config.warmup_steps, 1)
+  return lambda step: config.learning_rate * jnp.minimum(1.0, (step + 1) / warmup)
+
+
+def ema_decay_at(config: OptimizerConfig, step: Array) -> Array:
+  """`min(ema_decay, (1 + i) / (10 + i))`: the average forgets the start quickly (our choice)."""
+  return jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
+
+
+def init_state(config: Config, vocab_size: int) -> TrainState:
+  """Parameters drawn from the config's seed, and an empty optimizer; runs under jit."""
+  model = models.build(config.model, vocab_size)
+  tokens_1xN = jnp.zeros((1, config.model.num_slots), jnp.int32)
+  order = left_to_right(config.model.num_slots)
+  params = model.init(jax.random.key(config.seed), tokens_1xN, order)['params']
+  # EMA starts as a copy, not as the same buffers, which a donating step could not take twice.
+  ema = jax.tree.map(jnp.copy, params)
+  return TrainState(
+    jnp.zeros((), jnp.int32), params, ema, make_optimizer(config.optimizer).init(params)
+  )
+
+
+def abstract_state(config: Config, vocab_size: int, mesh: Mesh) -> TrainState:
+  """Shapes, dtypes and shardings of the state."""
+  shapes = jax.eval_shape(functools.partial(init_state, config, vocab_size))
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    sharding.tree_sharding(mesh, shapes),
+  )
+
+
+def new_state(config: Config, vocab_size: int, mesh: Mesh) -> TrainState:
+  """`init_state`, made in place on the mesh."""
+  shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, vocab_size, mesh))
+  init = functools.partial(init_state, config, vocab_size)
+  return jax.jit(init, out_shardings=shardings)()
+
+
+def loss_and_gradients(
+  config: Config, vocab_size: int, params: Any, step: Array, text_BxN: Array
+) -> tuple[Array, Any]:
+  """Mean nats per scored token of a batch, and its gradient, in `accumulation` micro-batches.
+
+  Orders come from (seed, step, index in the batch), dropout from (seed, step, micro-batch), so
+  nothing depends on how many devices share the work.
+  """
+  model = models.build(config.model, vocab_size)
+  micro_batches = config.train.accumulation
+  batch, slots = text_BxN.shape[0], config.model.num_slots
+  step_key = jax.random.fold_in(jax.random.key(config.seed), step)
+  streams_key, orders_key, dropout_key = jax.random.split(step_key, 3)
+  keys_B = jax.vmap(jax.random.fold_in, (None, 0))(orders_key, jnp.arange(batch))
+
+  def loss(params, text_MxN, keys_M, micro_batch):
+    order = armd.training_order(config.order, slots, step, streams_key, keys_M)
+    weights_MxN = jnp.full((text_MxN.shape[0], slots), 1 / (batch * slots), jnp.float32)
+    key = jax.random.fold_in(dropout_key, micro_batch) if config.model.dropout else None
+    total, _ = armd.nll(
+      model,
+      params,
+      text_MxN,
+      order,
+      weights_MxN,
+      loss_chunk=config.train.loss_chunk,
+      dropout_key=key,
+    )
+    return total
+
+  if micro_batches == 1:
+    return jax.value_and_grad(loss)(params, text_BxN, keys_B, 0)
+
+  def add(sums, xs):
+    return jax.tree.map(jnp.add, sums, jax.value_and_grad(loss)(params, *xs)), None
+
+  # Micro-batch m takes examples m, m + A, ...: every device keeps working on its own examples.
+  split = lambda x: jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0)
+  zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+  sums, _ = jax.lax.scan(add, zeros, (split(text_BxN), split(keys_B), jnp.arange(micro_batches)))
+  return sums
+
+
+def train_step(config: Config, vocab_size: int, mesh: Mesh):
+  """The compiled step for a mesh: `step(state, text_BxN) -> (state, metrics)`.
+
+  The state is donated. Metrics are float32 scalars on the device: loss (nats per token),
+  gradient_norm, learning_rate, shuffled (k of this step, 0 once orders are strided).
+  """
+  # How long to train and when to look does not change the step: one program serves all.
+  fixed = dataclasses.replace(
+    config,
+    init_from='',
+    data=type(config.data)(),
+    train=type(config.train)(
+      batch_size=config.train.batch_size,
+      accumulation=config.train.accumulation,
+      loss_chunk=config.train.loss_chunk,
+    ),
+  )
+  return _train_step(fixed, vocab_size, mesh)
+
+
+@functools.lru_cache(maxsize=8)
+def _train_step(config, vocab_size, mesh):
+  optimizer = make_optimizer(config.optimizer)
+  order = config.order
+
+  def step(state: TrainState, text_BxN: Array) -> tuple[TrainState, dict[str, Array]]:
+    loss, gradients = loss_and_gradients(config, vocab_size, state.params, state.step, text_BxN)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    decay = ema_decay_at(config.optimizer, state.step)
+    ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+    shuffled = progressive_budget(state.step, order.ar_steps, order.perm_steps, order.rho)
+    if order.sbp_start >= 0:
+      shuffled = jnp.where(state.step >= order.sbp_start, 0, shuffled)
+    metrics = {
+      'loss': loss,
+      'gradient_norm': optax.global_norm(gradients),
+      'learning_rate': learning_rate_at(config.optimizer)(state.step),
+      'shuffled': shuffled,
+    }
+    metrics = {name: jnp.float32(value) for name, value in metrics.items()}
+    return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+  state_sharding = jax.tree.map(lambda x: x.sharding, abstract_state(config, vocab_size, mesh))
+  return jax.jit(
+    step,
+    in_shardings=(state_sharding, sharding.batch_sharding(mesh)),
+    out_shardings=(state_sharding, sharding.replicated(mesh)),
+    donate_argnums=0,
+  )

@@ -1,0 +1,30 @@
+"""Installs armd_jax: `pip install -e .` or `pip install -e '.[test]'`."""
+
+import pathlib
+
+import setuptools
+
+setuptools.setup(
+  name='armd_jax',
+  version='0.1.0',
+  description='Auto-regressive masked diffusion language models in JAX, for TPU and GPU.',
+  long_description=pathlib.Path(__file__).with_name('README.md').read_text('utf-8'),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=setuptools.find_namespace_packages(include=['armd_jax', 'armd_jax.*']),
+  install_requires=[
+    'absl-py>=2.1',
+    'einops>=0.8',
+    'flax>=0.12',
+    'grain>=0.2.12',
+    'jax>=0.10.2',
+    'matplotlib>=3.9',
+    'ml-collections>=1.0',
+    'numpy>=2.0',
+    'optax>=0.2.5',
+    'orbax-checkpoint>=0.11.25',
+    'tqdm>=4.66',
+  ],
+  extras_require={'test': ['hypothesis>=6.100', 'pytest>=8.0', 'ruff>=0.9']},
+)

@@ -1,0 +1,54 @@
+"""A small float32 ARMD and the generation orders that the tests try on it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from armd_jax import config, models, order
+
+NUM_SLOTS = 16
+VOCAB = 7
+
+
+def model_config(**changes):
+  sizes = dict(
+    length=NUM_SLOTS,
+    num_layers=4,
+    embed_dim=32,
+    num_heads=4,
+    mlp_dim=64,
+    dtype='float32',
+    g0_chunk=5,
+    pe_dim=8,
+  )
+  raw = {'model': sizes | changes, 'order': {'rho': 1}}
+  return config.parse(raw).model
+
+
+def init(model_config, vocab_size=VOCAB, seed=0, scale=3.0):
+  """Model and random parameters; larger than at initialisation, so that every path matters."""
+  model = models.build(model_config, vocab_size)
+  tokens = jnp.zeros((1, model_config.num_slots), jnp.int32)
+  left_to_right = order.left_to_right(model_config.num_slots)
+  params = jax.jit(model.init)(jax.random.key(seed), tokens, left_to_right)['params']
+
+  def enlarge(path, x):
+    return x if path[-1].key == 'scale' else scale * x
+
+  return model, jax.tree_util.tree_map_with_path(enlarge, params)
+
+
+def orders(num_slots=NUM_SLOTS, batch=3, seed=1):
+  """One order of every kind, by name."""
+  keys_B = jax.random.split(jax.random.key(seed), batch)
+  return {
+    'left_to_right': order.left_to_right(num_slots),
+    'shuffled': order.shuffled(keys_B, num_slots, num_slots // 2, 'scatter'),
+    'uniform': order.uniform(keys_B, num_slots),
+    'blocks': order.masking_blocks(keys_B, num_slots, 3, 'linear'),
+    'one_block': order.left_to_right(num_slots).replace(
+      block_BxN=jnp.ones((1, num_slots), jnp.int32)
+    ),
+    **{f'strided{s}': order.strided(num_slots, s) for s in (2, 4, 8) if num_slots % s == 0},
+  }
