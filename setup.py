@@ -26,5 +26,5 @@ setuptools.setup(
     'orbax-checkpoint>=0.11.25',
     'tqdm>=4.66',
   ],
-  extras_require={'test': ['hypothesis>=6.100', 'pytest>=8.0', 'ruff>=0.9']},
+  extras_require={'test': ['hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.5', 'ruff>=0.9']},
 )

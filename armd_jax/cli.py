@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import pathlib
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -47,3 +50,17 @@ def workdir_flag(help_text: str) -> flags.FlagHolder[str]:
 def json_flag() -> flags.FlagHolder[str | None]:
   """--json, where a program also writes its numbers."""
   return flags.DEFINE_string('json', None, 'Also write the numbers to this file.')
+
+
+def write_json(path: str | pathlib.Path, numbers: Any) -> None:
+  """Writes what a program measured.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  path = pathlib.Path(path)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(numbers, indent=2) + '\n')
+  except OSError as error:
+    raise UserError(f'cannot write {path} ({error.strerror}); give another --json') from error

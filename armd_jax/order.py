@@ -140,7 +140,8 @@ def progressive_budget(step: Array, ar_steps: int, perm_steps: int, rho: int) ->
   ramp_steps = max(perm_steps - ar_steps, 1)
   # Clipped before the product, which would overflow int32 late in a long run.
   since = jnp.clip(step - ar_steps, 0, ramp_steps)
-  return jnp.where(step < ar_steps, 0, jnp.minimum(rho, 1 + ((rho - 1) * since) // ramp_steps))
+  ramp = jnp.where(step < perm_steps, 1 + ((rho - 1) * since) // ramp_steps, rho)
+  return jnp.where(step < ar_steps, 0, jnp.minimum(rho, ramp))
 
 
 def masking_blocks(keys_B: Array, num_slots: int, num_steps: int, schedule: str) -> GenerationOrder:

@@ -88,6 +88,15 @@ class RMSNorm(nn.Module):
     return (x * scale_E).astype(self.dtype)
 
 
+def kernel_init(scale: float) -> nn.initializers.Initializer:
+  """Normal with variance `scale^2 / fan_in`, so that small and large models start alike.
+
+  GPT-2's constant 0.02 equals it at a width of 2500 and leaves attention of small models flat: a
+  4 x 128 byte model needed about three times the steps to leave the unigram plateau.
+  """
+  return nn.initializers.variance_scaling(scale**2, 'fan_in', 'normal')
+
+
 class Block(nn.Module):
   """Pre-norm attention and MLP with residual branches, over R streams that share keys and values.
 
@@ -107,7 +116,7 @@ class Block(nn.Module):
   ) -> tuple[Array, KVCache | None]:
     c = self.config
     project = lambda name, features, axis=-1, scale=1.0: nn.DenseGeneral(
-      features, axis, use_bias=False, dtype=c.dtype, kernel_init=_normal(scale), name=name
+      features, axis, use_bias=False, dtype=c.dtype, kernel_init=kernel_init(scale), name=name
     )
     # Dropout is on exactly when the caller passes a 'dropout' key.
     dropout = nn.Dropout(c.dropout, deterministic=not self.has_rng('dropout'))
@@ -135,10 +144,6 @@ class Block(nn.Module):
     hidden_BxRxNxF = project('up', c.mlp_dim)(RMSNorm(c.dtype, name='mlp_norm')(rows_BxRxNxE))
     branch_BxRxNxE = project('down', c.embed_dim, -1, shrink)(nn.gelu(hidden_BxRxNxF))
     return rows_BxRxNxE + dropout(branch_BxRxNxE), cache
-
-
-def _normal(scale: float):
-  return nn.initializers.normal(0.02 * scale)
 
 
 class Stack(nn.Module):

@@ -1,0 +1,227 @@
+"""Generates text: `python -m armd_jax.sample --workdir=DIR --streams=4 --prompt="Once upon"`.
+
+With --prompt the text goes on from the prompt; with --infill every run of three or more underscores
+is a gap, and the rest is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from armd_jax import checkpoint, cli, sharding, training
+from armd_jax.config import Config
+from armd_jax.data.tokenizers import Tokenizer, get_tokenizer
+from armd_jax.decode.generate import Generated, generate, task_of
+from armd_jax.errors import UserError
+from armd_jax.models.armd import BOS
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """Texts to complete, one per row.
+
+  Attributes:
+    tokens_BxN: int32 ids in text order, 0 where not given.
+    given_BxN: bool, which are given.
+    length_B: int32, tokens of each text; later positions stay empty.
+  """
+
+  tokens_BxN: np.ndarray
+  given_BxN: np.ndarray
+  length_B: np.ndarray
+
+
+def load_ema(workdir: str | pathlib.Path) -> tuple[Config, Tokenizer, Any, int]:
+  """Config, tokenizer, averaged parameters and step of a run's newest checkpoint.
+
+  Raises:
+    UserError: no run is there, or its checkpoint is damaged or from another config.
+  """
+  config = checkpoint.read_config(workdir)
+  tokenizer = get_tokenizer(config.data.tokenizer)
+  mesh = sharding.make_mesh(config.mesh)
+  abstract = training.abstract_state(config, tokenizer.vocab_size, mesh)
+  state, _ = checkpoint.Checkpoints(workdir).restore(abstract)
+  return config, tokenizer, state.ema, int(state.step)
+
+
+def continue_prompts(prompts: list[str], num_slots: int, tokenizer: Tokenizer) -> Request:
+  """Every text goes on from its prompt to the model's length.
+
+  Raises:
+    UserError: a prompt leaves no room.
+  """
+  request = _empty(len(prompts), num_slots)
+  for b, prompt in enumerate(prompts):
+    ids = tokenizer.encode(prompt)
+    if len(ids) >= num_slots:
+      raise UserError(
+        f'the prompt has {len(ids)} tokens but the model takes {num_slots}; '
+        f'shorten it to {num_slots - 1} or fewer'
+      )
+    request.tokens_BxN[b, : len(ids)] = ids
+    request.given_BxN[b, : len(ids)] = True
+  request.length_B[:] = num_slots
+  return request
+
+
+def fill_gaps(
+  template: str, gap_tokens: int, count: int, num_slots: int, tokenizer: Tokenizer
+) -> Request:
+  """`count` copies of a template whose gaps, runs of three or more underscores, are to be filled.
+
+  Args:
+    template: the text around the gaps.
+    gap_tokens: tokens in every gap; 0: as many as it has underscores.
+    count: rows.
+  Raises:
+    UserError: there is no gap, or the text is longer than the model.
+  """
+  pieces = re.split('(_{3,})', template)
+  if len(pieces) == 1:
+    raise UserError('--infill has no gap; mark one by three or more underscores, like "To be ___"')
+  ids, given = [], []
+  for i, piece in enumerate(pieces):
+    is_gap = i % 2 == 1
+    new = [0] * (gap_tokens or len(piece)) if is_gap else tokenizer.encode(piece).tolist()
+    ids += new
+    given += [not is_gap] * len(new)
+  if len(ids) > num_slots:
+    raise UserError(
+      f'--infill makes {len(ids)} tokens but the model takes {num_slots}; shorten the text or '
+      'the gaps'
+    )
+  request = _empty(count, num_slots)
+  request.tokens_BxN[:, : len(ids)] = ids
+  request.given_BxN[:, : len(ids)] = given
+  request.length_B[:] = len(ids)
+  return request
+
+
+def _empty(batch, num_slots):
+  shape = (batch, num_slots)
+  return Request(np.zeros(shape, np.int32), np.zeros(shape, bool), np.zeros(batch, np.int32))
+
+
+def complete(
+  config: Config,
+  tokenizer: Tokenizer,
+  params: Any,
+  request: Request,
+  *,
+  streams: int,
+  seed: int = 0,
+  temperature: float = 1.0,
+  top_p: float = 1.0,
+  stop: str = 'none',
+) -> tuple[list[str], Generated]:
+  """Generates and decodes.
+
+  Args:
+    config, tokenizer, params: a trained model.
+    request: from `continue_prompts` or `fill_gaps`.
+    streams: S, tokens generated at once.
+    seed, temperature, top_p: see `decode.generate.generate`.
+    stop: 'eos' cuts a text at its first generated EOS; 'none' runs to the end.
+  Returns:
+    The texts, and what the decoder returned.
+  """
+  first_is_given = config.model.bos == 'first_token_given'
+  task = task_of(
+    request.given_BxN, request.length_B, streams, tokenizer.eos_id if first_is_given else BOS
+  )
+  generated = generate(
+    config.model,
+    tokenizer.vocab_size,
+    params,
+    task,
+    request.tokens_BxN,
+    seed=seed,
+    temperature=temperature,
+    top_p=top_p,
+    stop_token=tokenizer.eos_id if stop == 'eos' else None,
+  )
+  generated = jax.block_until_ready(generated)
+  rows = zip(np.asarray(generated.tokens_BxN), np.asarray(generated.length_B), strict=True)
+  return [tokenizer.decode(ids_N[:length]) for ids_N, length in rows], generated
+
+
+def check_sampling(streams: int, temperature: float, top_p: float, num_samples: int) -> None:
+  """Refuses what cannot be sampled with.
+
+  Raises:
+    UserError: naming the flag, its value and the fix.
+  """
+  for name, value, fine, fix in (
+    ('streams', streams, streams >= 1, '1 or more'),
+    ('num_samples', num_samples, num_samples >= 1, '1 or more'),
+    ('temperature', temperature, temperature >= 0, '0 (most likely) or more'),
+    ('top_p', top_p, 0 < top_p <= 1, 'more than 0 and at most 1'),
+  ):
+    if not fine:
+      raise UserError(f'--{name} is {value}; write {fix}')
+
+
+def main() -> None:
+  check_sampling(_STREAMS.value, _TEMPERATURE.value, _TOP_P.value, _NUM_SAMPLES.value)
+  config, tokenizer, params, step = load_ema(_WORKDIR.value)
+  if config.model.family == 'ar' and (_STREAMS.value > 1 or _INFILL.value):
+    raise UserError("the model is auto-regressive ('ar'); leave out --infill and write --streams=1")
+  num_slots = config.model.num_slots
+  if _INFILL.value is not None:
+    if _PROMPT.value:
+      raise UserError('--prompt and --infill exclude each other; put the prompt into --infill')
+    request = fill_gaps(
+      _INFILL.value, _GAP_TOKENS.value, _NUM_SAMPLES.value, num_slots, tokenizer
+    )
+  else:
+    request = continue_prompts([_PROMPT.value] * _NUM_SAMPLES.value, num_slots, tokenizer)
+  start = time.perf_counter()
+  texts, generated = complete(
+    config,
+    tokenizer,
+    params,
+    request,
+    streams=_STREAMS.value,
+    seed=_SEED.value,
+    temperature=_TEMPERATURE.value,
+    top_p=_TOP_P.value,
+    stop=_STOP.value,
+  )
+  seconds = time.perf_counter() - start
+  for text in texts:
+    print('-' * 80)
+    print(text)
+  print('-' * 80)
+  print(
+    f'{len(texts)} texts in {int(generated.steps)} steps, S = {_STREAMS.value}, {seconds:.1f} s with '
+    f'compilation, weights of step {step}'
+  )
+  if _JSON.value:
+    numbers = {'texts': texts, 'steps': int(generated.steps), 'step': step, 'seconds': seconds}
+    cli.write_json(_JSON.value, numbers)
+
+
+if __name__ == '__main__':
+  _WORKDIR = cli.workdir_flag('A training run.')
+  _STREAMS = flags.DEFINE_integer('streams', 4, 'S: tokens generated at once.')
+  _PROMPT = flags.DEFINE_string('prompt', '', 'Text to go on from.')
+  _INFILL = flags.DEFINE_string('infill', None, 'Text whose gaps (___) are filled.')
+  _GAP_TOKENS = flags.DEFINE_integer(
+    'gap_tokens', 0, 'Tokens in every gap; 0: as many as its underscores.', lower_bound=0
+  )
+  _NUM_SAMPLES = flags.DEFINE_integer('num_samples', 1, 'Texts to generate.')
+  _SEED = flags.DEFINE_integer('seed', 0, 'Seed of all draws.')
+  _TEMPERATURE = flags.DEFINE_float('temperature', 1.0, '0 takes the most likely tokens.')
+  _TOP_P = flags.DEFINE_float('top_p', 1.0, 'Nucleus of the distribution to draw from.')
+  _STOP = flags.DEFINE_enum('stop', 'none', ['none', 'eos'], 'Where a text ends.')
+  _JSON = cli.json_flag()
+  cli.run(main)

@@ -1,0 +1,179 @@
+"""Samples follow the model's distribution, and batching, stopping and truncation do as they say."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from armd_jax import models, order
+from armd_jax.decode.generate import generate, task_of
+from armd_jax.decode.sampling import draw, nucleus
+from armd_jax.decode.state import Task
+from armd_jax.models.armd import BOS
+
+TEXTS = np.array(list(itertools.product(range(3), repeat=4)))
+
+
+@functools.cache
+def trained_on_nothing():
+  config = tiny.model_config(length=4, g0_chunk=2, num_layers=2)
+  return config, tiny.init(config, vocab_size=3, scale=4.0)[1]
+
+
+def enumerate_texts(config, params, generation_order):
+  """Probability of each of the 81 texts, from the full forward pass."""
+  model = models.build(config, 3)
+  tokens = order.to_generation(jnp.asarray(TEXTS), generation_order)
+
+  @jax.jit
+  def run(params):
+    hidden = model.apply({'params': params}, tokens, generation_order)
+    log_p = jax.nn.log_softmax(model.apply({'params': params}, hidden, method='logits'))
+    return jnp.exp(jnp.take_along_axis(log_p, tokens[..., None], -1).sum((1, 2)))
+
+  return np.asarray(run(params), np.float64)
+
+
+def shared_task(generation_order, batch):
+  return Task(generation_order, jnp.zeros(1, int), jnp.full(1, 4), jnp.full(batch, BOS))
+
+
+# 'blocks' of seed 3 holds a block of two and two singletons.
+@pytest.mark.parametrize('name', ['left_to_right', 'uniform', 'blocks', 'strided2'])
+def test_sampler_is_the_model(name):
+  """200,000 samples against the enumerated distribution: chi-square with 80 degrees of freedom,
+  whose 99.9% point is 124.8."""
+  config, params = trained_on_nothing()
+  one = jax.tree.map(lambda x: x[:1], tiny.orders(num_slots=4, seed=3)[name])
+  p = enumerate_texts(config, params, one)
+  count = 200_000
+  samples = generate(
+    config, 3, params, shared_task(one, count), np.zeros((count, 4), np.int32), seed=1
+  )
+  seen = np.bincount(np.asarray(samples.tokens_BxN) @ [27, 9, 3, 1], minlength=81)
+  chi_square = ((seen - count * p) ** 2 / (count * p)).sum()
+  assert chi_square < 124.8
+  assert p.max() / p.min() > 5  # a flat distribution would test little
+  assert int(samples.steps) == int(order.num_blocks(one)[0])
+
+
+def ragged(streams=2, num_slots=tiny.NUM_SLOTS):
+  given = np.zeros((4, num_slots), bool)
+  given[1, :5] = True
+  given[2, [0, 3, 4, 9]] = True
+  return given, np.array([num_slots, num_slots, num_slots, 11])
+
+
+@functools.cache
+def small():
+  config = tiny.model_config(num_layers=2)
+  return config, tiny.init(config)[1]
+
+
+def test_batching_changes_nothing_and_given_tokens_stay():
+  config, params = small()
+  given, length = ragged()
+  text = np.asarray(jax.random.randint(jax.random.key(0), (4, 16), 0, tiny.VOCAB))
+  together = generate(config, tiny.VOCAB, params, task_of(given, length, 2), text, seed=3)
+  together = np.asarray(together.tokens_BxN)
+  np.testing.assert_array_equal(together[given], text[given])
+  for b in (0, 2, 3):
+    row = slice(b, b + 1)
+    alone = generate(
+      config, tiny.VOCAB, params, task_of(given[row], length[row], 2), text[row], seed=3,
+      sequence_B=np.array([b]),
+    )  # fmt: skip
+    np.testing.assert_array_equal(np.asarray(alone.tokens_BxN)[0, : length[b]], together[b, : length[b]])
+  again = generate(config, tiny.VOCAB, params, task_of(given, length, 2), text, seed=4)
+  assert (np.asarray(again.tokens_BxN) != together).any()
+
+
+def test_temperature_zero_is_the_likeliest_and_ignores_the_seed():
+  config, params = small()
+  task = task_of(np.zeros((2, 16), bool), np.array([16, 16]), 1)
+  run = lambda seed: generate(
+    config, tiny.VOCAB, params, task, np.zeros((2, 16), int), seed=seed, temperature=0
+  )
+  a, b = np.asarray(run(0).tokens_BxN), np.asarray(run(1).tokens_BxN)
+  np.testing.assert_array_equal(a, b)
+  model = models.build(config, tiny.VOCAB)
+  hidden = model.apply({'params': params}, jnp.asarray(a), order.left_to_right(16))
+  best = model.apply({'params': params}, hidden, method='logits').argmax(-1)
+  np.testing.assert_array_equal(best, a)
+
+
+def test_stop_cuts_at_the_first_stop_by_position():
+  config, params = small()
+  task = task_of(np.zeros((8, 16), bool), np.full(8, 16), 2)
+  empty = np.zeros((8, 16), int)
+  free = generate(config, tiny.VOCAB, params, task, empty, seed=5)
+  stopped = generate(config, tiny.VOCAB, params, task, empty, seed=5, stop_token=2)
+  for row, length, full in zip(stopped.tokens_BxN, stopped.length_B, free.tokens_BxN, strict=True):
+    expected = np.flatnonzero(np.asarray(full) == 2)
+    expected = expected[0] if len(expected) else 16
+    assert length == expected
+    np.testing.assert_array_equal(row[:length], full[:length])
+
+
+def test_stop_ends_early_only_when_nothing_is_missing_before_it():
+  """Strided S=2 makes position 9 in step 2: a stop there must not end the batch, one at 1 must."""
+  config, params = small()
+  config_vocab = tiny.VOCAB
+  task = task_of(np.zeros((1, 16), bool), np.array([16]), 2)
+  free = generate(config, config_vocab, params, task, np.zeros((1, 16), int), seed=6)
+  text = np.asarray(free.tokens_BxN)[0]
+  stop_first = generate(
+    config, config_vocab, params, task, np.zeros((1, 16), int), seed=6, stop_token=int(text[0])
+  )
+  assert int(stop_first.steps) == 1 and int(stop_first.length_B[0]) == 0
+  # A token whose first occurrence, by position, is j needs the steps that fill positions 1..j+1.
+  for token in set(text.tolist()) - {int(text[0])}:
+    j = int(np.flatnonzero(text == token)[0])
+    stopped = generate(
+      config, config_vocab, params, task, np.zeros((1, 16), int), seed=6, stop_token=token
+    )
+    assert int(stopped.length_B[0]) == j
+    step_of = {p: s for s, p in enumerate([1, 9], 1)} | {
+      p: 2 + (p - 1) % 8 for p in range(1, 17) if p not in (1, 9)
+    }
+    assert int(stopped.steps) == max(step_of[p] for p in range(1, j + 2))
+
+
+def test_a_stop_token_in_the_prompt_does_not_stop():
+  config, params = small()
+  given = np.zeros((1, 16), bool)
+  given[0, :2] = True
+  text = np.full((1, 16), 2)
+  free = generate(config, tiny.VOCAB, params, task_of(given, np.array([16]), 1), text, seed=1)
+  tail = np.flatnonzero(np.asarray(free.tokens_BxN)[0, 2:] == 2)
+  stopped = generate(
+    config, tiny.VOCAB, params, task_of(given, np.array([16]), 1), text, seed=1, stop_token=2
+  )
+  assert int(stopped.length_B[0]) == (2 + tail[0] if len(tail) else 16)
+
+
+def test_nucleus_keeps_the_smallest_set():
+  p = np.array([0.1, 0.4, 0.2, 0.3])
+  for top_p, kept in ((0.05, {1}), (0.4, {1}), (0.5, {1, 3}), (0.75, {1, 2, 3}), (1.0, {0, 1, 2, 3})):
+    out = np.asarray(nucleus(jnp.log(p), top_p))
+    assert set(np.flatnonzero(np.isfinite(out))) == kept
+
+
+def test_draws_are_exact_in_the_tail():
+  """A token of probability 1e-4 comes as often as it should (float32 noise alone loses tails)."""
+  logits = jnp.log(jnp.array([1 - 1e-4, 1e-4]))
+  keys = jax.random.split(jax.random.key(0), (1000, 1000))
+  tokens = draw(keys, jnp.broadcast_to(logits, (1000, 1000, 2)), 1.0)
+  assert 60 < int(tokens.sum()) < 140  # Poisson of mean 100, four standard deviations
+
+
+@pytest.mark.parametrize('bad', [{'temperature': -1.0}, {'top_p': 0.0}, {'top_p': 1.5}])
+def test_bad_settings_are_refused(bad):
+  config, params = small()
+  task = task_of(np.zeros((1, 16), bool), np.array([16]), 1)
+  with pytest.raises(ValueError, match='write'):
+    generate(config, tiny.VOCAB, params, task, np.zeros((1, 16), int), **bad)

@@ -1,0 +1,80 @@
+"""Orders of a training step, and the likelihood of texts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tiny
+
+from armd_jax import order
+from armd_jax.config import OrderConfig
+from armd_jax.objectives import armd
+
+
+def step_order(config, step, batch=64, num_slots=16):
+  key = jax.random.fold_in(jax.random.key(0), step)
+  keys_B = jax.random.split(key, batch)
+  run = jax.jit(armd.training_order, static_argnums=(0, 1))
+  return run(config, num_slots, step, key, keys_B)
+
+
+def moved(o):
+  return (np.asarray(o.position_BxN) != np.arange(1, 17)).sum(1)
+
+
+def test_phases():
+  config = OrderConfig(ar_steps=10, perm_steps=20, rho=6, sbp_start=30, sbp_streams=(1, 2, 4))
+  assert moved(step_order(config, 9)).max() == 0
+  assert 0 < moved(step_order(config, 15)).max() <= 3
+  assert moved(step_order(config, 29)).max() == 6
+  seen = set()
+  for step in range(30, 60):
+    o = step_order(config, step)
+    assert (o.position_BxN == o.position_BxN[:1]).all()  # S is drawn once per step
+    matches = [s for s in (1, 2, 4) if (o.position_BxN[0] == order.strided(16, s).position_BxN[0]).all()]
+    assert len(matches) == 1
+    np.testing.assert_array_equal(o.block_BxN[0], order.strided(16, matches[0]).block_BxN[0])
+    seen |= set(matches)
+  assert seen == {1, 2, 4}
+
+
+def test_sequences_of_a_batch_differ():
+  config = OrderConfig(ar_steps=0, perm_steps=0, rho=8)
+  positions = np.asarray(step_order(config, 5).position_BxN)
+  assert len(np.unique(positions, axis=0)) > 60
+  assert (positions != np.asarray(step_order(config, 6).position_BxN)).any()
+
+
+def test_window_mode_and_uniform_share():
+  window = OrderConfig(ar_steps=0, perm_steps=0, rho=4, perm_mode='window')
+  places = np.asarray(step_order(window, 0).position_BxN) != np.arange(1, 17)
+  first, last = places.argmax(1), 15 - places[:, ::-1].argmax(1)
+  assert (last - first)[places.any(1)].max() < 4
+  mixed = OrderConfig(ar_steps=3, perm_steps=3, rho=0, uniform_order_prob=0.25)
+  assert moved(step_order(mixed, 2, batch=400)).max() == 0
+  assert 0.17 < (moved(step_order(mixed, 3, batch=400)) > 0).mean() < 0.33
+
+
+def test_nll_is_the_sum_of_log_probabilities():
+  config = tiny.model_config()
+  model, params = tiny.init(config)
+  text = jax.random.randint(jax.random.key(3), (3, 16), 0, tiny.VOCAB)
+  o = tiny.orders()['blocks']
+  weights = jax.random.uniform(jax.random.key(4), (3, 16))
+  total, nll = armd.nll(model, params, text, o, weights, loss_chunk=5)
+  tokens = order.to_generation(text, o)
+  hidden = model.apply({'params': params}, tokens, o)
+  log_p = jax.nn.log_softmax(model.apply({'params': params}, hidden, method='logits'))
+  expected = -np.take_along_axis(np.asarray(log_p), np.asarray(tokens)[..., None], -1)[..., 0]
+  np.testing.assert_allclose(nll, expected, rtol=1e-4)
+  np.testing.assert_allclose(total, (expected * weights).sum(), rtol=1e-5)
+
+
+def test_first_token_given_is_not_scored():
+  config = tiny.model_config(bos='first_token_given', length=17)
+  model, params = tiny.init(config)
+  text = jax.random.randint(jax.random.key(3), (2, 17), 0, tiny.VOCAB)
+  o = order.left_to_right(16)
+  score = lambda text: armd.nll(model, params, text, o, jnp.ones((2, 16)), loss_chunk=16)[1]
+  assert score(text).shape == (2, 16)
+  changed = text.at[:, 0].set((text[:, 0] + 1) % tiny.VOCAB)
+  assert (np.abs(score(changed) - score(text)).max(axis=1) > 1e-4).all()

@@ -1,0 +1,189 @@
+"""The training step: its randomness, its memory, and that meshes and micro-batches change nothing."""
+
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from armd_jax import config as config_lib
+from armd_jax import sharding, training
+from armd_jax.config import OptimizerConfig
+
+
+def small_config(**changes):
+  raw = {
+    'model': dict(
+      length=16, num_layers=2, embed_dim=32, num_heads=4, dtype='float32', dropout=0.1, pe_dim=8
+    ),
+    'order': dict(ar_steps=0, perm_steps=0, rho=8),
+    'optimizer': dict(warmup_steps=4, learning_rate=1e-2),
+    'train': dict(batch_size=8, loss_chunk=16),
+  }
+  for name, value in changes.items():
+    section, field = name.split('__')
+    raw.setdefault(section, {})[field] = value
+  return config_lib.parse(raw)
+
+
+def run(config, steps=3, mesh_config=None):
+  mesh = sharding.make_mesh(mesh_config or config.mesh, jax.devices()[:1])
+  state = training.new_state(config, tiny.VOCAB, mesh)
+  step = training.train_step(config, tiny.VOCAB, mesh)
+  metrics = []
+  for i in range(steps):
+    text = jax.random.randint(jax.random.key(i), (8, 16), 0, tiny.VOCAB)
+    state, m = step(state, text)
+    metrics.append(jax.device_get(m))
+  return state, metrics
+
+
+def assert_close(a, b, rtol):
+  scale = jax.tree.map(lambda x: float(np.abs(x).max()), a)
+  jax.tree.map(lambda x, y, s: np.testing.assert_allclose(x, y, atol=rtol * s), a, b, scale)
+
+
+def test_learns_a_constant_text():
+  config = small_config(model__dropout=0.0)
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  state = training.new_state(config, tiny.VOCAB, mesh)
+  step = training.train_step(config, tiny.VOCAB, mesh)
+  losses = []
+  for _ in range(40):
+    state, metrics = step(state, np.full((8, 16), 3))
+    losses.append(float(metrics['loss']))
+  assert abs(losses[0] - np.log(tiny.VOCAB)) < 0.5
+  assert losses[-1] < 0.05
+
+
+def test_accumulation_adds_up_to_the_same_gradient():
+  """Without dropout, which is drawn afresh in every micro-batch, nothing may change."""
+  config = small_config(model__dropout=0.0)
+  _, whole = run(config)
+  _, parts = run(dataclasses.replace(config, train=dataclasses.replace(config.train, accumulation=4)))
+  for a, b in zip(whole, parts, strict=True):
+    np.testing.assert_allclose(a['loss'], b['loss'], rtol=1e-5)
+    np.testing.assert_allclose(a['gradient_norm'], b['gradient_norm'], rtol=1e-4)
+
+
+def test_micro_batches_draw_their_own_dropout():
+  """Equal sequences, left-to-right: with one key for all micro-batches, four micro-batches of the
+  same text would give the loss of one of them."""
+  config = small_config(model__dropout=0.5, order__ar_steps=10**6, order__perm_steps=10**6)
+  text = jnp.tile(jax.random.randint(jax.random.key(0), (1, 16), 0, tiny.VOCAB), (8, 1))
+  losses = []
+  for accumulation in (1, 2, 4, 8):
+    c = dataclasses.replace(
+      config, train=dataclasses.replace(config.train, accumulation=accumulation)
+    )
+    params = training.init_state(c, tiny.VOCAB).params
+    losses.append(float(training.loss_and_gradients(c, tiny.VOCAB, params, 0, text)[0]))
+  assert len({round(x, 5) for x in losses}) == 4
+  # Eight micro-batches of one sequence with one shared key would agree with each other exactly.
+  params = training.init_state(c, tiny.VOCAB).params
+  first = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=1))
+  alone = float(training.loss_and_gradients(first, tiny.VOCAB, params, 0, text[:1])[0])
+  assert abs(losses[-1] - alone) > 1e-4
+
+
+def test_randomness_follows_seed_and_step():
+  config = small_config()
+  params = training.init_state(config, tiny.VOCAB).params
+  text = jax.random.randint(jax.random.key(0), (8, 16), 0, tiny.VOCAB)
+  loss = lambda c, step: float(training.loss_and_gradients(c, tiny.VOCAB, params, step, text)[0])
+  assert loss(config, 1) == loss(config, 1)
+  assert loss(config, 1) != loss(config, 2)
+  assert loss(config, 1) != loss(dataclasses.replace(config, seed=1), 1)
+
+
+def test_recipe():
+  config = OptimizerConfig(learning_rate=3e-4, warmup_steps=2500)
+  rate = training.learning_rate_at(config)
+  assert [round(float(rate(i)) / 3e-4, 4) for i in (0, 1249, 2499, 10**5)] == [0.0004, 0.5, 1.0, 1.0]
+  decay = [float(training.ema_decay_at(config, i)) for i in (0, 90, 10**6)]
+  np.testing.assert_allclose(decay, [0.1, 0.91, 0.9999], rtol=1e-6)
+
+
+def test_ema_clip_and_weight_decay_matter():
+  plain = run(small_config(), steps=2)[0]
+  assert not np.allclose(*(jax.tree.leaves(t)[0] for t in (plain.ema, plain.params)))
+  for field, value in (('clip_norm', 1e-8), ('weight_decay', 1.0), ('beta1', 0.0), ('beta2', 0.5), ('eps', 1.0)):
+    other = run(small_config(**{f'optimizer__{field}': value}), steps=2)[0]
+    assert any(
+      not np.allclose(a, b, atol=1e-6)
+      for a, b in zip(jax.tree.leaves(plain.params), jax.tree.leaves(other.params), strict=True)
+    ), field
+  other = run(small_config(optimizer__ema_decay=0.0), steps=2)[0]
+  jax.tree.map(np.testing.assert_array_equal, other.ema, other.params)
+
+
+def temporaries(vocab_size, batch=4, length=256, width=64):
+  config = config_lib.parse(
+    {
+      'model': dict(length=length, num_layers=2, embed_dim=width, num_heads=2, dtype='float32'),
+      'train': dict(batch_size=batch, loss_chunk=8),
+    }
+  )
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  state = training.abstract_state(config, vocab_size, mesh)
+  text = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+  compiled = training.train_step(config, vocab_size, mesh).lower(state, text).compile()
+  return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_logits_never_exist_at_once():
+  """Doubling V adds less than 10% of 4 B N V bytes of temporaries beyond the V x E arrays. The
+  shape keeps the published ratio of loss_chunk to N, 32 / 1024."""
+  vocab, batch, length, width = 8192, 4, 256, 64
+  small, large = temporaries(vocab), temporaries(2 * vocab)
+  # gradient of the embedding, its update, and the new moments and average, before they replace
+  # the donated ones
+  vocab_arrays = 5 * 4 * vocab * width
+  assert large - small < 0.1 * 4 * batch * length * vocab + vocab_arrays
+
+
+MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)]
+
+
+def test_every_mesh_trains_the_same():
+  """In a process with 8 virtual devices, since the others should run on one."""
+  script = f'''
+import jax, numpy as np
+import test_training as t
+from armd_jax import config, sharding, training
+c = t.small_config(train__accumulation=1)
+losses = {{}}
+for data, fsdp, tensor in {MESHES!r}:
+  mesh = sharding.make_mesh(config.MeshConfig(data, fsdp, tensor), jax.devices()[: data * fsdp * tensor])
+  state = training.new_state(c, t.tiny.VOCAB + 1, mesh)
+  step = training.train_step(c, t.tiny.VOCAB + 1, mesh)
+  for i in range(2):
+    text = jax.random.randint(jax.random.key(i), (8, 16), 0, t.tiny.VOCAB)
+    text = jax.device_put(np.asarray(text), sharding.batch_sharding(mesh))
+    state, m = step(state, text)
+  losses[data, fsdp, tensor] = [float(m['loss']), float(m['gradient_norm'])]
+print(losses)
+first = losses[1, 1, 1]
+for name, values in losses.items():
+  np.testing.assert_allclose(values, first, rtol=1e-5, err_msg=str(name))
+'''
+  environment = {
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+    'JAX_PLATFORMS': 'cpu',
+    'PYTHONPATH': str(__import__('pathlib').Path(__file__).parent),
+    'PATH': '/usr/bin:/bin',
+  }
+  done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, env=environment)
+  assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_sharding_is_strict():
+  mesh = sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
+  with pytest.raises(ValueError, match="no row of PARAMETER_AXES matches 'new/thing'"):
+    sharding.tree_sharding(mesh, {'new': {'thing': jnp.zeros((2, 2))}})
+  with pytest.raises(config_lib.UserError, match='product is 1'):
+    sharding.make_mesh(config_lib.MeshConfig(data=3), jax.devices()[:1])
