@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
 
@@ -38,8 +39,37 @@ def _parse(argv: list[str]) -> list[str]:
     return flags.FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
     # ml_collections raises Python's own errors for a config file or field that is not there.
-    text = ' '.join((str(error.args[0]) if error.args else str(error)).split())
-    raise UserError(f'{text.rstrip(".")}; see --help') from error
+    text = str(error.args[0] if error.args else error).replace('\\n', ' ').replace("\\'", "'")
+    text = ' '.join(text.strip('"\'').split()).rstrip('.?')
+    raise UserError(f'{text}; see --help') from error
+
+
+def experiment(config_flag: flags.FlagHolder[ml_collections.ConfigDict]) -> ml_collections.ConfigDict:
+  """The config of --config=FILE with its overrides.
+
+  Raises:
+    UserError: the file is not there.
+  """
+  raw = config_flag.value
+  if not isinstance(raw, ml_collections.ConfigDict):
+    raise UserError(
+      '--config names no experiment file; write the path of one, like experiments/quickstart.py'
+    )
+  return raw
+
+
+def streams_flag() -> flags.FlagHolder[list[str]]:
+  """--streams=2,4,8 for programs that measure several S; read by `streams_of`."""
+  holder = flags.DEFINE_list('streams', ['2', '4', '8'], 'Stride counts S.')
+  message = 'must be whole numbers, like 2,4,8'
+  fine = lambda values: all(v.isdigit() and int(v) > 0 for v in values)
+  flags.register_validator('streams', fine, message)
+  return holder
+
+
+def streams_of(holder: flags.FlagHolder[list[str]]) -> list[int]:
+  """The stride counts of a `streams_flag`."""
+  return [int(value) for value in holder.value]
 
 
 def workdir_flag(help_text: str) -> flags.FlagHolder[str]:

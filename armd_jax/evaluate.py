@@ -76,10 +76,16 @@ def evaluate(
         batch_size=batch_size,
         seed=seed,
       )
-      mean, tokens = likelihood.mean_nats(bar.update() or batch for batch in nll)
+      mean, tokens = likelihood.mean_nats(_counted(nll, bar))
       per_byte = mean * tokens / num_bytes
       scores.append(Score(protocol.name, protocol.kind, per_byte, mean, tokens))
   return scores
+
+
+def _counted(batches, bar):
+  for batch in batches:
+    bar.update()
+    yield batch
 
 
 def table(scores: Sequence[Score]) -> str:
@@ -95,7 +101,7 @@ def main() -> None:
   config, tokenizer, params, step = load_ema(_WORKDIR.value)
   corpus = corpus_lib.load(config.data, config.model.length)
   windows_WxN = corpus.held_out_WxN[: _WINDOWS.value or None]
-  streams = [int(s) for s in _STREAMS.value]
+  streams = cli.streams_of(_STREAMS)
   scores = evaluate(config, tokenizer, params, windows_WxN, streams, seed=_SEED.value)
   print(f'{_WORKDIR.value}, step {step}: held out of {corpus.description}')
   print(f'{len(windows_WxN)} windows of {config.model.length} tokens, BOS before each')
@@ -107,7 +113,7 @@ def main() -> None:
 
 if __name__ == '__main__':
   _WORKDIR = cli.workdir_flag('A training run.')
-  _STREAMS = flags.DEFINE_list('streams', ['2', '4', '8'], 'Stride counts S.')
+  _STREAMS = cli.streams_flag()
   _WINDOWS = flags.DEFINE_integer('windows', 0, 'Held-out windows to score; 0: all.', lower_bound=0)
   _SEED = flags.DEFINE_integer('seed', 0, 'Seed of random orders.')
   _JSON = cli.json_flag()

@@ -190,7 +190,7 @@ def _generate(
 
 
 def main() -> None:
-  raw = _CONFIG.value
+  raw = cli.experiment(_CONFIG)
   if _TEXT.value:
     raw.data.source = _TEXT.value
   print(f'python {sys.version.split()[0]}, jax {jax.__version__}, {os.cpu_count()} cores')

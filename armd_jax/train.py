@@ -212,8 +212,7 @@ class _Log:
 
 
 def main() -> None:
-  raw = _CONFIG.value
-  config = config_lib.parse(raw)
+  config = config_lib.parse(cli.experiment(_CONFIG))
   train(config, _WORKDIR.value, overwrite=_OVERWRITE.value)
 
 

@@ -171,7 +171,7 @@ def _train_step(config, vocab_size, mesh):
       shuffled = jnp.where(state.step >= order.sbp_start, 0, shuffled)
     metrics = {
       'loss': loss,
-      'gradient_norm': optax.global_norm(gradients),
+      'gradient_norm': optax.tree.norm(gradients),
       'learning_rate': learning_rate_at(config.optimizer)(state.step),
       'shuffled': shuffled,
     }

@@ -15,12 +15,13 @@ from armd_jax.config import default_config
 def get_config() -> ml_collections.ConfigDict:
   config = default_config()
   config.model.update(
-    length=256, num_layers=4, embed_dim=192, num_heads=3, dropout=0.0, dtype='float32'
-  )
-  config.order.update(ar_steps=300, perm_steps=900, rho=8, sbp_start=1000)
-  config.optimizer.update(learning_rate=3e-3, warmup_steps=100, beta2=0.99)
+    length=256, num_layers=3, embed_dim=256, num_heads=4, dropout=0.0, dtype='float32',
+    scan_layers=False,
+  )  # fmt: skip
+  config.order.update(ar_steps=200, perm_steps=700, rho=8, sbp_start=900)
+  config.optimizer.update(learning_rate=1.3e-3, warmup_steps=100, beta2=0.99)
   config.train.update(
-    steps=1200, batch_size=16, loss_chunk=256, log_every=20, eval_every=300, eval_windows=64,
-    checkpoint_every=300,
+    steps=1050, batch_size=4, loss_chunk=256, log_every=10, eval_every=150, eval_windows=32,
+    checkpoint_every=150,
   )  # fmt: skip
   return config

@@ -92,10 +92,8 @@ def test_every_order(name):
     {'g0_norm': 'rms'},
     {'pe': 'learned'},
     {'num_two_stream_layers': 0},
-    {'num_two_stream_layers': 1},
     {'num_two_stream_layers': 4},
     {'num_kv_heads': 2},
-    {'scan_layers': False},
   ],
   ids=str,
 )
@@ -138,7 +136,7 @@ def ragged_batch():
   return given, np.array([16, 16, 16, 16, 9])
 
 
-@pytest.mark.parametrize('streams', [1, 2, 3, 4])
+@pytest.mark.parametrize('streams', [1, 3])
 def test_prompts_and_infilling_in_one_batch(streams):
   config = tiny.model_config()
   _, params = tiny.init(config)
@@ -147,7 +145,7 @@ def test_prompts_and_infilling_in_one_batch(streams):
   tokens = np.asarray(order.to_generation(jnp.asarray(text), task.order))
   cached = teacher_forced(config, params, task, tokens)
   assert_equal_on_generated(cached, full(config, params, task, tokens), task)
-  for b in range(5):
+  for b in (2, 3, 4):
     alone = task_of(given[b : b + 1], length[b : b + 1], streams)
     row = teacher_forced(config, params, alone, tokens[b : b + 1])
     np.testing.assert_allclose(row, cached[b : b + 1], atol=1e-5 * max(1, np.nanmax(np.abs(row))))

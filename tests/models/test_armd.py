@@ -60,11 +60,16 @@ def test_probabilities_of_all_texts_sum_to_one(name):
   log_p = jax.nn.log_softmax(logits(config, 3, params, tokens, one))
   p = jnp.exp(jnp.take_along_axis(log_p, tokens[..., None], axis=-1).sum(axis=(1, 2)))
   assert abs(float(p.sum()) - 1) < 1e-5
-  assert p.max() > 3 / 81  # far from uniform, or the test would say nothing
+  assert p.max() > 5 * p.min()  # far from uniform, or the test would say nothing
 
 
-@pytest.mark.parametrize('changes', [{}, {'g0': 'shift'}, {'num_two_stream_layers': 4}], ids=str)
-@pytest.mark.parametrize('name', sorted(tiny.orders()))
+@pytest.mark.parametrize(
+  ('name', 'changes'),
+  [(name, {}) for name in sorted(tiny.orders())]
+  + [('blocks', {'g0': 'shift'}), ('left_to_right', {'g0': 'shift'})]
+  + [('blocks', {'num_two_stream_layers': 4}), ('blocks', {'num_two_stream_layers': 0})],
+  ids=str,
+)
 def test_no_leak(name, changes):
   """Slot n's log-probability has exactly zero gradient with respect to the input rows of its own
   and later blocks, and not to all earlier ones. Aggregation chunks hold 5 slots, blocks up to 16."""
@@ -75,8 +80,8 @@ def test_no_leak(name, changes):
   is_earlier_NxN = block_N[None, :] < block_N[:, None]
   is_earlier_NxN[:, -1] = False  # the last slot has no content row
   assert (gradient_NxN[~is_earlier_NxN] == 0).all()
-  # Later slots see all of their past; it is not only the neighbours that count.
-  assert (gradient_NxN[is_earlier_NxN] > 0).mean() > 0.99 or not is_earlier_NxN.any()
+  # Every slot sees all of its past; it is not only the neighbours that count.
+  assert (gradient_NxN[is_earlier_NxN] > 0).sum() >= 0.99 * is_earlier_NxN.sum()
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -156,10 +161,15 @@ def test_forms_of_the_same_network_agree(changes):
 def test_dropout_is_on_exactly_with_a_key():
   config = tiny.model_config(dropout=0.5)
   model, params = tiny.init(config)
-  apply = functools.partial(model.apply, {'params': params}, random_tokens(), tiny.orders()['blocks'])
-  off, on, on_other = apply(), *(apply(rngs={'dropout': jax.random.key(i)}) for i in (0, 1))
+  tokens, o = random_tokens(), tiny.orders()['blocks']
+
+  @jax.jit
+  def apply(rngs):
+    return model.apply({'params': params}, tokens, o, rngs=rngs)
+
+  off, on, on_other = apply(None), *(apply({'dropout': jax.random.key(i)}) for i in (0, 1))
   assert not np.allclose(off, on) and not np.allclose(on, on_other)
-  np.testing.assert_array_equal(on, apply(rngs={'dropout': jax.random.key(0)}))
+  np.testing.assert_array_equal(on, apply({'dropout': jax.random.key(0)}))
 
 
 def test_bfloat16_stays_near_float32():

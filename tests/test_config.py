@@ -1,0 +1,53 @@
+"""Configs are checked once, and every refusal says what to write instead."""
+
+import dataclasses
+
+import pytest
+
+from armd_jax import config
+from armd_jax.config import UserError
+
+
+def test_defaults_are_the_published_small_recipe():
+  c = config.parse(config.default_config())
+  assert (c.model.num_layers, c.model.embed_dim, c.model.num_heads, c.model.length) == (12, 768, 12, 1024)
+  assert (c.model.num_two_stream_layers, c.model.mlp_dim, c.model.num_kv_heads) == (6, 3072, 12)
+  assert (c.order.ar_steps, c.order.perm_steps, c.order.rho) == (9_000, 48_000, 32)
+  assert (c.train.steps, c.train.batch_size) == (400_000, 512)
+  assert config.parse(config.to_dict(c)) == c
+  assert hash(c) == hash(dataclasses.replace(c))
+
+
+@pytest.mark.parametrize(
+  ('raw', 'message'),
+  [
+    ({'modle': {}}, "config has no field 'modle'; write 'model'"),
+    ({'model': {'nun_layers': 2}}, "config.model has no field 'nun_layers'; write 'num_layers'"),
+    ({'model': {'g0': 'prefx'}}, "config.model.g0 is 'prefx'; write one of 'prefix'"),
+    ({'model': {'num_layers': 2.5}}, 'must be of type int'),
+    ({'model': {'num_layers': 0}}, 'write 1 or more'),
+    ({'model': {'num_two_stream_layers': 13}}, 'write 0 to num_layers = 12'),
+    ({'model': {'embed_dim': 100}}, 'write a multiple of 24'),
+    ({'model': {'num_kv_heads': 5}}, 'write a divisor of num_heads = 12'),
+    ({'model': {'pe_dim': 7}}, 'write an even number'),
+    ({'model': {'dropout': 1.5}}, 'write a number from 0 to 1'),
+    ({'data': {'held_out': 1.0}}, 'write a share between 0 and 1'),
+    ({'order': {'rho': 2000}}, 'write 0 to model.length = 1024'),
+    ({'order': {'perm_steps': 10}}, 'write a later step'),
+    ({'order': {'sbp_start': 0, 'sbp_streams': (3,)}}, 'S = 3, which does not divide the length 1024'),
+    ({'order': {'sbp_streams': 'x'}}, 'must be a tuple of whole numbers'),
+    ({'train': {'accumulation': 3}}, 'write a divisor of batch_size = 512'),
+    ({'model': {'family': 'ar'}, 'order': {'sbp_start': 0}}, 'has no strided orders'),
+    ({'model': 3}, 'must hold the fields of ModelConfig'),
+  ],
+)
+def test_refusals(raw, message):
+  with pytest.raises(UserError, match='^config') as error:
+    config.parse(raw)
+  assert message in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+def test_length_counts_the_given_first_token():
+  raw = {'model': {'bos': 'first_token_given', 'length': 1025}, 'order': {'sbp_start': 0}}
+  assert config.parse(raw).model.num_slots == 1024

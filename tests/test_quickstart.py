@@ -1,0 +1,98 @@
+"""The whole story on a tiny text: train, fine-tune, measure, generate, sample from the result."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from armd_jax import config as config_lib
+from armd_jax.quickstart import quickstart
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('quickstart')
+  rng = np.random.RandomState(0)
+  words = ['alpha', 'beta', 'gamma', 'delta', 'epsilon', 'zeta']
+  text = folder / 'text.txt'
+  text.write_text('\n\n'.join(' '.join(rng.choice(words, 60)) for _ in range(60)))
+  raw = {
+    'model': dict(
+      length=32, num_layers=2, embed_dim=32, num_heads=2, dtype='float32', dropout=0.0, pe_dim=8,
+      scan_layers=False,
+    ),
+    'order': dict(ar_steps=20, perm_steps=40, rho=4, sbp_start=60),
+    'optimizer': dict(warmup_steps=5, learning_rate=1e-2),
+    'data': dict(source=str(text), held_out=0.2),
+    'train': dict(
+      steps=80, batch_size=8, loss_chunk=32, log_every=10, eval_every=40, eval_windows=8,
+      checkpoint_every=40,
+    ),
+  }  # fmt: skip
+  config = config_lib.parse(raw)
+  return config, folder / 'work', quickstart(config, folder / 'work')
+
+
+def test_results_are_complete_and_saved(finished):
+  _, workdir, results = finished
+  assert json.loads((workdir / 'results.json').read_text()) == json.loads(json.dumps(results))
+  for name in ('loss.png', 'quality_speed.png'):
+    assert (workdir / name).read_bytes().startswith(b'\x89PNG')
+  kinds = {s['name']: s['kind'] for s in results['held_out']['after_sbp']}
+  assert kinds == {
+    'left-to-right': 'exact',
+    **{f'strided S={s}, {how}': 'exact' for s in (2, 4, 8) for how in ('parallel', 'one by one')},
+    'uniform orders': 'bound',
+  }
+  assert [s['streams'] for s in results['generation']] == [1, 2, 4, 8]
+  assert [s['steps'] for s in results['generation']] == [32, 17, 11, 11]
+  assert results['generation'][0]['speedup'] == 1
+
+
+def test_it_learns(finished):
+  """Six words in random order: below what a text of random letters could give, far below ln 257."""
+  _, _, results = finished
+  after = {s['name']: s['nats_per_byte'] for s in results['held_out']['after_sbp']}
+  assert after['left-to-right'] < 2.0
+  assert results['held_out']['changes']['strided S=4, parallel']['percent'] < 0
+
+
+def test_a_second_call_goes_on_from_what_is_there(finished, capsys):
+  config, workdir, results = finished
+  again = quickstart(config, workdir)
+  assert again['held_out'] == results['held_out']
+  assert [s['text'] for s in again['generation']] == [s['text'] for s in results['generation']]
+
+
+@pytest.mark.parametrize(
+  ('flags', 'expected'),
+  [
+    (['--prompt=alpha', '--streams=2', '--num_samples=2'], 'alpha'),
+    (['--infill=alpha ____ gamma', '--temperature=0.5', '--top_p=0.9', '--stop=eos'], 'alpha'),
+  ],
+)
+def test_sample_program(finished, tmp_path, flags, expected):
+  _, workdir, _ = finished
+  command = [sys.executable, '-m', 'armd_jax.sample', f'--workdir={workdir}', f'--json={tmp_path}/s.json']
+  done = subprocess.run(command + flags, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  texts = json.loads((tmp_path / 's.json').read_text())['texts']
+  assert all(text.startswith(expected) and text in done.stdout for text in texts)
+  if 'gamma' in flags[0]:
+    assert texts[0].endswith(' gamma') and len(texts[0]) == len('alpha ____ gamma')
+
+
+def test_evaluate_program_repeats_the_numbers(finished, tmp_path):
+  _, workdir, _ = finished
+  command = [sys.executable, '-m', 'armd_jax.evaluate', f'--workdir={workdir}', '--windows=4', '--streams=2']
+  outputs = []
+  for run in range(2):
+    path = tmp_path / f'{run}.json'
+    done = subprocess.run([*command, f'--json={path}'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    outputs.append(path.read_text())
+  assert outputs[0] == outputs[1]
+  scores = json.loads(outputs[0])['scores']
+  assert all(f'{s["nats_per_byte"]:9.4f}' in done.stdout for s in scores)

@@ -1,0 +1,246 @@
+"""The training program: it goes on as if never stopped, overwrites nothing, and says what is wrong."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from armd_jax import checkpoint, config as config_lib
+from armd_jax import sample, sharding, training
+from armd_jax.config import UserError
+from armd_jax.train import train
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def tiny_config(text, **train_fields):
+  raw = {
+    'model': dict(
+      length=32, num_layers=2, embed_dim=16, num_heads=2, dtype='float32', dropout=0.1, pe_dim=4
+    ),
+    'order': dict(ar_steps=5, perm_steps=10, rho=4, sbp_start=30),
+    'optimizer': dict(warmup_steps=5, learning_rate=1e-2),
+    'data': dict(source=str(text), held_out=0.2),
+    'train': dict(
+      steps=40, batch_size=4, loss_chunk=32, log_every=1, eval_every=20, eval_windows=4,
+      checkpoint_every=20,
+    ) | train_fields,
+  }  # fmt: skip
+  return config_lib.parse(raw)
+
+
+@pytest.fixture(scope='module')
+def text(tmp_path_factory):
+  path = tmp_path_factory.mktemp('text') / 'text.txt'
+  rng = np.random.RandomState(0)
+  words = ['alpha', 'beta', 'gamma', 'delta', 'epsilon', 'zeta']
+  path.write_text('\n\n'.join(' '.join(rng.choice(words, 30)) for _ in range(40)))
+  return path
+
+
+@pytest.fixture(scope='module')
+def finished(text, tmp_path_factory):
+  """A run of 40 steps straight."""
+  workdir = tmp_path_factory.mktemp('straight') / 'run'
+  train(tiny_config(text), workdir)
+  return workdir
+
+
+def final(workdir, step=None):
+  config = checkpoint.read_config(workdir)
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  abstract = training.abstract_state(config, 257, mesh)
+  return checkpoint.Checkpoints(workdir).restore(abstract, step)
+
+
+def copy(run, tmp_path):
+  workdir = tmp_path / 'copy'
+  shutil.copytree(run, workdir)
+  return workdir
+
+
+def command(text, workdir):
+  experiment = workdir.parent / 'experiment.py'
+  raw = json.dumps(config_lib.to_dict(tiny_config(text)))
+  experiment.write_text(
+    'import json\nfrom armd_jax.config import default_config\n'
+    f'def get_config():\n  config = default_config()\n  raw = json.loads({raw!r})\n'
+    '  raw["order"]["sbp_streams"] = tuple(raw["order"]["sbp_streams"])\n'
+    '  config.update(raw)\n  return config\n'
+  )
+  return [sys.executable, '-m', 'armd_jax.train', f'--config={experiment}', f'--workdir={workdir}']
+
+
+def test_killed_and_started_again_is_as_if_never_stopped(text, finished, tmp_path):
+  """40 steps straight equal 20, kill -9, and the rest by the same command, bit for bit."""
+  workdir = tmp_path / 'run'
+  process = subprocess.Popen(command(text, workdir), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+  deadline = time.time() + 300
+  while not (workdir / 'checkpoints' / '20' / 'commit_success.txt').exists():
+    assert process.poll() is None and time.time() < deadline
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert not (workdir / 'checkpoints' / '40').exists()
+  done = subprocess.run(command(text, workdir), capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert 'going on from step 20' in done.stdout
+  (state, position), (expected, expected_position) = final(workdir), final(finished)
+  assert position == expected_position == 40 * 4
+  assert int(state.step) == 40
+  jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+def test_a_finished_run_is_left_alone(text, finished, tmp_path):
+  workdir = copy(finished, tmp_path)
+  before = {p: p.read_bytes() for p in workdir.rglob('*') if p.is_file()}
+  train(tiny_config(text), workdir)
+  assert {p: p.read_bytes() for p in workdir.rglob('*') if p.is_file()} == before
+
+
+def test_another_config_is_refused_unless_told_to_overwrite(text, finished, tmp_path):
+  workdir = copy(finished, tmp_path)
+  other = tiny_config(text, batch_size=2)
+  with pytest.raises(UserError, match=r'config.train.batch_size = 4, not 2.*--overwrite'):
+    train(other, workdir)
+  assert int(final(workdir)[0].step) == 40
+  train(tiny_config(text, batch_size=2, steps=2), workdir, overwrite=True)
+  assert checkpoint.Checkpoints(workdir).steps() == [2]
+
+
+def test_longer_training_goes_on(text, finished, tmp_path):
+  workdir = copy(finished, tmp_path)
+  assert int(train(tiny_config(text, steps=41), workdir).step) == 41
+
+
+def test_init_from_continues_optimizer_average_and_data(text, finished, tmp_path):
+  """A new run from another one's checkpoint equals that one trained further."""
+  import dataclasses
+
+  further = copy(finished, tmp_path)
+  a = train(tiny_config(text, steps=42), further)
+  config = dataclasses.replace(tiny_config(text, steps=42), init_from=str(finished))
+  b = train(config, tmp_path / 'new')
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_keeps_the_last_and_the_best(text, tmp_path):
+  config = tiny_config(text, steps=24, eval_every=4, checkpoint_every=4, keep_last=2, keep_best=1)
+  train(config, tmp_path)
+  lines = [json.loads(x) for x in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  held_out = {x['step']: x['held_out'] for x in lines if 'held_out' in x}
+  best = min(held_out, key=held_out.get)
+  assert checkpoint.Checkpoints(tmp_path, 2, 1).steps() == sorted({best, 20, 24})
+
+
+def test_metrics_are_one_line_per_step(finished):
+  lines = [json.loads(x) for x in (finished / 'metrics.jsonl').read_text().splitlines()]
+  train_lines = [x for x in lines if 'loss' in x]
+  assert [x['step'] for x in train_lines] == list(range(1, 41))
+  assert [x['shuffled'] for x in train_lines[:12]] == [0] * 5 + [1, 1, 2, 2, 3, 4, 4]
+  assert train_lines[-1]['shuffled'] == 0  # strided by then
+  assert {x['step'] for x in lines if 'held_out' in x} == {20, 40}
+  assert train_lines[-1]['loss'] < train_lines[0]['loss'] - 1
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'embed_dim': 32}, r'is \(\d.*16.*\) in checkpoint .* but \(\d.*32.*\) in the model'),
+    ({'num_layers': 3}, 'lacks '),
+    ({'pe': 'learned'}, "lacks 'params/pe'|lacks 'ema/pe'|lacks '.*pe'"),
+  ],
+)
+def test_a_checkpoint_of_another_shape_is_refused_by_name(finished, tmp_path, fields, message):
+  workdir = copy(finished, tmp_path)
+  raw = json.loads((workdir / 'config.json').read_text())
+  raw['model'] |= fields | ({'num_two_stream_layers': -1, 'mlp_dim': -1})
+  (workdir / 'config.json').write_text(json.dumps(raw))
+  with pytest.raises(UserError, match=message):
+    sample.load_ema(workdir)
+
+
+def test_an_extra_parameter_is_refused_by_name(finished):
+  config = checkpoint.read_config(finished)
+  abstract = training.abstract_state(config, 257, sharding.make_mesh(config.mesh, jax.devices()[:1]))
+  less = {k: v for k, v in abstract.ema.items() if k != 'final_norm'}
+  with pytest.raises(UserError, match="holds 'ema/final_norm/scale', which the model lacks"):
+    checkpoint.Checkpoints(finished).restore(abstract.replace(ema=less))
+
+
+def damaged_files(run):
+  state = run / 'checkpoints' / '40'
+  return sorted(str(p.relative_to(state)) for p in state.rglob('*') if p.is_file() and p.stat().st_size)
+
+
+# orbax abandons its other reads when one of them fails, and Python tells of each of them.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_a_damaged_checkpoint_is_told_and_left(text, finished, tmp_path):
+  """Every file that carries data, cut in half: a sentence, or a restore that is right."""
+  expected, _ = final(finished)
+  refused = 0
+  for name in damaged_files(finished):
+    workdir = copy(finished, tmp_path / name.replace('/', '_'))
+    path = workdir / 'checkpoints' / '40' / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    try:
+      state, _ = final(workdir)
+    except UserError as error:
+      refused += 1
+      assert 'damaged' in str(error) and 'step 20' in str(error)
+      assert path.exists()
+    else:
+      jax.tree.map(np.testing.assert_array_equal, state, expected)
+    shutil.rmtree(workdir)
+  assert refused >= 3
+
+
+# One sentence, exit code 1, nothing left behind; every kind of bad input once, through the program.
+BAD_INPUT = [
+  (['--config.model.nun_layers=3'], 'Did you mean "num_layers"'),
+  (['--config.data.source=/nowhere/*.txt'], "no file matches the text '/nowhere/*.txt'"),
+  (['--config.order.sbp_streams=(1,3)'], 'S = 3, which does not divide the length 32; write a divisor'),
+  (['--config.model.length=1000000', '--config.order.rho=1'], 'fewer than one window of 1000000'),
+]
+
+
+@pytest.mark.parametrize(('arguments', 'message'), BAD_INPUT)
+def test_bad_input(text, tmp_path, arguments, message):
+  workdir = tmp_path / 'run'
+  done = subprocess.run(command(text, workdir) + arguments, capture_output=True, text=True)
+  assert done.returncode == 1
+  lines = done.stderr.strip().splitlines()
+  assert len(lines) == 1 and lines[0].startswith('error: ') and message in lines[0], done.stderr
+  assert not workdir.exists()
+
+
+def test_programs_refuse_with_a_sentence(finished, tmp_path):
+  for program, arguments, message in (
+    ('sample', ['--prompt=' + 'x' * 32], 'the prompt has 32 tokens but the model takes 32'),
+    ('evaluate', ['--streams=5'], 'S = 5, which does not divide the length 32'),
+  ):
+    flags = [f'--workdir={finished}', *arguments]
+    done = subprocess.run(
+      [sys.executable, '-m', f'armd_jax.{program}', *flags], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith('error: ') and message in done.stderr, done.stderr
+
+
+def test_unwritable_workdir_is_a_sentence(text, tmp_path):
+  file = tmp_path / 'file'
+  file.write_text('')
+  with pytest.raises(UserError, match='use another --workdir'):
+    train(tiny_config(text), file / 'run')
+  if os.geteuid():  # root may write anywhere
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match='use another --workdir'):
+      train(tiny_config(text), tmp_path / 'run')
