@@ -66,7 +66,10 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=options,
-      item_handlers={'state': ocp.StandardCheckpointHandler(), 'position': ocp.JsonCheckpointHandler()},
+      item_handlers={
+        'state': ocp.StandardCheckpointHandler(),
+        'position': ocp.JsonCheckpointHandler(),
+      },
     )
 
   def latest(self) -> int | None:
@@ -185,7 +188,9 @@ def read_config(workdir: str | pathlib.Path) -> config_lib.Config:
       f'{workdir} holds no run (no config.json); give the --workdir of a training run'
     ) from None
   except json.JSONDecodeError as error:
-    raise UserError(f'{path} is damaged ({error}); restore it, or train in another folder') from None
+    raise UserError(
+      f'{path} is damaged ({error}); restore it, or train in another folder'
+    ) from None
   return config_lib.parse(raw)
 
 

@@ -17,7 +17,7 @@ from armd_jax.errors import UserError
 
 
 def run(main: Callable[[], None]) -> None:
-  """Parses flags and runs `main`; a `UserError`, or a wrong flag, is one sentence and exit code 1."""
+  """Parses flags, runs `main`; a `UserError` or a wrong flag is one sentence and exit code 1."""
   # Libraries tell of every checkpoint they touch; what a user needs to know, the programs print.
   absl_logging.set_verbosity(absl_logging.WARNING)
   logging.getLogger('jax').setLevel(logging.WARNING)
@@ -44,7 +44,9 @@ def _parse(argv: list[str]) -> list[str]:
     raise UserError(f'{text}; see --help') from error
 
 
-def experiment(config_flag: flags.FlagHolder[ml_collections.ConfigDict]) -> ml_collections.ConfigDict:
+def experiment(
+  config_flag: flags.FlagHolder[ml_collections.ConfigDict],
+) -> ml_collections.ConfigDict:
   """The config of --config=FILE with its overrides.
 
   Raises:
@@ -58,9 +60,9 @@ def experiment(config_flag: flags.FlagHolder[ml_collections.ConfigDict]) -> ml_c
   return raw
 
 
-def streams_flag() -> flags.FlagHolder[list[str]]:
+def streams_flag(default: str) -> flags.FlagHolder[list[str]]:
   """--streams=2,4,8 for programs that measure several S; read by `streams_of`."""
-  holder = flags.DEFINE_list('streams', ['2', '4', '8'], 'Stride counts S.')
+  holder = flags.DEFINE_list('streams', default, 'Stride counts S.')
   message = 'must be whole numbers, like 2,4,8'
   fine = lambda values: all(v.isdigit() and int(v) > 0 for v in values)
   flags.register_validator('streams', fine, message)

@@ -255,13 +255,15 @@ def _check(config: Config) -> Config:
   )
   _require(
     o.ar_steps <= o.perm_steps,
-    f'config.order.perm_steps is {o.perm_steps}, before ar_steps = {o.ar_steps}; write a later step',
+    f'config.order.perm_steps is {o.perm_steps}, before ar_steps = {o.ar_steps}; '
+    'write a later step',
   )
   for streams in o.sbp_streams if o.sbp_start >= 0 else ():
     check_streams(streams, m.num_slots, 'config.order.sbp_streams')
   _require(
     t.batch_size % t.accumulation == 0,
-    f'config.train.accumulation is {t.accumulation}; write a divisor of batch_size = {t.batch_size}',
+    f'config.train.accumulation is {t.accumulation}; '
+    f'write a divisor of batch_size = {t.batch_size}',
   )
   _require(
     m.family == 'armd' or o.sbp_start < 0,

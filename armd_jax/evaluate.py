@@ -113,7 +113,7 @@ def main() -> None:
 
 if __name__ == '__main__':
   _WORKDIR = cli.workdir_flag('A training run.')
-  _STREAMS = cli.streams_flag()
+  _STREAMS = cli.streams_flag('2,4,8')
   _WINDOWS = flags.DEFINE_integer('windows', 0, 'Held-out windows to score; 0: all.', lower_bound=0)
   _SEED = flags.DEFINE_integer('seed', 0, 'Seed of random orders.')
   _JSON = cli.json_flag()

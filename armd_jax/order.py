@@ -126,7 +126,8 @@ def shuffled(keys_B: Array, num_slots: int, num_shuffled: Array, mode: str) -> G
 def progressive_budget(step: Array, ar_steps: int, perm_steps: int, rho: int) -> Array:
   """How many tokens are shuffled at a training step (paper section 5; the ramp is our choice).
 
-  `k(i) = 0` while `i < ar_steps`, then `min(rho, 1 + floor((rho-1)(i-ar_steps)/(perm_steps-ar_steps)))`.
+  `k(i) = 0` while `i < ar_steps`, then `1 + floor((rho-1) (i-ar_steps) / (perm_steps-ar_steps))`
+  until `perm_steps`, and rho from there on.
 
   Args:
     step: int32 scalar i, the optimizer step, may be traced.

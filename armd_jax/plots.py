@@ -47,14 +47,18 @@ def loss_curve(
   plt.close(figure)
 
 
-def quality_speed(scores: Sequence[Score], speeds: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
+def quality_speed(
+  scores: Sequence[Score], speeds: Sequence[dict[str, Any]], path: pathlib.Path
+) -> None:
   """Held-out nats per byte against decoding speed, one point per stride count S."""
   nats = {score.name: score.nats_per_byte for score in scores}
   names = {s['streams']: f'strided S={s["streams"]}, parallel' for s in speeds}
   names[1] = 'left-to-right'
   points = [(s['tokens_per_second'], nats[names[s['streams']]], s['streams']) for s in speeds]
   figure, axes = plt.subplots(figsize=(6, 4), layout='constrained')
-  axes.plot([p[0] for p in points], [p[1] for p in points], 'o-', color=CONTENT, label='parallel groups')
+  axes.plot(
+    [p[0] for p in points], [p[1] for p in points], 'o-', color=CONTENT, label='parallel groups'
+  )
   alone = [
     (s['tokens_per_second'], nats.get(f'strided S={s["streams"]}, one by one')) for s in speeds
   ]
@@ -86,7 +90,9 @@ def orders_and_masks(path: pathlib.Path) -> None:
     'masked diffusion, T = 4': orders.masking_blocks(keys, 8, 4, 'linear'),
     'strided, S = 2': orders.strided(8, 2),
   }
-  figure, all_axes = plt.subplots(2, 4, figsize=(12, 4.8), height_ratios=[1, 7], layout='constrained')
+  figure, all_axes = plt.subplots(
+    2, 4, figsize=(12, 4.8), height_ratios=[1, 7], layout='constrained'
+  )
   for (name, o), (top, bottom) in zip(examples.items(), all_axes.T, strict=True):
     position_N, block_N = np.asarray(o.position_BxN[0]), np.asarray(o.block_BxN[0])
     step_N = np.unique(block_N, return_inverse=True)[1]

@@ -13,7 +13,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import platform
 import sys
 import time
 from typing import Any
@@ -25,6 +24,7 @@ from ml_collections import config_flags
 
 from armd_jax import checkpoint, cli, plots, sample
 from armd_jax import config as config_lib
+from armd_jax.bench import timing
 from armd_jax.config import check_streams
 from armd_jax.data import corpus as corpus_lib
 from armd_jax.data.pipeline import text_bytes
@@ -36,7 +36,7 @@ from armd_jax.train import train
 
 STREAMS = (1, 2, 4, 8)
 EVAL_WINDOWS = 96
-TIMED_REPEATS = 3
+TIMED_REPEATS = 7
 
 
 def quickstart(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def quickstart(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, An
     print(f'{s["streams"]:3}  {s["steps"]:5}  {s["tokens_per_second"]:8.0f}  {s["speedup"]:7.2f}x')
 
   results = {
-    'machine': machine(),
+    'machine': timing.machine(),
     'text': {'description': corpus.description, 'sha256': corpus.sha256},
     'config': config_lib.to_dict(config),
     'held_out': {
@@ -126,17 +126,6 @@ def quickstart(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, An
   print('  checkpoints/ config.json metrics.jsonl results.json loss.png quality_speed.png')
   print(f'Next: python -m armd_jax.sample --workdir={workdir} --streams=4 --prompt="The "')
   return results
-
-
-def machine() -> dict[str, Any]:
-  """What the numbers were measured on."""
-  return {
-    'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-    'cores': os.cpu_count(),
-    'system': platform.platform(),
-    'python': platform.python_version(),
-    'jax': jax.__version__,
-  }
 
 
 def _title(text: str) -> None:

@@ -179,9 +179,7 @@ def main() -> None:
   if _INFILL.value is not None:
     if _PROMPT.value:
       raise UserError('--prompt and --infill exclude each other; put the prompt into --infill')
-    request = fill_gaps(
-      _INFILL.value, _GAP_TOKENS.value, _NUM_SAMPLES.value, num_slots, tokenizer
-    )
+    request = fill_gaps(_INFILL.value, _GAP_TOKENS.value, _NUM_SAMPLES.value, num_slots, tokenizer)
   else:
     request = continue_prompts([_PROMPT.value] * _NUM_SAMPLES.value, num_slots, tokenizer)
   start = time.perf_counter()
@@ -202,8 +200,8 @@ def main() -> None:
     print(text)
   print('-' * 80)
   print(
-    f'{len(texts)} texts in {int(generated.steps)} steps, S = {_STREAMS.value}, {seconds:.1f} s with '
-    f'compilation, weights of step {step}'
+    f'{len(texts)} texts in {int(generated.steps)} steps, S = {_STREAMS.value}, {seconds:.1f} s '
+    f'with compilation, weights of step {step}'
   )
   if _JSON.value:
     numbers = {'texts': texts, 'steps': int(generated.steps), 'step': step, 'seconds': seconds}

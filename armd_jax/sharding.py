@@ -82,11 +82,10 @@ def tree_sharding(mesh: Mesh, tree: Any) -> Any:
     if x.ndim == 0:
       return replicated(mesh)
     name = path_name(path)
-    for suffix, axes in PARAMETER_AXES.items():
-      if ('/' + name).endswith('/' + suffix):
-        break
-    else:
+    matches = [row for row in PARAMETER_AXES.items() if f'/{name}'.endswith(f'/{row[0]}')]
+    if len(matches) != 1:
       raise ValueError(f'no row of PARAMETER_AXES matches {name!r} {x.shape}; add one')
+    ((_, axes),) = matches
     stacked = (None,) * (x.ndim - len(axes))
     return NamedSharding(mesh, PartitionSpec(*stacked, *map(MESH_AXES.get, axes)))
 
@@ -95,4 +94,6 @@ def tree_sharding(mesh: Mesh, tree: Any) -> Any:
 
 def path_name(path: Any) -> str:
   """A tree path as 'a/b/c'."""
-  return '/'.join(str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key)))) for key in path)
+  return '/'.join(
+    str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key)))) for key in path
+  )

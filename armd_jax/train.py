@@ -6,7 +6,6 @@ had never stopped.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 import shutil
@@ -142,7 +141,9 @@ def _prepare(workdir: pathlib.Path, config: config_lib.Config, overwrite: bool) 
   try:
     checkpoint.write_config(workdir, config)
   except OSError as error:
-    raise UserError(f'cannot write to {workdir} ({error.strerror}); use another --workdir') from error
+    raise UserError(
+      f'cannot write to {workdir} ({error.strerror}); use another --workdir'
+    ) from error
 
 
 def _describe(config, corpus, state, first_step, workdir) -> None:

@@ -10,7 +10,12 @@ from armd_jax.config import UserError
 
 def test_defaults_are_the_published_small_recipe():
   c = config.parse(config.default_config())
-  assert (c.model.num_layers, c.model.embed_dim, c.model.num_heads, c.model.length) == (12, 768, 12, 1024)
+  assert (c.model.num_layers, c.model.embed_dim, c.model.num_heads, c.model.length) == (
+    12,
+    768,
+    12,
+    1024,
+  )
   assert (c.model.num_two_stream_layers, c.model.mlp_dim, c.model.num_kv_heads) == (6, 3072, 12)
   assert (c.order.ar_steps, c.order.perm_steps, c.order.rho) == (9_000, 48_000, 32)
   assert (c.train.steps, c.train.batch_size) == (400_000, 512)
@@ -34,7 +39,10 @@ def test_defaults_are_the_published_small_recipe():
     ({'data': {'held_out': 1.0}}, 'write a share between 0 and 1'),
     ({'order': {'rho': 2000}}, 'write 0 to model.length = 1024'),
     ({'order': {'perm_steps': 10}}, 'write a later step'),
-    ({'order': {'sbp_start': 0, 'sbp_streams': (3,)}}, 'S = 3, which does not divide the length 1024'),
+    (
+      {'order': {'sbp_start': 0, 'sbp_streams': (3,)}},
+      'S = 3, which does not divide the length 1024',
+    ),
     ({'order': {'sbp_streams': 'x'}}, 'must be a tuple of whole numbers'),
     ({'train': {'accumulation': 3}}, 'write a divisor of batch_size = 512'),
     ({'model': {'family': 'ar'}, 'order': {'sbp_start': 0}}, 'has no strided orders'),
@@ -42,7 +50,7 @@ def test_defaults_are_the_published_small_recipe():
   ],
 )
 def test_refusals(raw, message):
-  with pytest.raises(UserError, match='^config') as error:
+  with pytest.raises(UserError, match=r'^config') as error:
     config.parse(raw)
   assert message in str(error.value)
   assert '\n' not in str(error.value)

@@ -41,7 +41,9 @@ def test_to_text_inverts_to_generation():
 
 def test_uniform_is_uniform():
   o = order.uniform(keys(6000), 3)
-  counts = [(o.position_BxN == jnp.array(p)).all(1).sum() for p in itertools.permutations([1, 2, 3])]
+  counts = [
+    (o.position_BxN == jnp.array(p)).all(1).sum() for p in itertools.permutations([1, 2, 3])
+  ]
   # 6 cells of 1000 expected: chi-square with 5 degrees of freedom, 20.5 is its 99.9% point.
   assert sum((int(c) - 1000) ** 2 / 1000 for c in counts) < 20.5
 
@@ -79,9 +81,15 @@ def test_shuffled_refuses_other_modes():
 @pytest.mark.parametrize(
   ('recipe', 'expected'),
   [
-    ((9_000, 48_000, 32), {0: 0, 8_999: 0, 9_000: 1, 10_258: 1, 10_259: 2, 28_500: 16, 47_999: 31, 48_000: 32, 400_000: 32}),
+    (
+      (9_000, 48_000, 32),
+      {0: 0, 8_999: 0, 9_000: 1, 10_258: 1, 10_259: 2, 28_500: 16, 47_999: 31, 48_000: 32},
+    ),
     ((9_000, 48_000, 16), {8_999: 0, 9_000: 1, 28_500: 8, 48_000: 16}),
-    ((100_000, 300_000, 8), {99_999: 0, 100_000: 1, 128_571: 1, 128_572: 2, 200_000: 4, 299_999: 7, 300_000: 8, 1_000_000: 8}),
+    (
+      (100_000, 300_000, 8),
+      {99_999: 0, 100_000: 1, 128_571: 1, 128_572: 2, 200_000: 4, 299_999: 7, 1_000_000: 8},
+    ),
   ],
 )  # fmt: skip
 def test_published_schedules(recipe, expected):
@@ -120,7 +128,10 @@ def test_given_first_cuts_the_rest_into_even_runs(streams):
     expected = [[run[0]] for run in runs]
     for j in range(1, max(map(len, runs), default=0)):
       expected.append([run[j] for run in runs if len(run) > j])
-    got = [position[b, g : g + m][block[b, g : g + m] == n].tolist() for n in np.unique(block[b, g : g + m])]
+    got = [
+      position[b, g : g + m][block[b, g : g + m] == n].tolist()
+      for n in np.unique(block[b, g : g + m])
+    ]
     assert got == expected
     assert position[b, g + m :].tolist() == list(range(length[b] + 1, 18))
     assert (block[b, g + m :] > block[b, : g + m].max(initial=0)).all()

@@ -75,7 +75,13 @@ def test_a_second_call_goes_on_from_what_is_there(finished, capsys):
 )
 def test_sample_program(finished, tmp_path, flags, expected):
   _, workdir, _ = finished
-  command = [sys.executable, '-m', 'armd_jax.sample', f'--workdir={workdir}', f'--json={tmp_path}/s.json']
+  command = [
+    sys.executable,
+    '-m',
+    'armd_jax.sample',
+    f'--workdir={workdir}',
+    f'--json={tmp_path}/s.json',
+  ]
   done = subprocess.run(command + flags, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   texts = json.loads((tmp_path / 's.json').read_text())['texts']
@@ -86,7 +92,14 @@ def test_sample_program(finished, tmp_path, flags, expected):
 
 def test_evaluate_program_repeats_the_numbers(finished, tmp_path):
   _, workdir, _ = finished
-  command = [sys.executable, '-m', 'armd_jax.evaluate', f'--workdir={workdir}', '--windows=4', '--streams=2']
+  command = [
+    sys.executable,
+    '-m',
+    'armd_jax.evaluate',
+    f'--workdir={workdir}',
+    '--windows=4',
+    '--streams=2',
+  ]
   outputs = []
   for run in range(2):
     path = tmp_path / f'{run}.json'

@@ -1,4 +1,4 @@
-"""The training program: it goes on as if never stopped, overwrites nothing, and says what is wrong."""
+"""Training goes on as if never stopped, overwrites nothing, and says what is wrong."""
 
 import json
 import os
@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from armd_jax import checkpoint, config as config_lib
-from armd_jax import sample, sharding, training
+from armd_jax import checkpoint, sample, sharding, training
+from armd_jax import config as config_lib
 from armd_jax.config import UserError
 from armd_jax.train import train
 
@@ -82,7 +82,9 @@ def command(text, workdir):
 def test_killed_and_started_again_is_as_if_never_stopped(text, finished, tmp_path):
   """40 steps straight equal 20, kill -9, and the rest by the same command, bit for bit."""
   workdir = tmp_path / 'run'
-  process = subprocess.Popen(command(text, workdir), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+  process = subprocess.Popen(
+    command(text, workdir), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+  )
   deadline = time.time() + 300
   while not (workdir / 'checkpoints' / '20' / 'commit_success.txt').exists():
     assert process.poll() is None and time.time() < deadline
@@ -170,7 +172,9 @@ def test_a_checkpoint_of_another_shape_is_refused_by_name(finished, tmp_path, fi
 
 def test_an_extra_parameter_is_refused_by_name(finished):
   config = checkpoint.read_config(finished)
-  abstract = training.abstract_state(config, 257, sharding.make_mesh(config.mesh, jax.devices()[:1]))
+  abstract = training.abstract_state(
+    config, 257, sharding.make_mesh(config.mesh, jax.devices()[:1])
+  )
   less = {k: v for k, v in abstract.ema.items() if k != 'final_norm'}
   with pytest.raises(UserError, match="holds 'ema/final_norm/scale', which the model lacks"):
     checkpoint.Checkpoints(finished).restore(abstract.replace(ema=less))
@@ -178,7 +182,9 @@ def test_an_extra_parameter_is_refused_by_name(finished):
 
 def damaged_files(run):
   state = run / 'checkpoints' / '40'
-  return sorted(str(p.relative_to(state)) for p in state.rglob('*') if p.is_file() and p.stat().st_size)
+  return sorted(
+    str(p.relative_to(state)) for p in state.rglob('*') if p.is_file() and p.stat().st_size
+  )
 
 
 # orbax abandons its other reads when one of them fails, and Python tells of each of them.
@@ -207,7 +213,10 @@ def test_a_damaged_checkpoint_is_told_and_left(text, finished, tmp_path):
 BAD_INPUT = [
   (['--config.model.nun_layers=3'], 'Did you mean "num_layers"'),
   (['--config.data.source=/nowhere/*.txt'], "no file matches the text '/nowhere/*.txt'"),
-  (['--config.order.sbp_streams=(1,3)'], 'S = 3, which does not divide the length 32; write a divisor'),
+  (
+    ['--config.order.sbp_streams=(1,3)'],
+    'S = 3, which does not divide the length 32; write a divisor',
+  ),
   (['--config.model.length=1000000', '--config.order.rho=1'], 'fewer than one window of 1000000'),
 ]
 

@@ -1,4 +1,4 @@
-"""The training step: its randomness, its memory, and that meshes and micro-batches change nothing."""
+"""The training step: randomness, memory, and that meshes and micro-batches change nothing."""
 
 import dataclasses
 import subprocess
@@ -64,7 +64,9 @@ def test_accumulation_adds_up_to_the_same_gradient():
   """Without dropout, which is drawn afresh in every micro-batch, nothing may change."""
   config = small_config(model__dropout=0.0)
   _, whole = run(config)
-  _, parts = run(dataclasses.replace(config, train=dataclasses.replace(config.train, accumulation=4)))
+  _, parts = run(
+    dataclasses.replace(config, train=dataclasses.replace(config.train, accumulation=4))
+  )
   for a, b in zip(whole, parts, strict=True):
     np.testing.assert_allclose(a['loss'], b['loss'], rtol=1e-5)
     np.testing.assert_allclose(a['gradient_norm'], b['gradient_norm'], rtol=1e-4)
@@ -103,7 +105,12 @@ def test_randomness_follows_seed_and_step():
 def test_recipe():
   config = OptimizerConfig(learning_rate=3e-4, warmup_steps=2500)
   rate = training.learning_rate_at(config)
-  assert [round(float(rate(i)) / 3e-4, 4) for i in (0, 1249, 2499, 10**5)] == [0.0004, 0.5, 1.0, 1.0]
+  assert [round(float(rate(i)) / 3e-4, 4) for i in (0, 1249, 2499, 10**5)] == [
+    0.0004,
+    0.5,
+    1.0,
+    1.0,
+  ]
   decay = [float(training.ema_decay_at(config, i)) for i in (0, 90, 10**6)]
   np.testing.assert_allclose(decay, [0.1, 0.91, 0.9999], rtol=1e-6)
 
@@ -111,7 +118,13 @@ def test_recipe():
 def test_ema_clip_and_weight_decay_matter():
   plain = run(small_config(), steps=2)[0]
   assert not np.allclose(*(jax.tree.leaves(t)[0] for t in (plain.ema, plain.params)))
-  for field, value in (('clip_norm', 1e-8), ('weight_decay', 1.0), ('beta1', 0.0), ('beta2', 0.5), ('eps', 1.0)):
+  for field, value in (
+    ('clip_norm', 1e-8),
+    ('weight_decay', 1.0),
+    ('beta1', 0.0),
+    ('beta2', 0.5),
+    ('eps', 1.0),
+  ):
     other = run(small_config(**{f'optimizer__{field}': value}), steps=2)[0]
     assert any(
       not np.allclose(a, b, atol=1e-6)
@@ -151,14 +164,15 @@ MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)]
 
 def test_every_mesh_trains_the_same():
   """In a process with 8 virtual devices, since the others should run on one."""
-  script = f'''
+  script = f"""
 import jax, numpy as np
 import test_training as t
 from armd_jax import config, sharding, training
 c = t.small_config(train__accumulation=1)
 losses = {{}}
 for data, fsdp, tensor in {MESHES!r}:
-  mesh = sharding.make_mesh(config.MeshConfig(data, fsdp, tensor), jax.devices()[: data * fsdp * tensor])
+  devices = jax.devices()[: data * fsdp * tensor]
+  mesh = sharding.make_mesh(config.MeshConfig(data, fsdp, tensor), devices)
   state = training.new_state(c, t.tiny.VOCAB + 1, mesh)
   step = training.train_step(c, t.tiny.VOCAB + 1, mesh)
   for i in range(2):
@@ -170,14 +184,16 @@ print(losses)
 first = losses[1, 1, 1]
 for name, values in losses.items():
   np.testing.assert_allclose(values, first, rtol=1e-5, err_msg=str(name))
-'''
+"""
   environment = {
     'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
     'JAX_PLATFORMS': 'cpu',
     'PYTHONPATH': str(__import__('pathlib').Path(__file__).parent),
     'PATH': '/usr/bin:/bin',
   }
-  done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, env=environment)
+  done = subprocess.run(
+    [sys.executable, '-c', script], capture_output=True, text=True, env=environment
+  )
   assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -9,7 +9,7 @@ Array = jax.Array
 
 
 def slot_keys(key: Array, sequence_B: Array, slot_BxW: Array) -> Array:
-  """One key per draw, a function of (seed, sequence index, slot) alone, so batching changes nothing.
+  """One key per draw, from (seed, sequence index, slot) alone, so batching changes nothing.
 
   Args:
     key: key made from the seed.

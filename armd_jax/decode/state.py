@@ -59,7 +59,7 @@ class DecodeState:
 
 
 def decoding_form(config: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
-  """The same network, unrolled, without remat, and with its matrices cast once instead of per step."""
+  """The same network, unrolled, without remat, its matrices cast once instead of per step."""
 
   def cast(path, x):
     is_matrix = path[-1].key in ('kernel', 'embedding')
@@ -69,7 +69,9 @@ def decoding_form(config: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
   return dataclasses.replace(config, scan_layers=False, remat='none'), params
 
 
-def start(model: Any, params: Any, task: Task, tokens_BxN: Array, prefill: int, width: int) -> DecodeState:
+def start(
+  model: Any, params: Any, task: Task, tokens_BxN: Array, prefill: int, width: int
+) -> DecodeState:
   """Fills the caches with the given tokens in one pass through both streams.
 
   Args:

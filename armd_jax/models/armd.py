@@ -68,7 +68,8 @@ def full_rows(order: GenerationOrder) -> Rows:
   return Rows(
     content_position_BxW=shift(order.position_BxN),
     query_position_BxW=order.position_BxN,
-    # The last slot has no content row; content rows of its block would see it, and nobody sees them.
+    # The last slot has no content row; only rows of its own block would see it, and nobody sees
+    # those.
     content_length_BxW=jnp.minimum(1 + shift(end_BxN), num_slots),
     query_length_BxW=1 + start_BxN,
     causal_length_BxW=end_BxN,
@@ -199,7 +200,9 @@ class ARMD(nn.Module):
     g_BxWxE, query_position_BxW, aggregate = self._seed(x_BxWxE, rows, state)
 
     rotation = lambda position: rope_rotation(position, c.head_dim, c.rope_theta)
-    content_rotation, query_rotation = map(rotation, (rows.content_position_BxW, query_position_BxW))
+    content_rotation, query_rotation = map(
+      rotation, (rows.content_position_BxW, query_position_BxW)
+    )
     one = lambda pair: jax.tree.map(lambda x: x[:, None], pair)
     caches = (None, None, None)
     if state is not None:
@@ -242,13 +245,19 @@ class ARMD(nn.Module):
     local_BxW = rows.query_length_BxW - rows.content_offset_B[:, None]
     aggregate = None if state is None else state.aggregate_BxPxE
     if c.g0 == 'mask_embedding':
-      return jnp.broadcast_to(self.mask_E, x_BxWxE.shape).astype(c.dtype), rows.query_position_BxW, aggregate
+      return (
+        jnp.broadcast_to(self.mask_E, x_BxWxE.shape).astype(c.dtype),
+        rows.query_position_BxW,
+        aggregate,
+      )
     if c.g0 == 'shift':
       # The latest row that the slot may see, seen from that row's own position: an AR model.
       batch, width, _ = x_BxWxE.shape
       latest_BxW = jnp.clip(local_BxW - 1, 0, width - 1)
       position_BxW = jnp.take_along_axis(
-        jnp.broadcast_to(rows.content_position_BxW, (latest_BxW.shape[0], width)), latest_BxW, axis=1
+        jnp.broadcast_to(rows.content_position_BxW, (latest_BxW.shape[0], width)),
+        latest_BxW,
+        axis=1,
       )
       latest_BxW = jnp.broadcast_to(latest_BxW, (batch, width))
       return jnp.take_along_axis(x_BxWxE, latest_BxW[..., None], axis=1), position_BxW, aggregate

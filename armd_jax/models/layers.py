@@ -51,7 +51,9 @@ class KVCache:
 
   def write(self, k_BxWxGxD: Array, v_BxWxGxD: Array, offset_B: Array) -> KVCache:
     """Puts W rows at `offset_B` (`[1]` when all sequences are at the same place)."""
-    return KVCache(_put(self.k_BxKxGxD, k_BxWxGxD, offset_B), _put(self.v_BxKxGxD, v_BxWxGxD, offset_B))
+    return KVCache(
+      _put(self.k_BxKxGxD, k_BxWxGxD, offset_B), _put(self.v_BxKxGxD, v_BxWxGxD, offset_B)
+    )
 
 
 def _put(cache_BxKxGxD: Array, rows_BxWxGxD: Array, offset_B: Array) -> Array:
@@ -184,9 +186,7 @@ def remat_block(config: ModelConfig):
   if config.remat == 'none':
     return Block
   # Inside a scan the loop itself keeps XLA from undoing the recomputation.
-  return nn.remat(
-    Block, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers
-  )
+  return nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
 
 
 def unstack_layers(params: Any) -> Any:

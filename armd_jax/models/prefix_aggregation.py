@@ -1,8 +1,8 @@
 """Prefix aggregation, the seed of the query rows: G^0 = ((PE PE^T) * M^sc) X^0 (paper eq. 6).
 
 A linear attention over strictly earlier rows, so it has three forms that agree: quadratic, chunked
-(linear in N, for training) and recurrent (`update`, `read`, for decoding). Rows of `PE` are taken at
-text positions and have unit length. Everything is float32.
+(linear in N, for training) and recurrent (`update`, `read`, for decoding). Rows of `PE` are taken
+at text positions and have unit length. Everything is float32.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def chunked(
     return jnp.moveaxis(x.reshape(x.shape[0], num_chunks, chunk, *x.shape[2:]), 1, 0)
 
   def outer(pe_BxCxP, x_BxCxE):
-    return jnp.einsum('bcp,bce->bpe', jnp.broadcast_to(pe_BxCxP, (batch, *pe_BxCxP.shape[1:])), x_BxCxE)
+    return jnp.einsum(
+      'bcp,bce->bpe', jnp.broadcast_to(pe_BxCxP, (batch, *pe_BxCxP.shape[1:])), x_BxCxE
+    )
 
   def walk(sums, xs):
     before_BxPxE, block_BxPxE = sums

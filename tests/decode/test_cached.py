@@ -71,7 +71,9 @@ def task_for(generation_order, batch, num_given=0, first_token=BOS):
 
 
 def random_tokens(batch, seed=5):
-  return np.asarray(jax.random.randint(jax.random.key(seed), (batch, tiny.NUM_SLOTS), 0, tiny.VOCAB))
+  return np.asarray(
+    jax.random.randint(jax.random.key(seed), (batch, tiny.NUM_SLOTS), 0, tiny.VOCAB)
+  )
 
 
 @pytest.mark.parametrize('name', sorted(tiny.orders()))

@@ -87,7 +87,9 @@ def test_batching_changes_nothing_and_given_tokens_stay():
       config, tiny.VOCAB, params, task_of(given[row], length[row], 2), text[row], seed=3,
       sequence_B=np.array([b]),
     )  # fmt: skip
-    np.testing.assert_array_equal(np.asarray(alone.tokens_BxN)[0, : length[b]], together[b, : length[b]])
+    np.testing.assert_array_equal(
+      np.asarray(alone.tokens_BxN)[0, : length[b]], together[b, : length[b]]
+    )
   again = generate(config, tiny.VOCAB, params, task_of(given, length, 2), text, seed=4)
   assert (np.asarray(again.tokens_BxN) != together).any()
 
@@ -158,7 +160,13 @@ def test_a_stop_token_in_the_prompt_does_not_stop():
 
 def test_nucleus_keeps_the_smallest_set():
   p = np.array([0.1, 0.4, 0.2, 0.3])
-  for top_p, kept in ((0.05, {1}), (0.4, {1}), (0.5, {1, 3}), (0.75, {1, 2, 3}), (1.0, {0, 1, 2, 3})):
+  for top_p, kept in (
+    (0.05, {1}),
+    (0.4, {1}),
+    (0.5, {1, 3}),
+    (0.75, {1, 2, 3}),
+    (1.0, {0, 1, 2, 3}),
+  ):
     out = np.asarray(nucleus(jnp.log(p), top_p))
     assert set(np.flatnonzero(np.isfinite(out))) == kept
 

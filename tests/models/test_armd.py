@@ -72,7 +72,7 @@ def test_probabilities_of_all_texts_sum_to_one(name):
 )
 def test_no_leak(name, changes):
   """Slot n's log-probability has exactly zero gradient with respect to the input rows of its own
-  and later blocks, and not to all earlier ones. Aggregation chunks hold 5 slots, blocks up to 16."""
+  and later blocks, and not to all earlier ones. Aggregation chunks hold 5 slots, blocks 16."""
   config = dataclasses.replace(tiny.model_config(**changes), scan_layers=False)
   o = jax.tree.map(lambda x: x[:1], tiny.orders()[name])
   gradient_NxN = np.asarray(influence(config, o))
@@ -131,7 +131,9 @@ def test_permuting_a_block_permutes_its_logits_and_nothing_else(name):
   np.testing.assert_allclose(shuffled, out[:, shuffle_N], atol=2e-5 * np.abs(out).max())
 
 
-@pytest.mark.parametrize('changes', [{'g0_chunk': 0}, {'scan_layers': False}, {'remat': 'full'}], ids=str)
+@pytest.mark.parametrize(
+  'changes', [{'g0_chunk': 0}, {'scan_layers': False}, {'remat': 'full'}], ids=str
+)
 def test_forms_of_the_same_network_agree(changes):
   """Aggregation chunked or quadratic, layers scanned or unrolled, recomputed or kept: loss and
   gradients are the same."""
@@ -176,7 +178,13 @@ def test_bfloat16_stays_near_float32():
   config = tiny.model_config()
   _, params = tiny.init(config)
   exact, rough = (
-    logits(dataclasses.replace(config, dtype=d), tiny.VOCAB, params, random_tokens(), tiny.orders()['blocks'])
+    logits(
+      dataclasses.replace(config, dtype=d),
+      tiny.VOCAB,
+      params,
+      random_tokens(),
+      tiny.orders()['blocks'],
+    )
     for d in ('float32', 'bfloat16')
   )
   assert rough.dtype == jnp.float32
@@ -186,7 +194,7 @@ def test_bfloat16_stays_near_float32():
 
 def test_padded_vocabulary_has_no_probability():
   config = tiny.model_config(vocab_multiple=16)
-  model, params = tiny.init(config)
+  _, params = tiny.init(config)
   assert params['vocabulary']['embedding'].shape == (16, 32)
   out = logits(config, tiny.VOCAB, params, random_tokens(), tiny.orders()['blocks'])
   assert out.shape[-1] == 16 and np.isneginf(out[..., tiny.VOCAB :]).all()
@@ -195,7 +203,13 @@ def test_padded_vocabulary_has_no_probability():
 
 @pytest.mark.parametrize(
   'changes',
-  [{'g0': 'mask_embedding'}, {'g0_norm': 'rms'}, {'pe': 'learned'}, {'pe_dim': 4}, {'rope_theta': 10.0}],
+  [
+    {'g0': 'mask_embedding'},
+    {'g0_norm': 'rms'},
+    {'pe': 'learned'},
+    {'pe_dim': 4},
+    {'rope_theta': 10.0},
+  ],
   ids=str,
 )
 def test_every_field_matters(changes):

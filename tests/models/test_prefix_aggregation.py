@@ -20,10 +20,12 @@ def inputs(name):
 
 
 def brute_force(pe_q_BxNxP, pe_k_BxNxP, x_BxNxE, lengths_BxN):
-  pe_q, pe_k, x, lengths = (np.asarray(a, np.float64) for a in (pe_q_BxNxP, pe_k_BxNxP, x_BxNxE, lengths_BxN))
+  pe_q, pe_k, x, lengths = (
+    np.asarray(a, np.float64) for a in (pe_q_BxNxP, pe_k_BxNxP, x_BxNxE, lengths_BxN)
+  )
   g = np.zeros_like(x)
   for b in range(x.shape[0]):
-    shared = lambda a: a[min(b, len(a) - 1)]
+    shared = lambda a, b=b: a[min(b, len(a) - 1)]
     for n in range(x.shape[1]):
       for k in range(int(shared(lengths)[n])):
         g[b, n] += shared(pe_q)[n] @ shared(pe_k)[k] * x[b, k]

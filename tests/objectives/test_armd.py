@@ -30,7 +30,9 @@ def test_phases():
   for step in range(30, 60):
     o = step_order(config, step)
     assert (o.position_BxN == o.position_BxN[:1]).all()  # S is drawn once per step
-    matches = [s for s in (1, 2, 4) if (o.position_BxN[0] == order.strided(16, s).position_BxN[0]).all()]
+    matches = [
+      s for s in (1, 2, 4) if (o.position_BxN[0] == order.strided(16, s).position_BxN[0]).all()
+    ]
     assert len(matches) == 1
     np.testing.assert_array_equal(o.block_BxN[0], order.strided(16, matches[0]).block_BxN[0])
     seen |= set(matches)
