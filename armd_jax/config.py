@@ -15,6 +15,7 @@ from typing import Any
 
 import ml_collections
 
+from armd_jax.attention import BACKENDS
 from armd_jax.errors import UserError
 
 
@@ -43,7 +44,7 @@ class ModelConfig:
   g0_chunk: int = 128  # slots per chunk of the linear form of eq. 6; 0: the quadratic form
   pe: str = _one_of('sinusoidal', 'learned')  # position rows of eq. 6, of unit length
   pe_dim: int = 64
-  attention: str = 'auto'  # see armd_jax.attention.BACKENDS
+  attention: str = _one_of(*BACKENDS)  # see armd_jax.attention
   dtype: str = _one_of('bfloat16', 'float32')  # of activations; parameters are float32
   remat: str = _one_of('none', 'dots', 'full')  # what the backward pass recomputes
   scan_layers: bool = True  # one compiled layer in a loop; False unrolls

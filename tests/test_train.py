@@ -253,3 +253,17 @@ def test_unwritable_workdir_is_a_sentence(text, tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match='use another --workdir'):
       train(tiny_config(text), tmp_path / 'run')
+
+
+def test_a_kernel_that_cannot_run_here_is_a_sentence(text, tmp_path):
+  workdir = tmp_path / 'run'
+  flags = ['--config.model.attention=pallas_tpu']
+  done = subprocess.run(command(text, workdir) + flags, capture_output=True, text=True)
+  assert done.returncode == 1
+  assert (
+    done.stderr.strip()
+    .splitlines()[-1]
+    .startswith(
+      "error: attention backend 'pallas_tpu' cannot run: the platform is 'cpu', not a TPU"
+    )
+  )

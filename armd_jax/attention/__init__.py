@@ -23,6 +23,7 @@ import jax
 from absl import logging
 
 from armd_jax.attention import device, reference, tpu, tpu_blocks
+from armd_jax.errors import UserError
 
 Array = jax.Array
 
@@ -63,7 +64,7 @@ def _choose(backend: str, q: Array, k: Array, v: Array) -> str:
   reason = _why_not_pallas_tpu(q, k, v)
   if backend == 'pallas_tpu':
     if reason is not None:
-      raise ValueError(f"attention backend 'pallas_tpu' cannot run: {reason}; write 'reference'")
+      raise UserError(f"attention backend 'pallas_tpu' cannot run: {reason}; write 'reference'")
     return backend
   if reason is None:
     _log_once(f"attention: 'auto' takes 'pallas_tpu' on {device.current().chip}")
@@ -95,8 +96,8 @@ def prefix_attention(
   Returns:
     out_BxRxNxHxD, in the dtype of q; scores and softmax are computed in float32.
   Raises:
-    ValueError: if shapes do not fit together, the backend is unknown, or it was asked for by name
-      and cannot run here.
+    ValueError: if shapes do not fit together or the backend is unknown.
+    UserError: if the backend was asked for by name and cannot run here.
   """
   batch, streams, rows, heads, head_dim = q_BxRxNxHxD.shape
   if k_BxKxGxD.shape != v_BxKxGxD.shape:

@@ -1,0 +1,133 @@
+"""The TPU backend around its numerics: choice, transformations, what it keeps and what it walks."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src import ad_checkpoint
+from jax.sharding import PartitionSpec
+
+from armd_jax import attention
+from armd_jax.attention import device
+
+
+def _arrays(rows=40, heads=2, groups=1, head_dim=64, dtype=jnp.float32):
+  keys = jax.random.split(jax.random.key(0), 3)
+  q = jax.random.normal(keys[0], (1, 2, rows, heads, head_dim), dtype)
+  k, v = (jax.random.normal(key, (1, rows, groups, head_dim), dtype) for key in keys[1:])
+  end = jnp.arange(1, rows + 1)
+  return q, k, v, jnp.stack([end, end - 1])[None]
+
+
+def _loss(backend):
+  def loss(q, k, v, lengths):
+    return (attention.prefix_attention(q, k, v, lengths, backend=backend) ** 2).sum()
+
+  return loss
+
+
+# ---- choice of the backend ---------------------------------------------------------------------
+
+
+def test_auto_takes_the_reference_on_cpu_and_the_kernel_on_tpu():
+  arrays = _arrays()
+  jaxpr = str(jax.make_jaxpr(attention.prefix_attention)(*arrays))
+  assert 'pallas_call' not in jaxpr
+  with device.compiling_for('v5p'):
+    jaxpr = str(jax.make_jaxpr(lambda *a: attention.prefix_attention(*a))(*arrays))
+  assert 'prefix_attention_forward' in jaxpr
+  assert 'name=_prefix_attention_pallas_tpu' in jaxpr  # where flops.py looks for it
+
+
+def test_auto_says_once_what_it_takes_and_why(caplog):
+  attention._log_once.cache_clear()
+  with caplog.at_level(logging.INFO, logger='absl'):
+    for _ in range(3):
+      attention.prefix_attention(*_arrays())
+  messages = [r.getMessage() for r in caplog.records]
+  assert messages == [
+    "attention: 'auto' takes 'reference', because the platform is 'cpu', not a TPU"
+  ]
+
+
+@pytest.mark.parametrize(
+  ('options', 'reason'),
+  [
+    ({'head_dim': 96}, 'head dimension 96 is not one of'),
+    ({'dtype': jnp.float16}, 'dtype float16 is not one of'),
+    ({'rows': 0}, 'are empty'),
+  ],
+)
+def test_explicit_choice_that_cannot_run_says_why(options, reason):
+  with device.compiling_for('v5e'), pytest.raises(ValueError, match=reason):
+    attention.prefix_attention(*_arrays(**options), backend='pallas_tpu')
+
+
+def test_explicit_choice_on_another_platform_raises():
+  with pytest.raises(ValueError, match="the platform is 'cpu', not a TPU"):
+    attention.prefix_attention(*_arrays(), backend='pallas_tpu')
+  with pytest.raises(ValueError, match='write one of'):
+    attention.prefix_attention(*_arrays(), backend='pallas')
+  with pytest.raises(ValueError, match='write one of'), device.compiling_for('v9'):
+    pass
+
+
+def test_unknown_tpu_is_not_taken_by_auto(monkeypatch):
+  monkeypatch.setattr(device, 'current', lambda: device.Device('tpu', 'TPU v9'))
+  with pytest.raises(ValueError, match="chip 'TPU v9' is not one of"):
+    attention.prefix_attention(*_arrays(), backend='pallas_tpu')
+  assert 'pallas_call' not in str(jax.make_jaxpr(attention.prefix_attention)(*_arrays()))
+
+
+# ---- transformations ---------------------------------------------------------------------------
+
+
+def test_gradient_of_a_scan_over_layers_under_shard_map():
+  """jit, grad, scan and shard_map at once, equal to the reference."""
+  q, k, v, lengths = _arrays(groups=2)
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ('data', 'heads'))
+  rows, keys = PartitionSpec('data', None, None, 'heads'), PartitionSpec('data', None, 'heads')
+
+  def gradients(backend):
+    # The interpreter, not the kernel, cannot track which axes a value varies over.
+    attend = jax.shard_map(
+      lambda *a: attention.prefix_attention(*a, backend=backend),
+      mesh=mesh,
+      in_specs=(rows, keys, keys, PartitionSpec()),
+      out_specs=rows,
+      check_vma=False,
+    )
+
+    def loss(q, k, v):
+      layers = jax.lax.scan(lambda q, _: (attend(q, k, v, lengths) + q, None), q, length=2)
+      return (layers[0] ** 2).sum()
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
+
+  expected = gradients('reference')
+  with device.interpreting_tpu():
+    found = jax.block_until_ready(gradients('pallas_tpu'))
+  for a, b in zip(found, expected, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_remat_policy_saves_output_and_statistics_by_name():
+  names = ('prefix_attention_out', 'prefix_attention_stats')
+  policy = jax.checkpoint_policies.save_only_these_names(*names)
+  layer = jax.checkpoint(_loss('pallas_tpu'), policy=policy)
+  q, k, v, lengths = _arrays()
+  with device.compiling_for('v5e'):
+    saved = ad_checkpoint.saved_residuals(lambda *a: layer(*a, lengths), q, k, v)
+  shapes = sorted(x.shape for x, origin in saved if 'argument' not in origin)
+  # [B, G, C, M, D] with C = 2 streams x 2 heads, and their two statistics; folded, C = 1.
+  assert (1, 1, 1, 160, 64) in shapes
+  assert (1, 1, 2, 1, 160) in shapes
+  assert not any(shape[-2:] == (160, 40) for shape in shapes)  # no scores
+
+
+def test_kernels_state_their_cost():
+  with device.compiling_for('v5e'):
+    jaxpr = jax.make_jaxpr(jax.grad(_loss('pallas_tpu')))(*_arrays(rows=512))
+  assert str(jaxpr).count('CostEstimate(flops=') == 2
