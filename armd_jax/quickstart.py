@@ -35,7 +35,7 @@ from armd_jax.evaluation.ngram import witten_bell_nats
 from armd_jax.train import train
 
 STREAMS = (1, 2, 4, 8)
-EVAL_WINDOWS = 64
+EVAL_WINDOWS = 96
 TIMED_REPEATS = 7
 
 
