@@ -157,7 +157,7 @@ def test_metrics_are_one_line_per_step(finished):
   ('fields', 'message'),
   [
     ({'embed_dim': 32}, r'is \(\d.*16.*\) in checkpoint .* but \(\d.*32.*\) in the model'),
-    ({'num_layers': 3}, 'lacks '),
+    ({'num_layers': 4}, r"lacks 'ema/two_stream/"),
     ({'pe': 'learned'}, "lacks 'params/pe'|lacks 'ema/pe'|lacks '.*pe'"),
   ],
 )
