@@ -23,7 +23,7 @@ from armd_jax.attention import tiles, tpu_blocks
 # 256 x 256 units, two rows a cycle, as in v6e.
 PEAK = {'v4': 65536, 'v5e': 65536, 'v5p': 65536, 'v6e': 262144, '7x': 262144}
 
-SOURCES = ('tiles', 'shapes', 'tpu', 'tpu_blocks', 'schedule', 'aot')
+SOURCES = ('tiles', 'shapes', 'tpu', 'tpu_blocks', 'tpu_call', 'schedule', 'aot')
 
 
 def stamp() -> str:
@@ -146,7 +146,7 @@ def cycles(
 
 
 def _plain(regions, plain, blocks, copies) -> int:
-  """Cycles of an unmasked tile; mirrors `tpu._for_each_unit`."""
+  """Cycles of an unmasked tile; mirrors `tpu_call.for_each_unit`."""
   row_units, key_units = blocks.rows // blocks.unit_rows, blocks.keys // blocks.unit_keys
   trips = []
   if copies * row_units * key_units > blocks.overlap and key_units > 1:
@@ -164,7 +164,7 @@ def _plain(regions, plain, blocks, copies) -> int:
 
 
 def _masked(regions, masked, blocks, grid, lengths) -> int:
-  """Cycles of all masked tiles; mirrors `tpu._for_each_unit`."""
+  """Cycles of all masked tiles; mirrors `tpu_call.for_each_unit`."""
   row_units, key_units = blocks.rows // blocks.unit_rows, blocks.keys // blocks.unit_keys
   rows, outside = masked, 0
   loops = [r for r in _inside(regions, masked) if r.kind == 'loop']

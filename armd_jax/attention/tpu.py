@@ -24,9 +24,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
-from armd_jax.attention import tiles, tpu_blocks
+from armd_jax.attention import tpu_blocks, tpu_call
 
 Array = jax.Array
 
@@ -139,199 +138,6 @@ def _attend_backward(plan, residuals, dout):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-# ---- what both kernels share -------------------------------------------------------------------
-
-ROWS_BY_KEYS = (((1,), (1,)), ((), ()))  # contract the head dimension of both
-PLAIN = (((1,), (0,)), ((), ()))
-
-
-def _dot(a: Array, b: Array, dimensions) -> Array:
-  # float32 operands go through the matrix unit in full precision, not as one bf16 pass.
-  precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-  return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
-
-
-def _pad(x: Array, axis: int, size: int, **kwargs) -> Array:
-  """`x` padded at the end of an axis, untouched where it already fits."""
-  if x.shape[axis] == size:
-    return x
-  width = [(0, 0)] * x.ndim
-  width[axis] = (0, size - x.shape[axis])
-  return jnp.pad(x, width, **kwargs)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Call:
-  """One kernel launch: its walk, its block specs and its padded sizes."""
-
-  blocks: tpu_blocks.Blocks
-  grid: tiles.Grid
-  batch: int
-  groups: int
-  copies: int
-  streams: int
-  head_dim: int
-
-  @classmethod
-  def make(cls, blocks, q, k, lengths) -> _Call:
-    batch, groups, copies, num_rows, head_dim = q.shape
-    grid = blocks.grid(lengths.shape[0], num_rows, k.shape[2])
-    return cls(blocks, grid, batch, groups, copies, lengths.shape[1], head_dim)
-
-  @property
-  def num_rows(self) -> int:
-    return self.grid.query_tiles * self.grid.rows
-
-  @property
-  def num_keys(self) -> int:
-    return self.grid.spans * self.grid.span_tiles * self.grid.keys
-
-  def _batch(self, b, code):
-    # Either all sequences share one walk, or one walk goes over all sequences.
-    return b + self.grid.batch_of(code)
-
-  def rows_spec(self) -> pl.BlockSpec:
-    """`[B, G, C, M, D]`, one query tile of it."""
-
-    def index(b, g, t, codes, _):
-      code = codes[t]
-      return self._batch(b, code), g, 0, self.grid.query(code), 0
-
-    return pl.BlockSpec((1, 1, self.copies, self.grid.rows, self.head_dim), index)
-
-  def stats_spec(self, kinds: int) -> pl.BlockSpec:
-    """`[B, G, kinds, C, M]`, numbers of each row of one query tile."""
-
-    def index(b, g, t, codes, _):
-      code = codes[t]
-      return self._batch(b, code), g, 0, 0, self.grid.query(code)
-
-    return pl.BlockSpec((1, 1, kinds, self.copies, self.grid.rows), index)
-
-  def lengths_spec(self) -> pl.BlockSpec:
-    def index(b, g, t, codes, _):
-      del b, g
-      return self.grid.batch_of(codes[t]), 0, self.grid.query(codes[t])
-
-    return pl.BlockSpec((1, self.streams, self.grid.rows), index)
-
-  def keys_spec(self) -> pl.BlockSpec:
-    """`[B, G, K, D]`, one key tile of it."""
-
-    def index(b, g, t, codes, _):
-      code = codes[t]
-      tile = self.grid.span(code) * self.grid.span_tiles + self.grid.key(code)
-      return self._batch(b, code), g, tile, 0
-
-    return pl.BlockSpec((1, 1, self.grid.keys, self.head_dim), index)
-
-  def span_spec(self) -> pl.BlockSpec:
-    """`[B, G, K, D]`, all key tiles of a span."""
-
-    def index(b, g, t, codes, _):
-      return self._batch(b, codes[t]), g, self.grid.span(codes[t]), 0
-
-    return pl.BlockSpec((1, 1, self.grid.span_tiles * self.grid.keys, self.head_dim), index)
-
-  def partial_rows_spec(self) -> pl.BlockSpec:
-    """`[spans, B, G, C, M, D]`, one query tile of one span."""
-    inner = self.rows_spec()
-
-    def index(b, g, t, codes, longest):
-      return self.grid.span(codes[t]), *inner.index_map(b, g, t, codes, longest)
-
-    return pl.BlockSpec((None, *inner.block_shape), index)
-
-  def run(self, kernel, name, products, vmem_bytes, lengths, inputs, in_specs, outs, scratch):
-    """Launches the kernel over the walk of `lengths`; `outs` are (shape, dtype, spec)."""
-    lengths = _pad(lengths, 2, self.num_rows, mode='edge')
-    steps, codes = tiles.walk(lengths, self.grid)
-    longest = tiles.longest(lengths, self.blocks.unit_rows).ravel()
-    # Under shard_map, results vary over the same mesh axes as the inputs.
-    varying = jax.typeof(inputs[0]).manual_axis_type
-    pairs = self.copies * self.num_rows * self.num_keys * self.batch * self.groups
-    cost = pl.CostEstimate(
-      # Lengths are not known to the compiler: half of all pairs are taken as visible.
-      flops=products * self.head_dim * pairs,
-      transcendentals=pairs // 2,
-      bytes_accessed=sum(x.size * x.dtype.itemsize for x in inputs)
-      + sum(math.prod(shape) * jnp.dtype(dtype).itemsize for shape, dtype, _ in outs),
-    )
-    return pl.pallas_call(
-      functools.partial(kernel, call=self),
-      out_shape=[jax.ShapeDtypeStruct(s, d, manual_axis_type=varying) for s, d, _ in outs],
-      grid_spec=pltpu.PrefetchScalarGridSpec(
-        num_scalar_prefetch=2,
-        grid=(self.batch // self.grid.batch, self.groups, steps),
-        in_specs=[self.lengths_spec(), *in_specs],
-        out_specs=[spec for *_, spec in outs],
-        scratch_shapes=[pltpu.VMEM(shape, dtype) for shape, dtype in scratch],
-      ),
-      compiler_params=pltpu.CompilerParams(
-        dimension_semantics=('parallel', 'parallel', 'arbitrary'),
-        vmem_limit_bytes=vmem_bytes * 7 // 8,
-        # A third of a step's fixed cost; the interpreter checks bounds in the tests.
-        disable_bounds_checks=True,
-      ),
-      cost_estimate=cost,
-      name=name,
-    )(codes, longest, lengths, *inputs)
-
-
-def _for_each_unit(call: _Call, code, longest, unit) -> None:
-  """Runs `unit(copy, row, key, masked)` for the visible units of a tile.
-
-  The copies of a unit always stand in one basic block, where the compiler interleaves them; rows
-  and keys join them up to `blocks.overlap` units and are looped over beyond, to bound the code.
-  """
-  blocks, grid, copies = call.blocks, call.grid, range(call.copies)
-  row_units = blocks.rows // blocks.unit_rows
-  key_units = blocks.keys // blocks.unit_keys
-  tile_start = (grid.span(code) * grid.span_tiles + grid.key(code)) * grid.keys
-
-  def loop(count, step, body, unroll=False):
-    """`body(start)` for the first `count` multiples of step."""
-    if unroll:
-      for i in range(count):
-        body(i * step)
-    else:
-      lax.fori_loop(0, count, lambda i, _: body(pl.multiple_of(i * step, step)), None)
-
-  @pl.when(grid.partial(code) == 0)
-  def _():
-    unroll_rows = call.copies * row_units <= blocks.overlap
-    unroll_keys = call.copies * row_units * key_units <= blocks.overlap
-
-    def keys(key):
-      def rows(row):
-        for copy in copies:
-          unit(copy, row, key, False)
-
-      loop(row_units, blocks.unit_rows, rows, unroll_rows)
-
-    loop(key_units, blocks.unit_keys, keys, unroll_keys)
-
-  @pl.when(grid.partial(code) == 1)
-  def _():
-    def rows(row):
-      index = (grid.batch_of(code) * grid.query_tiles + grid.query(code)) * row_units
-      visible = longest[index + lax.div(row, blocks.unit_rows)] - tile_start
-      seen = jnp.clip(lax.div(visible + blocks.unit_keys - 1, blocks.unit_keys), 0, key_units)
-
-      def keys(key):
-        for copy in copies:
-          unit(copy, row, key, True)
-
-      if call.copies * key_units > blocks.overlap // 2:
-        loop(seen, blocks.unit_keys, keys)
-        return
-      # Few copies overlap little: one body for each number of visible key units.
-      for count in range(1, key_units + 1):
-        pl.when(seen == count)(functools.partial(loop, count, blocks.unit_keys, keys, True))
-
-    loop(row_units, blocks.unit_rows, rows)
-
-
 # ---- forward -----------------------------------------------------------------------------------
 
 
@@ -342,8 +148,8 @@ def _forward(plan: Plan, q, k, v, lengths) -> tuple[Array, Array]:
   weights. Added up they are the log-sum-exp; they are kept apart because one float32 cannot hold
   a score of 1e4 and its fraction.
   """
-  call = _Call.make(plan.forward, q, k, lengths)
-  q_padded = _pad(q, 3, call.num_rows)
+  call = tpu_call.Call.make(plan.forward, q, k, lengths)
+  q_padded = tpu_call.pad(q, 3, call.num_rows)
   rows = (call.copies, call.grid.rows)
   out, stats = call.run(
     functools.partial(_forward_kernel, copies_per_stream=plan.copies_per_stream),
@@ -351,7 +157,7 @@ def _forward(plan: Plan, q, k, v, lengths) -> tuple[Array, Array]:
     2,
     plan.vmem_bytes,
     lengths,
-    [q_padded, _pad(k, 2, call.num_keys), _pad(v, 2, call.num_keys)],
+    [q_padded, tpu_call.pad(k, 2, call.num_keys), tpu_call.pad(v, 2, call.num_keys)],
     [call.rows_spec(), call.keys_spec(), call.keys_spec()],
     [
       (q_padded.shape, q.dtype, call.rows_spec()),
@@ -419,7 +225,7 @@ def _forward_kernel(
   acc_ref,
   column_ref,
   *,
-  call: _Call,
+  call: tpu_call.Call,
   copies_per_stream: int,
 ):
   """Online softmax of one query tile over its key tiles.
@@ -443,7 +249,7 @@ def _forward_kernel(
   def unit(copy, row, key, masked):
     rows = pl.ds(row, unit_rows)
     keys = pl.ds(key, unit_keys)
-    scores = _dot(q_ref[0, 0, copy, rows], k_ref[0, 0, keys], ROWS_BY_KEYS)
+    scores = tpu_call.dot(q_ref[0, 0, copy, rows], k_ref[0, 0, keys], tpu_call.ROWS_BY_KEYS)
     if masked:
       left = column_ref[copy // copies_per_stream, rows] - (grid.key(code) * grid.keys + key)
       index = lax.broadcasted_iota(jnp.int32, scores.shape, 1)
@@ -455,13 +261,13 @@ def _forward_kernel(
     weights = jnp.exp2((scores - _spread(new_max, unit_keys)) * scale)
     decay = jnp.exp2((old_max - new_max) * scale)
     lane_sums = sum(weights[:, i : i + LANES] for i in range(0, unit_keys, LANES))
-    product = _dot(weights.astype(v_ref.dtype), v_ref[0, 0, keys], PLAIN)
+    product = tpu_call.dot(weights.astype(v_ref.dtype), v_ref[0, 0, keys], tpu_call.PLAIN)
     acc = jnp.where(first, 0.0, acc_ref[copy, rows]) * _spread(decay, call.head_dim)
     acc_ref[copy, rows] = acc + product
     sum_ref[copy, rows] = jnp.where(first, 0.0, sum_ref[copy, rows]) * decay + lane_sums
     max_ref[copy, rows] = new_max
 
-  _for_each_unit(call, code, longest, unit)
+  tpu_call.for_each_unit(call, code, longest, unit)
 
   @pl.when(grid.last(code) == 1)
   def _():
@@ -484,12 +290,12 @@ def _forward_kernel(
 
 def _backward(plan: Plan, q, k, v, lengths, out, stats, dout) -> tuple[Array, Array, Array]:
   """Gradients with respect to q, k and v."""
-  call = _Call.make(plan.backward, q, k, lengths)
+  call = tpu_call.Call.make(plan.backward, q, k, lengths)
   # The mean of dweights under a row's weights.
   mean = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), axis=-1)
-  stats = _pad(jnp.concatenate([stats, mean[:, :, None]], axis=2), 4, call.num_rows)
-  q_padded, dout_padded = (_pad(x, 3, call.num_rows) for x in (q, dout))
-  k_padded, v_padded = (_pad(x, 2, call.num_keys) for x in (k, v))
+  stats = tpu_call.pad(jnp.concatenate([stats, mean[:, :, None]], axis=2), 4, call.num_rows)
+  q_padded, dout_padded = (tpu_call.pad(x, 3, call.num_rows) for x in (q, dout))
+  k_padded, v_padded = (tpu_call.pad(x, 2, call.num_keys) for x in (k, v))
   grid = call.grid
   span = (grid.span_tiles * grid.keys, call.head_dim)
   # Each span of keys writes its own share of dq; they are added outside, in float32.
@@ -533,7 +339,7 @@ def _backward_kernel(
   dk_acc,
   dv_acc,
   *,
-  call: _Call,
+  call: tpu_call.Call,
   copies_per_stream: int,
 ):
   """All three gradients of one tile; those of a whole span of keys are held in VMEM.
@@ -561,7 +367,7 @@ def _backward_kernel(
     in_span = pl.ds(pl.multiple_of(grid.key(code) * grid.keys + key, unit_keys), unit_keys)
     k, v = k_ref[0, 0, keys], v_ref[0, 0, keys]
     q, dout = q_ref[0, 0, copy, rows], dout_ref[0, 0, copy, rows]
-    scores = _dot(k, q, ROWS_BY_KEYS)
+    scores = tpu_call.dot(k, q, tpu_call.ROWS_BY_KEYS)
     if masked:
       tile = grid.span(code) * grid.span_tiles + grid.key(code)
       stream = copy // copies_per_stream
@@ -571,13 +377,13 @@ def _backward_kernel(
     one = slice(copy, copy + 1)
     maximum, log_sum, mean = (stats_ref[0, 0, kind, one, rows] for kind in range(3))
     weights = jnp.exp2((scores - maximum) * (scale * LOG2_E) - log_sum)
-    dv_acc[in_span] += _dot(weights.astype(dout.dtype), dout, PLAIN)
-    dweights = _dot(v, dout, ROWS_BY_KEYS)
+    dv_acc[in_span] += tpu_call.dot(weights.astype(dout.dtype), dout, tpu_call.PLAIN)
+    dweights = tpu_call.dot(v, dout, tpu_call.ROWS_BY_KEYS)
     dscores = (weights * (dweights - mean)).astype(q.dtype)
-    dk_acc[in_span] += _dot(dscores, q, PLAIN)
-    dq_acc[copy, rows] += _dot(dscores.T, k, PLAIN)
+    dk_acc[in_span] += tpu_call.dot(dscores, q, tpu_call.PLAIN)
+    dq_acc[copy, rows] += tpu_call.dot(dscores.T, k, tpu_call.PLAIN)
 
-  _for_each_unit(call, code, longest, unit)
+  tpu_call.for_each_unit(call, code, longest, unit)
 
   @pl.when(last_tile)
   def _():

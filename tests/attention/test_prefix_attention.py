@@ -3,6 +3,11 @@
 The TPU kernels run under jax's TPU interpreter on the CPU with all its traps armed (memory starts
 as NaN, reads out of bounds raise, races are looked for). Error bounds: float32 at most twice the
 XLA reference's largest error, or 2e-6; bfloat16 at most 1.2 times its RMS error.
+
+Where this is less than that says: the 2e-6 of dq and dk grows with the keys and queries they are
+multiples of; cotangents are divided by sqrt(D); inputs above magnitude 1 are rounded to quarters,
+so that float32 rounding of huge scores is left out; and random bfloat16 cases stay at magnitude 1,
+since the kernel misses the bound above it (`test_bfloat16_at_large_logits`).
 """
 
 import contextlib
@@ -184,6 +189,17 @@ SPECIAL = {
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_special(backend, name):
   check(BACKENDS[backend], SPECIAL[name])
+
+
+@pytest.mark.xfail(
+  strict=True,
+  raises=AssertionError,
+  reason='dq and dk take the row mean from the rounded output: three times the RMS error at '
+  'magnitude 30, where 1.2 times is the goal',
+)
+def test_bfloat16_at_large_logits():
+  case = Case(causal(256, 2), 256, heads=4, groups=2, head_dim=128, dtype='bfloat16', magnitude=30)
+  check(BACKENDS['pallas_tpu'], case)
 
 
 def test_huge_logits_reach_1e4():
