@@ -1,67 +1,26 @@
-"""From documents to training batches.
+"""From windows to training batches.
 
-`pack` cuts a text into windows; `training_batches` streams them forever. The example at global
-index i is a pure function of (seed, i): window `shuffle(seed, i // W)[i % W]` of the W windows. So
-the next global index is all there is to save, and it still holds after the batch size or the
-number of processes changes.
+The example at global index i is a pure function of (seed, i): window `shuffle(seed, i // W)[i % W]`
+of the W windows. So the next global index is all there is to save, and it still holds after the
+batch size or the number of processes changes.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import grain
 import numpy as np
+from absl import flags
 
-from armd_jax.data.tokenizers import Tokenizer
+from armd_jax.data import workers
 from armd_jax.errors import UserError
 
-
-def pack(
-  texts: Sequence[str], tokenizer: Tokenizer, length: int, what: str = 'the text'
-) -> np.ndarray:
-  """Joins documents, each followed by EOS, and cuts them into windows; the remainder is dropped.
-
-  Args:
-    texts: the documents.
-    tokenizer: gives the ids.
-    length: N, tokens of a window.
-    what: the text's name in the error, such as 'the held-out text'.
-  Returns:
-    windows_WxN: the smallest unsigned dtype that holds the vocabulary.
-  Raises:
-    UserError: the text is shorter than one window.
-
-  >>> from armd_jax.data.tokenizers import ByteTokenizer
-  >>> pack(['ab', 'c', 'de'], ByteTokenizer(), 4).tolist()
-  [[97, 98, 256, 99], [256, 100, 101, 256]]
-  """
-  if length < 1:
-    raise UserError(f'the window length is {length}; write at least 1')
-  dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
-  eos_1 = np.array([tokenizer.eos_id], dtype)
-  parts = [np.empty(0, dtype)]
-  for text in texts:
-    parts += [tokenizer.encode(text).astype(dtype), eos_1]
-  tokens = np.concatenate(parts)
-  num_windows = len(tokens) // length
-  if not num_windows:
-    raise UserError(
-      f'{what} has {len(tokens)} tokens, fewer than one window of {length}; '
-      f'give more text or a length of at most {len(tokens)}'
-    )
-  return tokens[: num_windows * length].reshape(num_windows, length)
-
-
-def text_bytes(windows_WxN: np.ndarray, tokenizer: Tokenizer) -> int:
-  """UTF-8 bytes of the text that windows hold; nats summed over them divide to nats per byte.
-
-  Counted id by id, since a window may start or end inside a character; EOS is no text.
-  """
-  num_of_id_V = np.bincount(np.ravel(windows_WxN), minlength=tokenizer.vocab_size)
-  return int(num_of_id_V @ tokenizer.token_bytes_V.astype(np.int64))
+# Batches ready beyond these only cost memory.
+_ENOUGH = 16
 
 
 class Batch(NamedTuple):
@@ -82,20 +41,24 @@ class TrainingBatches(Iterator[Batch]):
   Attributes:
     next_index: global index of the first example not yet yielded, the stream's whole state;
       the same on every process. Saved, and given as `start_index`, it goes on from there.
+    input_seconds: how long the last `next` took; above a millisecond, the step waited for data.
   """
 
   def __init__(self, batches: grain.DatasetIterator[Batch], next_index: int, batch_size: int):
     self._batches = batches
     self._batch_size = batch_size
     self.next_index = next_index
+    self.input_seconds = 0.0
 
   def __next__(self) -> Batch:
+    begin = time.perf_counter()
     batch = next(self._batches)
+    self.input_seconds = time.perf_counter() - begin
     self.next_index += self._batch_size
     return batch
 
   def close(self) -> None:
-    """Stops the threads that read ahead; `next` raises ValueError from here on."""
+    """Stops what reads ahead; `next` raises ValueError from here on."""
     self._batches.close()
 
 
@@ -106,7 +69,8 @@ def training_batches(
   start_index: int = 0,
   process_index: int = 0,
   process_count: int = 1,
-  num_threads: int = 1,
+  num_workers: int = 0,
+  prefetch_bytes: int = 2**28,
 ) -> TrainingBatches:
   """Shuffled batches for ever, each window once an epoch, every epoch in another order.
 
@@ -120,10 +84,11 @@ def training_batches(
     start_index: global index of the first example; any, it need not be a multiple of B.
     process_index: p.
     process_count: P.
-    num_threads: threads that read ahead; one is enough for windows in memory.
+    num_workers: processes that read ahead, which import the program's main file; 0: a thread.
+    prefetch_bytes: most memory of the batches that are ready or in the making.
   Raises:
-    UserError: B is not a positive multiple of P, the seed, start or process is out of range, or
-      there are no windows.
+    UserError: B is not a positive multiple of P, the seed, start or process is out of range, there
+      are no windows, or the memory does not hold the batches that the workers must have at hand.
   """
   if not 0 <= process_index < process_count:
     raise UserError(
@@ -154,6 +119,37 @@ def training_batches(
 
   # One element a batch, so that neither the start nor an epoch need be a multiple of its size.
   starts = grain.MapDataset.range(start_index, sys.maxsize - batch_size, batch_size)
-  options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4 * num_threads)
-  batches = starts.map(local_batch).to_iter_dataset(options)
+  batch_bytes = local_size * (4 * len(windows_WxN[0]) + 8)
+  ready = _batches_ready(prefetch_bytes, batch_bytes, num_workers)
+  threads = grain.ReadOptions(num_threads=0 if num_workers else 1, prefetch_buffer_size=ready)
+  batches = starts.map(local_batch).to_iter_dataset(threads)
+  if num_workers:
+    if not flags.FLAGS.is_parsed():  # grain reads flags of its own, in notebooks and tests, too
+      flags.FLAGS.mark_as_parsed()
+    # Batches come through pipes: shared memory would outlive a run that is killed.
+    pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+    batches = grain.experimental.WithOptionsIterDataset(batches, pipes)
+    processes = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=ready)
+    batches = batches.mp_prefetch(processes, worker_init_fn=_start_worker)
   return TrainingBatches(iter(batches), start_index, batch_size)
+
+
+def _batches_ready(prefetch_bytes: int, batch_bytes: int, num_workers: int) -> int:
+  """How many batches the thread keeps ready, or each process and, again, its hand-over.
+
+  Beside them each has one in the making, and the hand-over one more.
+  """
+  most = prefetch_bytes // batch_bytes
+  least = 4 * num_workers if num_workers else 2
+  if most < least:
+    mib = -(-least * batch_bytes // 2**20)
+    raise UserError(
+      f'config.data.prefetch_mib is {prefetch_bytes // 2**20}, too little for the batches of '
+      f'{batch_bytes} bytes that {num_workers or "no"} workers read ahead; write at least {mib}'
+    )
+  return min(_ENOUGH, (most // num_workers - 2) // 2 if num_workers else most - 1)
+
+
+def _start_worker(worker_index: int, worker_count: int) -> None:
+  del worker_index, worker_count  # grain tells; all are alike
+  workers.exit_with_parent()

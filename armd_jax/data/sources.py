@@ -1,39 +1,51 @@
-"""Where text comes from: a list of documents, and its split into a training and a held-out side.
+"""Where text comes from: a corpus as spans of documents, and its split for training and held out.
 
-'stdlib' is real English that needs no download: the prose CPython carries in itself. Anything else
-is the path, or the glob, of the user's own text files.
+A source is written as one of
+
+  stdlib                     real English that needs no download: the prose inside CPython
+  tfds:NAME, tfds:NAME#SPLIT a tensorflow-datasets set: tfds:lm1b#test, tfds:c4/en, tfds:pg19
+  PATH                       files of text, .jsonl or .parquet: a path or glob, local or gs://
 """
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import dataclasses
-import gc
 import glob
 import hashlib
-import inspect
 import os
 import platform
-import re
-import sysconfig
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 
+from etils import epath
+
+from armd_jax.data import readers, stdlib_text, tfds_reader
 from armd_jax.errors import UserError
 
 STDLIB = 'stdlib'
+TFDS = 'tfds:'
 
-_BLANK_LINES = re.compile(r'\n\s*\n')
-_TEST_PACKAGES = frozenset({'test', 'tests', 'idle_test'})
-_DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-# The fields through which a statement holds further statements.
-_BODIES = ('body', 'handlers', 'orelse', 'finalbody', 'cases')
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A corpus, unread.
+
+  Attributes:
+    spans: whole files and sets, in source order.
+    description: where they come from and how documents are told apart, for people.
+  """
+
+  spans: Sequence[readers.Span]
+  description: str
+
+  @property
+  def num_bytes(self) -> int:
+    """Size of the corpus, exact for files of text and approximate otherwise."""
+    return sum(span.num_bytes for span in self.spans)
 
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-  """A corpus.
+  """A corpus in memory.
 
   Attributes:
     texts: the documents, in source order, none of them blank.
@@ -51,31 +63,41 @@ class Documents:
     return sum(len(text.encode('utf-8')) for text in self.texts)
 
 
-def load_documents(source: str) -> Documents:
-  """The documents of a source.
+def open_source(source: str, column: str = '', prepare: bool = False) -> Source:
+  """Finds the files or the set that a source names.
 
   Args:
-    source: 'stdlib', the English prose inside CPython (about 2 MB, it varies with the version); or
-      the path or glob of UTF-8 text files, `~` and `**` understood, read in sorted order.
-      Documents of a file are separated by blank lines; a file without two of them has one document
-      a line instead, and the description says so.
+    source: as at the top of this file; in a path `~` and `**` are understood and files are read in
+      sorted order. Documents of a text file are separated by blank lines; a file without two of
+      them has one document a line instead, and the description says so.
+    column: where jsonl, parquet and tensorflow-datasets hold the document; '': 'text' if there is
+      one, else the only one that holds text.
+    prepare: download and prepare a tensorflow-datasets set that is not there.
   Raises:
-    UserError: no such file, not a readable UTF-8 text, nothing in it, or only one document.
+    UserError: no such file, set, split or column.
   """
   if source == STDLIB:
-    with _paused_collector():
-      texts = _unique([*_topics(), *_docstrings()])
-    origin = f'English prose inside CPython {platform.python_version()}'
-    return _documents(texts, f'{origin}: language reference topics and docstrings of modules')
+    return Source([readers.StdlibSpan(platform.python_version())], stdlib_text.description())
+  if source.startswith(TFDS):
+    name, _, split = source.removeprefix(TFDS).partition('#')
+    span = tfds_reader.tfds_span(name, split or 'train', column, prepare)
+    return Source([span], f'tensorflow-datasets {name}, {span.split_name}, column {span.column!r}')
   paths = _match(source)
-  texts, num_by_line = [], 0
-  for path in paths:
-    text = _read(path)
-    parts = _nonblank(_BLANK_LINES.split(text))
-    if len(parts) < 2:
-      parts = _nonblank(text.split('\n'))
-      num_by_line += 1
-    texts.extend(parts)
+  spans = [readers.file_span(path, column) for path in paths]
+  files = f'{len(paths)} files of {source}' if len(paths) > 1 else paths[0]
+  return Source(spans, f'{files}: {_rule(spans)}')
+
+
+def load_documents(source: str) -> Documents:
+  """Reads a corpus into memory.
+
+  Args:
+    source: as in `open_source`; 'stdlib' is about 2 MB, it varies with the version of Python.
+  Raises:
+    UserError: as `open_source`, and: not readable, nothing in it, or only one document.
+  """
+  opened = open_source(source)
+  texts = [text for span in opened.spans for text in span.documents()]
   if not texts:
     raise UserError(f'the text {source!r} is empty; give a file with at least two documents')
   if len(texts) == 1:
@@ -83,14 +105,15 @@ def load_documents(source: str) -> Documents:
       f'the text {source!r} holds only one document, which leaves none to hold out; '
       'separate documents by blank lines, or write one a line'
     )
-  if num_by_line == 0:
-    rule = 'documents separated by blank lines'
-  elif num_by_line == len(paths):
-    rule = 'one document a line (no blank lines between documents)'
-  else:
-    rule = f'documents separated by blank lines, in {num_by_line} files without them one a line'
-  files = f'{len(paths)} files of {source}' if len(paths) > 1 else paths[0]
-  return _documents(texts, f'{files}: {rule}')
+  digest = hashlib.sha256()
+  for text in texts:
+    digest.update(hash_of(text))
+  return Documents(texts, digest.hexdigest(), opened.description)
+
+
+def hash_of(text: str) -> bytes:
+  """sha256 of a document, which names it and decides whether it is held out."""
+  return hashlib.sha256(text.encode('utf-8')).digest()
 
 
 def split_documents(documents: Documents, held_out_fraction: float) -> tuple[list[str], list[str]]:
@@ -111,11 +134,10 @@ def split_documents(documents: Documents, held_out_fraction: float) -> tuple[lis
     raise UserError(
       f'held_out_fraction is {held_out_fraction}; write a share between 0 and 1, such as 0.05'
     )
-  encoded = [text.encode('utf-8') for text in documents.texts]
-  hashes = [hashlib.sha256(data).digest() for data in encoded]
+  hashes = [hash_of(text) for text in documents.texts]
   num_bytes_of = dict.fromkeys(sorted(set(hashes)), 0)
-  for digest, data in zip(hashes, encoded, strict=True):
-    num_bytes_of[digest] += len(data)
+  for digest, text in zip(hashes, documents.texts, strict=True):
+    num_bytes_of[digest] += len(text.encode('utf-8'))
   if len(num_bytes_of) < 2:
     raise UserError('all documents of the text are equal, so none can be held out; give more text')
   wanted = held_out_fraction * sum(num_bytes_of.values())
@@ -130,119 +152,49 @@ def split_documents(documents: Documents, held_out_fraction: float) -> tuple[lis
   return train_texts, [text for digest, text in pairs if digest in held_out]
 
 
-def _documents(texts: list[str], description: str) -> Documents:
-  digest = hashlib.sha256()
-  for text in texts:
-    digest.update(hashlib.sha256(text.encode('utf-8')).digest())
-  return Documents(texts, digest.hexdigest(), description)
+def is_held_out(digest: bytes, held_out_fraction: float) -> bool:
+  """Whether a document is held out of a corpus that is too large to sort: by its hash alone.
+
+  As in `split_documents` the smallest hashes are held out; the share is met on average.
+  """
+  return int.from_bytes(digest[:8], 'big') < held_out_fraction * 2**64
 
 
-def _unique(texts: Iterable[str]) -> list[str]:
-  return list(dict.fromkeys(texts))
-
-
-def _nonblank(parts: Iterable[str]) -> list[str]:
-  return [part.strip('\n') for part in parts if part.strip()]
+def _rule(spans: Iterable[readers.Span]) -> str:
+  """How the documents of files are told apart, in words."""
+  of_text = [span.by_line for span in spans if isinstance(span, readers.TextSpan)]
+  columns = {span.column for span in spans if not isinstance(span, readers.TextSpan)}
+  rules = [f'column {", ".join(map(repr, sorted(columns)))}'] if columns else []
+  if of_text and not any(of_text):
+    rules.append('documents separated by blank lines')
+  elif of_text and all(of_text):
+    rules.append('one document a line (no blank lines between documents)')
+  elif of_text:
+    rules.append(
+      f'documents separated by blank lines, in {sum(of_text)} files without them one a line'
+    )
+  return '; '.join(rules)
 
 
 def _match(source: str) -> list[str]:
   """The files a path or a glob names, sorted."""
   pattern = os.path.expanduser(source)
-  if os.path.isdir(pattern):
+  path = epath.Path(pattern)
+  if path.is_dir():
     example = os.path.join(source, '*.txt')
     raise UserError(f'the text {source!r} is a directory; name its files, such as {example!r}')
-  if os.path.exists(pattern):  # before globbing: a file's name may hold a bracket
+  if path.exists():  # before globbing: a file's name may hold a bracket
     return [pattern]
-  paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+  if '://' in pattern:
+    fixed = path
+    while glob.has_magic(os.fspath(fixed)):
+      fixed = fixed.parent
+    found = fixed.glob(os.fspath(path.relative_to(fixed))) if fixed != path else []
+    paths = sorted(os.fspath(match) for match in found if not match.is_dir())
+  else:
+    paths = sorted(match for match in glob.glob(pattern, recursive=True) if os.path.isfile(match))
   if not paths:
     raise UserError(
       f'no file matches the text {source!r}; give the path or glob of text files, or {STDLIB!r}'
     )
   return paths
-
-
-def _read(path: str) -> str:
-  """A file's text, without a byte order mark, its lines ended by a newline alone."""
-  try:
-    with open(path, 'rb') as file:
-      text = file.read().decode('utf-8-sig')
-  except OSError as error:
-    raise UserError(
-      f'the text {path!r} cannot be read ({error.strerror}); check its permissions'
-    ) from error
-  except UnicodeDecodeError as error:
-    raise UserError(
-      f'the text {path!r} is not UTF-8 (byte {error.start}); convert it with iconv first'
-    ) from error
-  return text.replace('\r\n', '\n').replace('\r', '\n')
-
-
-@contextlib.contextmanager
-def _paused_collector() -> Iterator[None]:
-  """Syntax trees hold no cycles, yet their many nodes set the collector off: twice the time."""
-  was_enabled = gc.isenabled()
-  gc.disable()
-  try:
-    yield
-  finally:
-    if was_enabled:
-      gc.enable()
-
-
-def _topics() -> list[str]:
-  """The language reference as `help('TOPIC')` shows it, one document a topic."""
-  try:
-    from pydoc_data import topics
-  except ImportError as error:
-    raise UserError(
-      'this Python comes without pydoc_data; install the full standard library, or name a text file'
-    ) from error
-  return [topics.topics[name].strip() for name in sorted(topics.topics)]
-
-
-def _docstrings() -> Iterator[str]:
-  """One document a module: its docstrings in source order, each docstring once in the corpus."""
-  seen = set()
-  for path in _module_paths(sysconfig.get_path('stdlib')):
-    with open(path, 'rb') as file:
-      code = file.read()
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore')  # of invalid escapes
-      try:
-        tree = ast.parse(code)
-      except (SyntaxError, ValueError):
-        continue
-    fresh = [text for text in _unique(_docstrings_in(tree)) if text not in seen]
-    seen.update(fresh)
-    if fresh:
-      yield '\n\n'.join(fresh)
-
-
-def _module_paths(root: str) -> Iterator[str]:
-  """Files of importable modules below a folder, tests left out, in an order of their own.
-
-  A name that is no identifier cannot be imported: site-packages, lib-dynload and the build's
-  config folder fall out by that.
-  """
-  for folder, folders, files in os.walk(root):
-    folders[:] = sorted(name for name in folders if name.isidentifier())
-    folders[:] = [name for name in folders if name not in _TEST_PACKAGES]
-    for name in sorted(files):
-      stem, extension = os.path.splitext(name)
-      if extension == '.py' and stem.isidentifier():
-        yield os.path.join(folder, name)
-
-
-def _docstrings_in(node: ast.AST) -> Iterator[str]:
-  """Docstrings of a node and of the definitions inside it, in source order."""
-  if isinstance(node, (ast.Module, *_DEFINITIONS)):
-    text = ast.get_docstring(node, clean=False)
-    # A docstring may spell half a character ('\\ud800'), which UTF-8 cannot.
-    text = inspect.cleandoc(text or '').encode('utf-8', 'replace').decode('utf-8').strip()
-    if text:
-      yield text
-  for field in _BODIES:
-    statements = getattr(node, field, ())
-    if isinstance(statements, list):  # not the expression of a lambda or of `a if b else c`
-      for statement in statements:
-        yield from _docstrings_in(statement)

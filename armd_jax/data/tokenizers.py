@@ -2,17 +2,19 @@
 
 Everything downstream (packing, the n-gram yardstick, likelihood, sampling) speaks to the
 `Tokenizer` protocol alone, so that another vocabulary is one more class and one more line in
-`_TOKENIZERS`.
+`_TOKENIZERS`. BPE is tiktoken's and WordPiece that of `tokenizers`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
+from armd_jax.data import vocabularies
 from armd_jax.errors import UserError
 
 
@@ -23,9 +25,10 @@ class Tokenizer(Protocol):
     name: what `get_tokenizer` calls it.
     vocab_size: V; every id is in 0..V-1.
     eos_id: the id that ends a document; `encode` never returns it.
+    bos_id: the id that begins a wrapped window; EOS where a vocabulary has no other.
     fingerprint: hex digits that change whenever some text would get other ids, stored beside
       checkpoints so that a model is never read with another vocabulary.
-    token_bytes_V: int32 [V], UTF-8 bytes of text each id stands for; 0 for EOS.
+    token_bytes_V: int32 [V], UTF-8 bytes of text each id stands for; 0 for EOS and BOS.
   """
 
   @property
@@ -36,6 +39,9 @@ class Tokenizer(Protocol):
 
   @property
   def eos_id(self) -> int: ...
+
+  @property
+  def bos_id(self) -> int: ...
 
   @property
   def fingerprint(self) -> str: ...
@@ -64,7 +70,7 @@ class ByteTokenizer:
 
   name = 'bytes'
   vocab_size = 257
-  eos_id = 256
+  eos_id = bos_id = 256
 
   def __init__(self):
     # Computed from what encode returns, so that it cannot stay behind a change of the ids.
@@ -72,7 +78,7 @@ class ByteTokenizer:
     ids = self.encode(alphabet).tobytes()
     self.fingerprint = hashlib.sha256(ids + f'{self.vocab_size} {self.eos_id}'.encode()).hexdigest()
     self.token_bytes_V = np.ones(self.vocab_size, np.int32)
-    self.token_bytes_V[self.eos_id] = 0
+    self.token_bytes_V[256:] = 0
 
   def encode(self, text: str) -> np.ndarray:
     return np.frombuffer(text.encode('utf-8'), np.uint8).astype(np.int32)
@@ -82,23 +88,122 @@ class ByteTokenizer:
 
     Documents are decoded apart: a character cut off by EOS does not go on after it.
     """
-    ids = np.asarray(ids, np.int64)
-    outside = ids[(ids < 0) | (ids >= self.vocab_size)]
-    if outside.size:
-      raise ValueError(f'id {outside[0]} is not a byte id; ids run from 0 to {self.vocab_size - 1}')
-    documents = np.split(ids, np.flatnonzero(ids == self.eos_id))
-    texts = [d[d != self.eos_id].astype(np.uint8).tobytes() for d in documents]
+    documents = _documents(ids, self)
+    texts = [ids.astype(np.uint8).tobytes() for ids in documents]
     return ''.join(text.decode('utf-8', 'replace') for text in texts)
 
 
-_TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {ByteTokenizer.name: ByteTokenizer}
+class Gpt2Tokenizer:
+  """The byte-pair encoding of GPT-2: 50,256 pieces and EOS, `<|endoftext|>`; lossless.
+
+  Raises:
+    UserError: its vocabulary cannot be had.
+  """
+
+  name = 'gpt2'
+  vocab_size = 50257
+  eos_id = bos_id = 50256
+
+  def __init__(self):
+    import tiktoken
+    from tiktoken_ext.openai_public import r50k_pat_str
+
+    # The file spells each byte as a printable character: itself, or one from 256 on.
+    printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != ' ']
+    others = [b for b in range(256) if b not in printable]
+    byte_of = {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
+    ids = json.loads(vocabularies.GPT2.read())
+    end = ids.pop('<|endoftext|>')
+    # tiktoken merges the pair with the smallest id first, which is the order of GPT-2's merges.
+    pieces = {bytes(byte_of[c] for c in piece): number for piece, number in ids.items()}
+    self._bpe = tiktoken.Encoding(
+      self.name,
+      pat_str=r50k_pat_str,
+      mergeable_ranks=pieces,
+      special_tokens={'<|endoftext|>': end},
+      explicit_n_vocab=self.vocab_size,
+    )
+    self.token_bytes_V = np.zeros(self.vocab_size, np.int32)
+    self.token_bytes_V[list(pieces.values())] = list(map(len, pieces))
+    table = [piece.hex() for piece in sorted(pieces, key=pieces.get)]
+    self.fingerprint = _fingerprint(r50k_pat_str, *table)
+
+  def encode(self, text: str) -> np.ndarray:
+    return np.array(self._bpe.encode_ordinary(text), np.int32)
+
+  def decode(self, ids: np.ndarray) -> str:
+    """The text of ids, int [N]: EOS becomes '', each malformed UTF-8 sequence U+FFFD."""
+    return ''.join(self._bpe.decode(ids.tolist()) for ids in _documents(ids, self))
+
+
+class BertTokenizer:
+  """WordPiece of bert-base-uncased: 30,522 ids, EOS is [SEP], BOS is [CLS].
+
+  Lower case without accents and with one kind of space: `decode` gives back words, not the text;
+  `token_bytes_V` counts the letters of a piece, so spaces are in no token's bytes. Text that spells
+  '[SEP]' is text.
+
+  Raises:
+    UserError: its vocabulary cannot be had.
+  """
+
+  name = 'bert-base-uncased'
+  vocab_size = 30522
+  eos_id = 102
+  bos_id = 101
+
+  def __init__(self):
+    import tokenizers
+
+    pieces = vocabularies.BERT_BASE_UNCASED.read().decode('utf-8').splitlines()
+    ids = {piece: number for number, piece in enumerate(pieces)}
+    model = tokenizers.models.WordPiece(ids, unk_token='[UNK]', max_input_chars_per_word=100)
+    self._wordpiece = tokenizers.Tokenizer(model)
+    self._wordpiece.normalizer = tokenizers.normalizers.BertNormalizer()
+    self._wordpiece.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    self._wordpiece.decoder = tokenizers.decoders.WordPiece()
+    self.token_bytes_V = np.array(
+      [len(piece.removeprefix('##').encode('utf-8')) for piece in pieces], np.int32
+    )
+    self.token_bytes_V[[ids[name] for name in ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')]] = 0
+    self.fingerprint = _fingerprint('BertNormalizer BertPreTokenizer WordPiece', *pieces)
+
+  def encode(self, text: str) -> np.ndarray:
+    # The batch call, unlike the plain one, does not track where in the text each piece stands.
+    (encoding,) = self._wordpiece.encode_batch_fast([text], add_special_tokens=False)
+    return np.array(encoding.ids, np.int32)
+
+  def decode(self, ids: np.ndarray) -> str:
+    """The words of ids, int [N]: EOS becomes a space."""
+    return ' '.join(self._wordpiece.decode(ids.tolist()) for ids in _documents(ids, self)).strip()
+
+
+def _documents(ids: np.ndarray, tokenizer: Tokenizer) -> list[np.ndarray]:
+  """Ids cut at every EOS, which falls out; raises ValueError for one outside the vocabulary."""
+  ids = np.asarray(ids, np.int64)
+  outside = ids[(ids < 0) | (ids >= tokenizer.vocab_size)]
+  if outside.size:
+    raise ValueError(
+      f'id {outside[0]} is not in {tokenizer.name!r}; ids run from 0 to {tokenizer.vocab_size - 1}'
+    )
+  documents = np.split(ids, np.flatnonzero(ids == tokenizer.eos_id))
+  return [document[document != tokenizer.eos_id] for document in documents]
+
+
+def _fingerprint(*parts: str) -> str:
+  return hashlib.sha256('\n'.join(parts).encode('utf-8')).hexdigest()
+
+
+_TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
+  kind.name: kind for kind in (ByteTokenizer, Gpt2Tokenizer, BertTokenizer)
+}
 
 
 def get_tokenizer(name: str) -> Tokenizer:
   """The tokenizer of that name.
 
   Raises:
-    UserError: for an unknown name.
+    UserError: for an unknown name, or a vocabulary that is nowhere to be had.
   """
   if name not in _TOKENIZERS:
     known = ', '.join(map(repr, sorted(_TOKENIZERS)))

@@ -1,16 +1,21 @@
-"""Packing, byte counts and the training stream."""
+"""The training stream: order, position, sharing among processes, reading ahead."""
 
 import itertools
-import pathlib
+import os
+import signal
+import subprocess
+import sys
+import time
 
+import corpora
 import numpy as np
 import pytest
 
-from armd_jax.data import pipeline, sources, tokenizers
+from armd_jax.data import pipeline, prepare, prepared
+from armd_jax.data.packing import Packing
+from armd_jax.data.tokenizers import ByteTokenizer
 from armd_jax.errors import UserError
 
-TOKENIZER = tokenizers.ByteTokenizer()
-SHARED = pathlib.Path(__file__).parents[3] / 'shared/data/train/moby_dick.txt'
 # 10 windows; window w holds 100 w, 100 w + 1, 100 w + 2.
 WINDOWS = (100 * np.arange(10)[:, None] + np.arange(3)).astype(np.uint16)
 
@@ -37,52 +42,6 @@ def take(batches, num_batches):
   return tokens[:, 0] // 100, np.concatenate([batch.index_B for batch in taken])
 
 
-def test_windows_hold_the_text_and_an_eos_after_each_document():
-  texts = ['abc', '', 'né', 'z' * 20]
-  windows = pipeline.pack(texts, TOKENIZER, 5)
-  expected = [i for text in texts for i in [*text.encode(), 256]]
-  assert windows.shape == (len(expected) // 5, 5)
-  assert windows.ravel().tolist() == expected[: windows.size]
-  assert len(expected) - windows.size < 5
-
-
-@pytest.mark.parametrize(
-  ('vocab_size', 'dtype'), [(256, 'uint8'), (257, 'uint16'), (65536, 'uint16'), (65537, 'uint32')]
-)
-def test_dtype_is_the_smallest_that_fits(vocab_size, dtype):
-  class Wide(tokenizers.ByteTokenizer):
-    eos_id = vocab_size - 1
-
-  Wide.vocab_size = vocab_size
-  windows = pipeline.pack(['abc'], Wide(), 2)
-  assert windows.dtype == dtype
-  assert windows[1].tolist() == [ord('c'), vocab_size - 1]
-
-
-def test_a_text_shorter_than_a_window_is_an_error():
-  with pytest.raises(UserError, match='the held-out text has 4 tokens, fewer than one window of 5'):
-    pipeline.pack(['abc'], TOKENIZER, 5, 'the held-out text')
-  with pytest.raises(UserError, match='has 0 tokens'):
-    pipeline.pack([], TOKENIZER, 5)
-  with pytest.raises(UserError, match='window length is 0'):
-    pipeline.pack(['abc'], TOKENIZER, 0)
-  assert pipeline.pack(['abc'], TOKENIZER, 4).shape == (1, 4)
-
-
-def test_bytes_of_the_scored_text():
-  texts = ['naïve', 'x' * 9, '…' * 4]  # windows of 3 cut characters in two
-  windows = pipeline.pack(texts, TOKENIZER, 3)
-  assert pipeline.text_bytes(windows, TOKENIZER) == windows.size - 3 == len(''.join(texts).encode())
-  assert isinstance(pipeline.text_bytes(windows, TOKENIZER), int)
-
-  class Doubled(tokenizers.ByteTokenizer):  # every id stands for two bytes
-    def __init__(self):
-      super().__init__()
-      self.token_bytes_V = 2 * self.token_bytes_V
-
-  assert pipeline.text_bytes(windows, Doubled()) == 2 * np.sum(windows != 256)
-
-
 def test_each_epoch_is_another_permutation(stream):
   window, index = take(stream(batch_size=4), 50)  # 20 epochs; batches reach over their ends
   np.testing.assert_array_equal(index, np.arange(200))
@@ -100,8 +59,6 @@ def test_an_example_is_a_function_of_seed_and_index(stream):
     other, index = take(batches, 3)
     np.testing.assert_array_equal(index, start_index + np.arange(3 * batch_size))
     np.testing.assert_array_equal(other, window[index])
-  np.testing.assert_array_equal(take(stream(num_threads=4), 20)[0], window)
-  np.testing.assert_array_equal(take(stream(num_threads=0), 20)[0], window)
 
 
 def test_seeds_are_unrelated(stream):
@@ -171,6 +128,8 @@ def test_far_indices_and_a_single_window(stream):
     ({'seed': 2**32}, 'data seed is 4294967296'),
     ({'start_index': -1}, 'start_index is -1'),
     ({'windows': WINDOWS[:0]}, 'no windows'),
+    ({'prefetch_bytes': 159}, 'prefetch_mib is 0, too little for the batches of 80 bytes'),
+    ({'prefetch_bytes': 639, 'num_workers': 2}, '2 workers read ahead; write at least 1'),
   ],
 )
 def test_bad_input(stream, change, message):
@@ -178,11 +137,122 @@ def test_bad_input(stream, change, message):
     stream(**change)
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason=f'real text is not at {SHARED}')
-def test_real_text_survives_packing():
-  documents = sources.load_documents(str(SHARED))
-  windows = pipeline.pack(documents.texts, TOKENIZER, 256)
-  text = ''.join(documents.texts)
-  decoded = TOKENIZER.decode(windows.ravel())
-  assert text.startswith(decoded[:-1])  # the last character may be cut
-  assert documents.num_bytes - 256 < pipeline.text_bytes(windows, TOKENIZER) <= documents.num_bytes
+@pytest.fixture(scope='module')
+def corpus(tmp_path_factory):
+  """A prepared corpus in several files, as windows of 64 bytes."""
+  folder = tmp_path_factory.mktemp('corpus')
+  source = corpora.write_text(folder / 'text.txt', corpora.documents(300))
+  prepare.prepare(source, 'bytes', str(folder / 'out'), held_out=0.1, part_bytes=20_000)
+  return prepared.Prepared(str(folder / 'out')).windows('train', ByteTokenizer(), Packing(64))
+
+
+@pytest.mark.parametrize('process_count', [1, 2, 4])
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_the_global_batch_has_nothing_to_do_with_who_reads_it(
+  corpus, stream, process_count, num_workers
+):
+  """Neither the number of hosts nor that of worker processes; over the end of an epoch, too."""
+  start = len(corpus) - 10
+  if process_count == 4 and num_workers:
+    pytest.skip('eight processes say no more than four')
+  expected = [corpus[i] for i in _shuffled(len(corpus), seed=3, start=start, count=32)]
+  parts = [
+    stream(corpus, 8, 3, start, p, process_count, num_workers=num_workers)
+    for p in range(process_count)
+  ]
+  batches = [np.concatenate([next(part).tokens_BxN for part in parts]) for _ in range(4)]
+  np.testing.assert_array_equal(np.concatenate(batches), expected)
+
+
+def _shuffled(num_windows, seed, start, count):
+  """Window numbers of a stretch of the stream, by a stream of those numbers."""
+  numbers = np.arange(num_windows, dtype=np.uint32)[:, None]
+  batches = pipeline.training_batches(numbers, 1, seed, start)
+  taken = [int(next(batches).tokens_BxN[0, 0]) for _ in range(count)]
+  batches.close()
+  return taken
+
+
+class Recorded:
+  """Windows of zeros; every read leaves a byte in a file."""
+
+  def __init__(self, path):
+    self.path = path
+
+  def __len__(self):
+    return 10**6
+
+  def __getitem__(self, index):
+    with open(self.path, 'ab') as file:
+      file.write(b'.')
+    return np.zeros(1024, np.uint16)
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+@pytest.mark.parametrize('ready', [8, 12])
+def test_no_more_is_read_ahead_than_the_memory_holds(tmp_path, stream, num_workers, ready):
+  path = tmp_path / 'reads'
+  batch_size = 4
+  batch_bytes = batch_size * (1024 * 4 + 8)
+  batches = stream(
+    Recorded(path), batch_size, num_workers=num_workers, prefetch_bytes=ready * batch_bytes
+  )
+  for _ in range(3):
+    next(batches)
+  deadline, before = time.time() + 30, -1
+  while path.stat().st_size != before and time.time() < deadline:
+    before = path.stat().st_size
+    time.sleep(0.5)
+  # Asking for a window's length reads one; the last batch given is in the caller's hands.
+  held = (path.stat().st_size - 1) / batch_size - 3
+  assert ready - 1 <= held <= ready
+
+
+def test_input_seconds_are_what_next_took(stream):
+  class Slow(Recorded):
+    def __getitem__(self, index):
+      time.sleep(0.1)
+      return np.zeros(4, np.uint16)
+
+  batches = stream(Slow(None), 2)
+  next(batches)
+  assert 0.15 < batches.input_seconds < 2
+  time.sleep(1)  # what a step takes; by then the next batches are ready
+  next(batches)
+  assert batches.input_seconds < 0.1
+
+
+@pytest.mark.skipif(not os.path.isdir('/dev/shm'), reason='looks at Linux shared memory')
+def test_workers_end_with_a_killed_program(tmp_path):
+  program = tmp_path / 'program.py'
+  program.write_text(
+    'import multiprocessing, time\n'
+    'import numpy as np\n'
+    'from armd_jax.data import pipeline\n'
+    "if __name__ == '__main__':\n"
+    '  windows = np.zeros((9, 1024), np.uint8)\n'
+    '  batches = pipeline.training_batches(windows, 32, 0, num_workers=2)\n'
+    '  next(batches)\n'
+    '  print(*[p.pid for p in multiprocessing.active_children()], flush=True)\n'
+    '  time.sleep(1000)\n'
+  )
+  shared = set(os.listdir('/dev/shm'))
+  process = subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True)
+  pids = [int(pid) for pid in process.stdout.readline().split()]
+  assert len(pids) == 2 and all(map(is_alive, pids))
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  deadline = time.time() + 30
+  while any(map(is_alive, pids)):
+    assert time.time() < deadline
+    time.sleep(0.05)
+  # Nor is memory left behind.
+  assert not [name for name in set(os.listdir('/dev/shm')) - shared if name.startswith('psm_')]
+
+
+def is_alive(pid):
+  try:
+    with open(f'/proc/{pid}/stat') as file:
+      return file.read().rpartition(')')[2].split()[0] != 'Z'
+  except FileNotFoundError:
+    return False

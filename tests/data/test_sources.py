@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from armd_jax.data import sources
+from armd_jax.data import sources, stdlib_text
 from armd_jax.errors import UserError
 
 SHARED = pathlib.Path(__file__).parents[3] / 'shared/data/train'
@@ -92,7 +92,7 @@ x = 1
 def half(): "\\ud800"
 def blank(): "  "
 '''
-  found = list(sources._docstrings_in(ast.parse(code)))
+  found = list(stdlib_text._docstrings_in(ast.parse(code)))
   expected = ['Module.', 'Class\nindented.', 'Method.', 'Inner.', 'F \\d.', 'H.', 'Other H.', '?']
   assert found == expected
 
@@ -113,7 +113,7 @@ def test_only_importable_modules_without_tests(tmp_path):
   for name in random.Random(0).sample(wanted, len(wanted)) + unwanted:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text('')
-  paths = list(sources._module_paths(str(tmp_path)))
+  paths = list(stdlib_text._module_paths(str(tmp_path)))
   assert [os.path.relpath(path, tmp_path) for path in paths] == wanted
 
 
@@ -123,8 +123,8 @@ def test_repeated_docstrings_and_broken_files_fall_out(tmp_path, monkeypatch):
   write(tmp_path, 'c.py', '"""Broken."""\ndef (')
   write(tmp_path, 'd.py', b'# -*- coding: utf-8 -*-\n"""\xff"""')
   write(tmp_path, 'e.py', '"""Last."""')
-  monkeypatch.setattr(sources.sysconfig, 'get_path', lambda name: str(tmp_path))
-  assert list(sources._docstrings()) == ['Shared.\n\nOwn.', 'Last.']
+  monkeypatch.setattr(stdlib_text.sysconfig, 'get_path', lambda name: str(tmp_path))
+  assert list(stdlib_text._docstrings()) == ['Shared.\n\nOwn.', 'Last.']
 
 
 def test_blank_lines_separate_documents(tmp_path):

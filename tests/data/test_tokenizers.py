@@ -1,22 +1,50 @@
-"""Tokenizers: what every vocabulary must obey, and the byte vocabulary itself."""
+"""Tokenizers: what every vocabulary must obey, the byte vocabulary, and the official ids."""
 
+import functools
+import unicodedata
+
+import corpora
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from armd_jax.data import tokenizers
+from armd_jax.data import sources, tokenizers, vocabularies
 from armd_jax.errors import UserError
 
 TEXTS = st.text(st.characters(codec='utf-8'), max_size=50)
-NAMES = sorted(tokenizers._TOKENIZERS)
+VOCABULARIES = corpora.SHARED / 'tokenizers'
+NAMES = [
+  name if name == 'bytes' else pytest.param(name, marks=corpora.needs_shared)
+  for name in sorted(tokenizers._TOKENIZERS)
+]
+LOSSLESS = NAMES[1:]
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.fixture(autouse=True)
+def official_files(monkeypatch):
+  monkeypatch.setenv(vocabularies.FOLDER_VARIABLE, str(VOCABULARIES))
+
+
+@functools.cache
+def tokenizer_of(name):
+  return tokenizers.get_tokenizer(name)
+
+
+@functools.cache
+def real_texts():
+  """The beginnings of documents of each file: prose, verse, encyclopaedia."""
+  texts = []
+  for path in sorted((corpora.SHARED / 'train').glob('*.txt')):
+    texts += [text[:2000] for text in sources.load_documents(str(path)).texts[:40]]
+  return texts
+
+
+@pytest.mark.parametrize('name', LOSSLESS)
 @hypothesis.settings(derandomize=True, max_examples=200, deadline=None)
 @hypothesis.given(text=TEXTS)
 def test_round_trip(name, text):
-  tokenizer = tokenizers.get_tokenizer(name)
+  tokenizer = tokenizer_of(name)
   ids = tokenizer.encode(text)
   assert ids.dtype == np.int32 and ids.ndim == 1
   assert tokenizer.decode(ids) == text
@@ -26,12 +54,13 @@ def test_round_trip(name, text):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_description_is_consistent(name):
-  tokenizer = tokenizers.get_tokenizer(name)
+  tokenizer = tokenizer_of(name)
   assert tokenizer.name == name
   assert 0 <= tokenizer.eos_id < tokenizer.vocab_size
   assert tokenizer.token_bytes_V.shape == (tokenizer.vocab_size,)
   assert tokenizer.token_bytes_V.dtype == np.int32
-  assert tokenizer.token_bytes_V[tokenizer.eos_id] == 0
+  assert tokenizer.token_bytes_V[[tokenizer.eos_id, tokenizer.bos_id]].tolist() == [0, 0]
+  assert 0 <= tokenizer.bos_id < tokenizer.vocab_size
   int(tokenizer.fingerprint, 16)
 
 
@@ -77,5 +106,94 @@ def test_fingerprint_stays_and_follows_the_ids():
 
 
 def test_unknown_name():
-  with pytest.raises(UserError, match=r"'byte' is unknown; write one of 'bytes'"):
+  with pytest.raises(UserError, match=r"'byte' is unknown; write one of .*'bytes'"):
     tokenizers.get_tokenizer('byte')
+
+
+@corpora.needs_shared
+def test_gpt2_ids_are_the_official_ones():
+  """Against another implementation, out of the vocabulary's other file of merges."""
+  import tokenizers as official
+
+  files = str(VOCABULARIES / 'gpt2/encoder.json'), str(VOCABULARIES / 'gpt2/vocab.bpe')
+  reference = official.ByteLevelBPETokenizer(*files)
+  gpt2 = tokenizer_of('gpt2')
+  assert gpt2.encode('Hello world').tolist() == [15496, 995]
+  assert gpt2.vocab_size == 50257 and gpt2.eos_id == 50256
+  odd = [
+    "  two  spaces \n\n\n and 'quotes' they're 1234 naïve\u3000東京 🙂\x00\r\n\t ",
+    '',
+    ' ',
+    '\n ',
+  ]
+  for text in [*real_texts(), *odd]:
+    assert gpt2.encode(text).tolist() == reference.encode(text).ids, text
+
+
+@corpora.needs_shared
+def test_gpt2_end_of_text_is_no_text():
+  gpt2 = tokenizer_of('gpt2')
+  ids = gpt2.encode('<|endoftext|>')
+  assert gpt2.eos_id not in ids and gpt2.decode(ids) == '<|endoftext|>'
+  assert gpt2.decode([15496, 50256, 995]) == 'Hello world'
+  assert gpt2.decode(gpt2.encode('é')[:1].tolist()) in ('é', '\ufffd')
+  with pytest.raises(ValueError, match="id 50257 is not in 'gpt2'"):
+    gpt2.decode([50257])
+
+
+@corpora.needs_shared
+def test_gpt2_fingerprint_stays():
+  # Prepared corpora hold it: a change here orphans them.
+  assert tokenizer_of('gpt2').fingerprint.startswith('7e211b718c51cff3')
+  assert tokenizer_of('bert-base-uncased').fingerprint.startswith('8b7330c2e0586519')
+
+
+def wordpiece(text, ids):
+  """BERT's uncased tokenisation, from its description: words and signs, then longest matches."""
+  text = ''.join(
+    c for c in unicodedata.normalize('NFD', text.lower()) if unicodedata.category(c) != 'Mn'
+  )
+  is_sign = lambda c: unicodedata.category(c)[0] == 'P' or (c.isascii() and not c.isalnum())
+  words = ''.join(f' {c} ' if is_sign(c) else c for c in text.replace('\n', ' ')).split()
+  found = []
+  for word in words:
+    pieces, begin = [], 0
+    while begin < len(word):
+      options = (
+        end for end in range(len(word), begin, -1) if '##' * (begin > 0) + word[begin:end] in ids
+      )
+      end = next(options, None)
+      if end is None:
+        pieces = ['[UNK]']
+        break
+      pieces.append('##' * (begin > 0) + word[begin:end])
+      begin = end
+    found += [ids[piece] for piece in pieces]
+  return found
+
+
+@corpora.needs_shared
+def test_bert_ids_are_the_official_ones():
+  """Against the official class, and against the algorithm as its paper tells it."""
+  import tokenizers as official
+
+  file = VOCABULARIES / 'bert-base-uncased/vocab.txt'
+  reference = official.BertWordPieceTokenizer(str(file))
+  ids = {piece: number for number, piece in enumerate(file.read_text('utf-8').splitlines())}
+  bert = tokenizer_of('bert-base-uncased')
+  assert bert.encode('Hello world').tolist() == [7592, 2088]
+  assert (bert.vocab_size, bert.bos_id, bert.eos_id) == (30522, ids['[CLS]'], ids['[SEP]'])
+  for text in [*real_texts(), "Unaffable NAÏVE 東京 🙂, it's  $5!", '']:
+    found = bert.encode(text).tolist()
+    assert found == reference.encode(text, add_special_tokens=False).ids, text
+    if text.isascii():
+      assert found == wordpiece(text, ids), text
+
+
+@corpora.needs_shared
+def test_bert_marks_in_a_text_are_text():
+  bert = tokenizer_of('bert-base-uncased')
+  assert bert.encode('[SEP]').tolist() == bert.encode('[ sep ]').tolist()
+  assert bert.decode([*bert.encode('one'), 102, *bert.encode('Two!')]) == 'one two!'
+  # Letters, not spaces, are what its pieces stand for.
+  assert bert.token_bytes_V[bert.encode('unaffable café')].sum() == len('unaffablecafe')

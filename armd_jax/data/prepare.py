@@ -1,0 +1,395 @@
+"""Tokenises a corpus once, in parallel, into files that training reads at random.
+
+  python -m armd_jax.data.prepare --source='books/*.jsonl' --tokenizer=gpt2 --out=DIR
+  python -m armd_jax.data.prepare --source=tfds:lm1b --held_out_source=tfds:lm1b#test \\
+                                  --tokenizer=bert-base-uncased --out=DIR
+
+The same command goes on where a stopped one was, and ends with the same bytes. Training takes the
+folder as its text: --config.data.source=DIR. What lies in it: `armd_jax.data.prepared`.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+from array_record.python import array_record_module
+from etils import epath
+from tqdm import tqdm
+
+from armd_jax.data import prepared, sources, workers
+from armd_jax.data.packing import token_dtype
+from armd_jax.data.prepared import FORMAT, MANIFEST, RECORD_TOKENS, SIDES, UNFINISHED, Shard
+from armd_jax.data.readers import Span, first_line
+from armd_jax.data.tokenizers import Tokenizer, get_tokenizer
+from armd_jax.errors import UserError
+
+_MIB = 2**20
+_SPAN_BYTES = 16 * _MIB  # read at a time, which bounds a worker's memory
+_MOST_PARTS = 256  # training keeps every file open
+_PLAN = 'plan.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """What one worker does at a time: some spans, into at most one file a side."""
+
+  spans: tuple[Span, ...]
+  side: str  # 'held_out', or 'train' with `held_out` of it taken out
+
+  @property
+  def num_bytes(self) -> int:
+    return sum(span.num_bytes for span in self.spans)
+
+
+def prepare(
+  source: str,
+  tokenizer_name: str,
+  out: str,
+  *,
+  column: str = '',
+  held_out: float = 0.01,
+  held_out_source: str = '',
+  num_workers: int = 1,
+  part_bytes: int = 8 * _MIB,
+) -> dict[str, Any]:
+  """Writes the corpus, or what is missing of it.
+
+  Args:
+    source: as in `armd_jax.data.sources`; tensorflow-datasets are downloaded if need be.
+    tokenizer_name: as in `armd_jax.data.tokenizers`.
+    out: the folder, local or `gs://`: new, empty, or holding this corpus, finished or not.
+    column: where jsonl, parquet and tensorflow-datasets hold the document.
+    held_out: share of the documents held out, chosen by their hashes.
+    held_out_source: a corpus to hold out instead.
+    num_workers: processes that tokenise; 1 is this one.
+    part_bytes: least text in a file, in bytes; files are larger where there would be too many.
+  Returns:
+    The manifest.
+  Raises:
+    UserError: bad source, text or folder; or the folder holds another corpus.
+  """
+  tokenizer = get_tokenizer(tokenizer_name)
+  if held_out_source:
+    held_out = 0.0
+  elif not 0 < held_out < 1:
+    raise UserError(f'--held_out is {held_out}; write a share between 0 and 1, like 0.01')
+  if num_workers < 1:
+    raise UserError(f'--workers is {num_workers}; write 1 or more')
+  train = sources.open_source(source, column, prepare=True)
+  opened = {'train': train}
+  if held_out_source:
+    opened['held_out'] = sources.open_source(held_out_source, column, prepare=True)
+  total = sum(corpus.num_bytes for corpus in opened.values())
+  parts = []
+  for side, corpus in opened.items():
+    size = max(part_bytes, -(-total // _MOST_PARTS))
+    parts += [Part(spans, side) for spans in _group(corpus.spans, size)]
+  plan = {
+    'source': source,
+    'description': train.description,
+    'column': column,
+    'held_out': held_out,
+    'held_out_source': held_out_source,
+    'tokenizer': tokenizer_name,
+    'fingerprint': tokenizer.fingerprint,
+    'spans': hashlib.sha256(repr(parts).encode()).hexdigest(),
+  }
+  folder = epath.Path(out).expanduser()
+  with _plain_errors(folder):
+    finished = _claim(folder, plan)
+    if finished:
+      return finished
+    _run(parts, folder, tokenizer_name, held_out, num_workers)
+    return _finish(folder, plan, len(parts))
+
+
+def _group(spans: Sequence[Span], part_bytes: int) -> Iterator[tuple[Span, ...]]:
+  """Neighbouring spans, together of about `part_bytes`."""
+  enough = 0.9 * part_bytes  # a span is a little shorter where the one before went on to a border
+  group = []
+  for whole in spans:
+    for span in whole.split(min(part_bytes, _SPAN_BYTES)):
+      group.append(span)
+      if sum(s.num_bytes for s in group) >= enough:
+        yield tuple(group)
+        group = []
+  if group:
+    yield tuple(group)
+
+
+def _claim(folder: epath.Path, plan: dict[str, Any]) -> dict[str, Any] | None:
+  """Makes the folder this plan's; the manifest if it is finished already."""
+  there = None
+  if (folder / MANIFEST).exists():
+    prepared.Prepared(os.fspath(folder))  # says so if a file is missing
+    there = json.loads((folder / MANIFEST).read_text())
+  elif (folder / UNFINISHED / _PLAN).exists():
+    there = {'plan': json.loads((folder / UNFINISHED / _PLAN).read_text())}
+  elif folder.exists() and any(path.name != UNFINISHED for path in folder.iterdir()):
+    raise UserError(f'{folder} holds other files; give a new or an empty folder as --out')
+  if there is None:
+    (folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
+    _write_text(folder / UNFINISHED / _PLAN, json.dumps(plan, indent=2))
+    return None
+  for name, value in plan.items():
+    if there['plan'].get(name) != value:
+      if name == 'spans':
+        raise UserError(
+          f'the files of {plan["source"]!r} are not those that {folder} was prepared from; use '
+          'another --out'
+        )
+      old = there['plan'].get(name)
+      raise UserError(
+        f'{folder} was prepared with {name} {old!r}, not {value!r}; use another --out'
+      )
+  return there if 'shards' in there else None
+
+
+def _run(
+  parts: Sequence[Part], folder: epath.Path, tokenizer_name: str, held_out: float, num_workers: int
+) -> None:
+  """Writes the files of all parts that have none yet."""
+  missing = [i for i in range(len(parts)) if not _is_done(folder, i)]
+  sizes = [part.num_bytes for part in parts]
+  bar = tqdm(
+    total=sum(sizes),
+    initial=sum(sizes) - sum(sizes[i] for i in missing),
+    unit='B',
+    unit_scale=True,
+    desc='prepare',
+  )
+  job = lambda i: (parts[i], i, os.fspath(folder), held_out)
+  with bar:
+    if num_workers == 1:
+      _start_worker(tokenizer_name)
+      for i in missing:
+        _write_part(*job(i))
+        bar.update(sizes[i])
+      return
+    pool = concurrent.futures.ProcessPoolExecutor(
+      min(num_workers, max(1, len(missing))),
+      multiprocessing.get_context('spawn'),
+      _start_worker,
+      (tokenizer_name, True),
+    )
+    try:
+      running = {pool.submit(_write_part, *job(i)): i for i in missing}
+      for future in concurrent.futures.as_completed(running):
+        future.result()
+        bar.update(sizes[running[future]])
+    except concurrent.futures.process.BrokenProcessPool as error:
+      raise UserError(
+        'a worker was killed, perhaps for want of memory; run the same command again with fewer '
+        '--workers, and it goes on'
+      ) from error
+    finally:
+      pool.shutdown(cancel_futures=True)
+
+
+_tokenizer: Tokenizer  # of a worker process, which builds it once
+
+
+def _start_worker(tokenizer_name: str, is_process: bool = False) -> None:
+  global _tokenizer
+  os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # a worker is one core
+  if is_process:
+    workers.exit_with_parent()
+  _tokenizer = get_tokenizer(tokenizer_name)
+
+
+def _write_part(part: Part, number: int, out: str, held_out: float) -> None:
+  """Writes the files of a part, then the note that they are whole."""
+  folder = epath.Path(out)
+  with _plain_errors(folder), _scratch(folder) as scratch:
+    writers = {side: _Writer(scratch / f'{side}-{number:05}.array_record') for side in SIDES}
+    for span in part.spans:
+      for text in span.documents():
+        digest = sources.hash_of(text)
+        is_held_out = part.side == 'held_out' or sources.is_held_out(digest, held_out)
+        writers['held_out' if is_held_out else 'train'].add(text, digest)
+    shards = {}
+    for side, writer in writers.items():
+      shard = writer.close()
+      if shard.tokens:
+        _move(scratch / shard.file, folder / shard.file)
+        shards[side] = dataclasses.asdict(shard)
+    _write_text(_note(folder, number), json.dumps(shards))
+
+
+class _Writer:
+  """One file of a stream of tokens."""
+
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+    # One record a chunk, since reads are at random; ids hardly compress.
+    self._file = array_record_module.ArrayRecordWriter(os.fspath(path), 'group_size:1,uncompressed')
+    self._dtype = token_dtype(_tokenizer)
+    self._eos = np.array([_tokenizer.eos_id], self._dtype).tobytes()
+    self._rest = bytearray()
+    self._documents = self._text_bytes = self._tokens = 0
+    self._hash = hashlib.sha256()
+
+  def add(self, text: str, digest: bytes) -> None:
+    ids = _tokenizer.encode(text)
+    self._rest += ids.astype(self._dtype).tobytes() + self._eos
+    self._documents += 1
+    self._text_bytes += len(text.encode('utf-8'))
+    self._tokens += len(ids) + 1
+    self._hash.update(digest)
+    size = RECORD_TOKENS * self._dtype.itemsize
+    whole = len(self._rest) // size * size
+    for begin in range(0, whole, size):
+      self._file.write(bytes(self._rest[begin : begin + size]))
+    del self._rest[:whole]
+
+  def close(self) -> Shard:
+    if self._rest:
+      self._file.write(bytes(self._rest))
+    self._file.close()
+    with self._path.open('rb') as file:
+      digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    return Shard(
+      file=self._path.name,
+      documents=self._documents,
+      text_bytes=self._text_bytes,
+      tokens=self._tokens,
+      text_sha256=self._hash.hexdigest(),
+      num_bytes=self._path.stat().st_size,
+      sha256=digest,
+    )
+
+
+def _finish(folder: epath.Path, plan: dict[str, Any], num_parts: int) -> dict[str, Any]:
+  """Writes the manifest out of the notes of all parts, which it replaces."""
+  notes = [json.loads(_note(folder, i).read_text()) for i in range(num_parts)]
+  shards = {side: [note[side] for note in notes if side in note] for side in SIDES}
+  everything = [shard for side in SIDES for shard in shards[side]]
+  if not everything:
+    raise UserError(f'the text {plan["source"]!r} is empty; give one with documents in it')
+  digest = hashlib.sha256(''.join(shard['text_sha256'] for shard in everything).encode())
+  totals = {
+    side: {
+      name: sum(shard[name] for shard in shards[side])
+      for name in ('documents', 'text_bytes', 'tokens')
+    }
+    for side in SIDES
+  }
+  manifest = {
+    'format': FORMAT,
+    'plan': plan,
+    'text_sha256': digest.hexdigest(),
+    'totals': totals,
+    'shards': shards,
+  }
+  _write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + '\n')
+  (folder / UNFINISHED).rmtree()
+  return manifest
+
+
+def _note(folder: epath.Path, number: int) -> epath.Path:
+  return folder / UNFINISHED / f'part-{number:05}.json'
+
+
+def _is_done(folder: epath.Path, number: int) -> bool:
+  note = _note(folder, number)
+  if not note.exists():
+    return False
+  for shard in json.loads(note.read_text()).values():
+    path = folder / shard['file']
+    if not path.exists() or path.stat().length != shard['num_bytes']:
+      return False
+  return True
+
+
+@contextlib.contextmanager
+def _scratch(folder: epath.Path) -> Iterator[pathlib.Path]:
+  """A local folder for files in the making, beside those that are whole where these are local."""
+  beside = None if '://' in os.fspath(folder) else folder / UNFINISHED
+  with tempfile.TemporaryDirectory(dir=beside) as name:
+    yield pathlib.Path(name)
+
+
+def _move(source: pathlib.Path, target: epath.Path) -> None:
+  """Puts a whole file in its place at once."""
+  if '://' in os.fspath(target):
+    with source.open('rb') as whole, target.open('wb') as copy:
+      shutil.copyfileobj(whole, copy, 16 * _MIB)
+  else:
+    os.replace(source, target)
+
+
+def _write_text(target: epath.Path, text: str) -> None:
+  with tempfile.TemporaryDirectory(
+    dir=None if '://' in os.fspath(target) else target.parent
+  ) as name:
+    part = pathlib.Path(name) / target.name
+    part.write_text(text)
+    _move(part, target)
+
+
+@contextlib.contextmanager
+def _plain_errors(folder: epath.Path) -> Iterator[None]:
+  """What the disk and the ArrayRecord library raise, as a sentence."""
+  try:
+    yield
+  except UserError:
+    raise
+  except (OSError, RuntimeError, ImportError) as error:
+    reason = getattr(error, 'strerror', None) or first_line(error)
+    raise UserError(
+      f'cannot write to {folder} ({reason}); free space or give a folder that can be written to, '
+      'and run the same command again: what is finished is kept'
+    ) from error
+
+
+def _report(manifest: dict[str, Any], out: str) -> None:
+  plan = manifest['plan']
+  for side, total in manifest['totals'].items():
+    print(
+      f'{side:9} {total["documents"]:,} documents, {total["text_bytes"]:,} bytes of text, '
+      f'{total["tokens"]:,} tokens, {len(manifest["shards"][side])} files'
+    )
+  print(f'tokenizer {plan["tokenizer"]}, {plan["fingerprint"][:16]}')
+  print(f'text      sha256 {manifest["text_sha256"][:16]}')
+  print(f'Train with --config.data.source={out} --config.data.tokenizer={plan["tokenizer"]}')
+
+
+def main() -> None:
+  manifest = prepare(
+    _SOURCE.value,
+    _TOKENIZER.value,
+    _OUT.value,
+    column=_COLUMN.value,
+    held_out=_HELD_OUT.value,
+    held_out_source=_HELD_OUT_SOURCE.value,
+    num_workers=_WORKERS.value,
+  )
+  _report(manifest, _OUT.value)
+
+
+if __name__ == '__main__':
+  # Here, because worker processes import this file and need none of what programs import.
+  from armd_jax import cli
+
+  _SOURCE = flags.DEFINE_string('source', None, 'The corpus: stdlib, tfds:NAME or a path or glob.')
+  _TOKENIZER = flags.DEFINE_string('tokenizer', None, 'bytes, gpt2 or bert-base-uncased.')
+  _OUT = flags.DEFINE_string('out', None, 'Folder of the prepared corpus.')
+  _COLUMN = flags.DEFINE_string('column', '', 'Where jsonl, parquet and tfds hold the document.')
+  _HELD_OUT = flags.DEFINE_float('held_out', 0.01, 'Share of the documents held out.')
+  _HELD_OUT_SOURCE = flags.DEFINE_string('held_out_source', '', 'A corpus held out instead.')
+  _WORKERS = flags.DEFINE_integer('workers', os.cpu_count(), 'Processes that tokenise.')
+  flags.mark_flags_as_required(['source', 'tokenizer', 'out'])
+  cli.run(main)

@@ -1,0 +1,298 @@
+"""Preparing a corpus: what is written, going on after a crash, and each refusal in a sentence."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import corpora
+import pytest
+
+from armd_jax.data import prepare, sources
+from armd_jax.errors import UserError
+
+TEXTS = corpora.documents(400)
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+  """Text, lines of JSON and parquet under one glob."""
+  folder = tmp_path_factory.mktemp('source')
+  corpora.write_text(folder / 'a.txt', TEXTS[:200])
+  corpora.write_jsonl(folder / 'b.jsonl', TEXTS[200:300])
+  corpora.write_parquet(folder / 'c.parquet', TEXTS[300:])
+  return f'{folder}/*'
+
+
+def run(source, out, **changes):
+  options = {'held_out': 0.1, 'part_bytes': 4000} | changes
+  return prepare.prepare(source, options.pop('tokenizer', 'bytes'), str(out), **options)
+
+
+def contents(folder):
+  return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope='module')
+def expected(source, tmp_path_factory):
+  out = tmp_path_factory.mktemp('expected') / 'out'
+  run(source, out)
+  return contents(out)
+
+
+def test_the_manifest_counts_what_is_there(source, tmp_path):
+  manifest = run(source, tmp_path / 'out')
+  assert manifest == json.loads((tmp_path / 'out/manifest.json').read_text())
+  held = [t for t in TEXTS if sources.is_held_out(sources.hash_of(t), 0.1)]
+  train = [t for t in TEXTS if t not in set(held)]
+  for side, texts in (('train', train), ('held_out', held)):
+    size = len(''.join(texts).encode())
+    total = {'documents': len(texts), 'text_bytes': size, 'tokens': size + len(texts)}
+    assert manifest['totals'][side] == total
+    shards = manifest['shards'][side]
+    for name, count in total.items():
+      assert sum(shard[name] for shard in shards) == count
+  files = {path.name for path in (tmp_path / 'out').iterdir()}
+  shards = [shard for side in manifest['shards'].values() for shard in side]
+  assert files == {'manifest.json', *(shard['file'] for shard in shards)} and len(files) > 10
+  for shard in shards:
+    data = (tmp_path / 'out' / shard['file']).read_bytes()
+    assert (shard['num_bytes'], shard['sha256']) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_equal_documents_are_held_out_together(source, tmp_path):
+  assert len(TEXTS) - len(set(TEXTS)) > 30
+  manifest = run(source, tmp_path / 'out', held_out=0.5)
+  held = [t for t in TEXTS if sources.is_held_out(sources.hash_of(t), 0.5)]
+  assert manifest['totals']['held_out']['documents'] == len(held)
+  assert not set(held) & (set(TEXTS) - set(held))
+  assert 0.4 < len(set(held)) / len(set(TEXTS)) < 0.6
+
+
+def test_bytes_do_not_depend_on_the_number_of_workers(source, expected, tmp_path):
+  run(source, tmp_path / 'out', num_workers=2)
+  assert contents(tmp_path / 'out') == expected
+
+
+def test_a_source_of_its_own_is_held_out(source, tmp_path):
+  other = corpora.write_jsonl(tmp_path / 'test.jsonl', TEXTS[:20])
+  manifest = run(source, tmp_path / 'out', held_out_source=other)
+  assert manifest['totals']['held_out']['documents'] == 20
+  assert manifest['totals']['train']['documents'] == 400
+
+
+def test_every_text_leaves_a_trace_in_the_hash(tmp_path):
+  hashes = set()
+  for texts in (['ab', 'c'], ['a', 'bc'], ['ab', 'd'], ['c', 'ab'], ['ab', 'c', 'c']):
+    name = f'{len(hashes)}'
+    source = corpora.write_jsonl(tmp_path / f'{name}.jsonl', texts)
+    hashes.add(run(source, tmp_path / name)['text_sha256'])
+  assert len(hashes) == 5
+
+
+def test_a_finished_corpus_is_left_alone(source, tmp_path):
+  out = tmp_path / 'out'
+  manifest = run(source, out)
+  before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+  assert run(source, out) == manifest
+  assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+def test_a_bucket_takes_the_same_files(source, expected, tmp_path, monkeypatch):
+  bucket = corpora.fake_bucket(monkeypatch)
+  interrupt(source, 'gs://bucket/out', 5)
+  run(source, 'gs://bucket/out')
+  found = {path.rpartition('/')[2]: bucket.cat(path) for path in bucket.find('gs://bucket/out')}
+  assert found == expected
+
+
+def interrupt(source, out, after):
+  """Prepares in this process, and fails in the midst of the part after `after` parts."""
+  write = prepare._write_part
+  done = []
+
+  def fail(*job):
+    if len(done) == after:
+      raise KeyboardInterrupt
+    done.append(write(*job))
+
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(prepare, '_write_part', fail)
+    run(source, out)
+
+
+@pytest.mark.parametrize('after', [0, 1, 7])
+def test_going_on_after_an_interruption(source, expected, tmp_path, after):
+  out = tmp_path / 'out'
+  interrupt(source, out, after)
+  kept = {p: p.stat().st_mtime_ns for p in out.glob('*.array_record')}
+  assert bool(kept) == bool(after)
+  run(source, out)
+  assert contents(out) == expected
+  assert {path: path.stat().st_mtime_ns for path in kept} == kept  # nothing is done twice
+
+
+def test_a_lost_file_is_made_again(source, expected, tmp_path):
+  out = tmp_path / 'out'
+  interrupt(source, out, 7)
+  lost = sorted(out.glob('*.array_record'))
+  lost[0].unlink()
+  lost[1].write_bytes(lost[1].read_bytes()[:-1])
+  run(source, out)
+  assert contents(out) == expected
+
+
+def test_killed_and_started_again(tmp_path):
+  """kill -9 of the program with its workers, at moments of chance; the bytes of a straight run."""
+  texts = [text for seed in range(10) for text in corpora.documents(2000, seed)]
+  source = corpora.write_text(tmp_path / 'a.txt', texts)
+  options = {'num_workers': 2, 'part_bytes': 30_000}
+  straight, killed = tmp_path / 'straight', tmp_path / 'killed'
+  program = tmp_path / 'program.py'
+  program.write_text(
+    'from armd_jax.data import prepare\n'
+    "if __name__ == '__main__':\n"
+    f'  prepare.prepare({source!r}, "bytes", {str(killed)!r}, **{options})\n'
+  )
+  prepare.prepare(source, 'bytes', str(straight), **options)
+  rng, deaths = random.Random(0), 0
+  while not (killed / 'manifest.json').exists():
+    process = subprocess.Popen(
+      [sys.executable, program], stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    seen, deadline = len(list(killed.glob('*.array_record'))), time.time() + 60
+    while len(list(killed.glob('*.array_record'))) == seen and process.poll() is None:
+      assert time.time() < deadline
+      time.sleep(0.005)
+    time.sleep(rng.random() * 0.1)
+    if deaths < 3 and process.poll() is None:
+      os.killpg(process.pid, signal.SIGKILL)
+      deaths += 1
+    process.wait()
+  assert deaths == 3
+  assert contents(killed) == contents(straight)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'held_out': 0.2}, 'was prepared with held_out 0.1, not 0.2; use another --out'),
+    ({'tokenizer': 'other'}, "was prepared with tokenizer 'bytes', not 'other'; use another"),
+    ({'part_bytes': 9000}, 'are not those that .* was prepared from; use another --out'),
+    ({'held_out_source': 'stdlib'}, 'was prepared with held_out 0.1, not 0.0; use another'),
+  ],
+)
+@pytest.mark.parametrize('finished', [True, False])
+def test_corpora_are_never_mixed(source, tmp_path, monkeypatch, changes, message, finished):
+  from armd_jax.data import tokenizers
+
+  class Other(tokenizers.ByteTokenizer):
+    name = 'other'
+
+  monkeypatch.setitem(tokenizers._TOKENIZERS, 'other', Other)
+  out = tmp_path / 'out'
+  if finished:
+    run(source, out)
+  else:
+    interrupt(source, out, 3)
+  before = {p: p.read_bytes() for p in out.rglob('*') if p.is_file()}
+  with pytest.raises(UserError, match=message):
+    run(source, out, **changes)
+  assert {p: p.read_bytes() for p in out.rglob('*') if p.is_file()} == before
+
+
+def test_a_newer_version_of_a_tokenizer_is_another_one(source, tmp_path, monkeypatch):
+  from armd_jax.data import tokenizers
+
+  interrupt(source, tmp_path / 'out', 3)
+  monkeypatch.setattr(tokenizers.ByteTokenizer, 'encode', lambda self, text: 0)
+  monkeypatch.setattr(tokenizers.ByteTokenizer, '__init__', lambda self: None)
+  monkeypatch.setattr(tokenizers.ByteTokenizer, 'fingerprint', 'abc', raising=False)
+  with pytest.raises(UserError, match=r"was prepared with fingerprint .*, not 'abc'"):
+    run(source, tmp_path / 'out')
+
+
+def test_a_source_that_has_changed(tmp_path):
+  source = corpora.write_text(tmp_path / 'a.txt', TEXTS)
+  interrupt(source, tmp_path / 'out', 3)
+  corpora.write_text(tmp_path / 'a.txt', [*TEXTS, 'more'])
+  with pytest.raises(UserError, match=r"files of '.*a.txt' are not those that"):
+    run(source, tmp_path / 'out')
+
+
+def test_a_folder_of_others_is_left_alone(source, tmp_path):
+  (tmp_path / 'thesis.tex').write_text('')
+  with pytest.raises(UserError, match='holds other files; give a new or an empty folder'):
+    run(source, tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ['thesis.tex']
+
+
+def test_no_room_or_no_right_to_write(source, tmp_path, monkeypatch):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match=r'cannot write to .*/file/out \(Not a directory\); free'):
+    run(source, tmp_path / 'file/out')
+
+  class Full(prepare._Writer):
+    def close(self):
+      raise OSError(28, 'No space left on device')
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(prepare, '_Writer', Full)
+    with pytest.raises(
+      UserError, match=r'\(No space left on device\); .* what is finished is kept'
+    ):
+      run(source, tmp_path / 'out')
+  run(source, tmp_path / 'out')  # and it goes on
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'source': 'none.txt'}, "no file matches the text '.*/none.txt'"),
+    ({'source': 'bad.jsonl'}, 'line 3 of .*/bad.jsonl is no JSON'),
+    ({'source': 'bad.jsonl', 'num_workers': 2}, 'line 3 of .*/bad.jsonl is no JSON'),
+    ({'column': 'body'}, "no text in column 'body' but only id, text"),
+    ({'out': 'good.jsonl/x'}, r'cannot write to .* \(Not a directory\)'),
+    ({'held_out': 2}, '--held_out is 2; write a share'),
+    ({'num_workers': 0}, '--workers is 0; write 1 or more'),
+    ({'tokenizer': 'byte'}, "tokenizer 'byte' is unknown"),
+    ({'source': 'empty.txt'}, 'is empty; give one with documents in it'),
+  ],
+)
+def test_bad_input(tmp_path, changes, message):
+  corpora.write_jsonl(tmp_path / 'good.jsonl', TEXTS[:9])
+  (tmp_path / 'bad.jsonl').write_text('{"text": "a"}\n{"text": "b"}\n{"text": \n')
+  (tmp_path / 'empty.txt').write_text('\n\n')
+  options = {'source': 'good.jsonl', 'out': 'out'} | changes
+  paths = [str(tmp_path / options.pop(name)) for name in ('source', 'out')]
+  with pytest.raises(UserError, match=message) as error:
+    run(*paths, **options)
+  assert '\n' not in str(error.value)
+
+
+PROGRAM = [sys.executable, '-m', 'armd_jax.data.prepare', '--tokenizer=bytes', '--workers=1']
+
+
+def test_the_program_tells_bad_input_in_one_sentence(tmp_path):
+  command = [*PROGRAM, f'--out={tmp_path}/out', '--source=tfds:nosuch']
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 1 and 'Traceback' not in done.stderr
+  last = done.stderr.strip().splitlines()[-1]
+  assert last.startswith("error: tensorflow-datasets has no 'nosuch'")
+  assert not (tmp_path / 'out').exists()
+
+
+def test_the_program_reports(source, tmp_path):
+  command = [*PROGRAM, f'--source={source}', f'--out={tmp_path}/out']
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert 'B/s' in done.stderr and '100%' in done.stderr  # the bar, with its rate
+  manifest = json.loads((tmp_path / 'out/manifest.json').read_text())
+  for total in manifest['totals'].values():
+    assert f'{total["documents"]:,} documents' in done.stdout
+    assert f'{total["tokens"]:,} tokens' in done.stdout
+  assert f'--config.data.source={tmp_path}/out --config.data.tokenizer=bytes' in done.stdout
