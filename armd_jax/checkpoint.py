@@ -23,6 +23,8 @@ from armd_jax.training import TrainState
 
 # Fields that may change when a run goes on: how long, how often, and on which devices.
 MAY_CHANGE = (
+  'data.workers',
+  'data.prefetch_mib',
   'train.steps',
   'train.log_every',
   'train.eval_every',

@@ -6,14 +6,17 @@ import json
 import logging
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
 
-from armd_jax.errors import UserError
+from armd_jax import distributed
+from armd_jax.errors import CRASHED, UserError
 
 
 def run(main: Callable[[], None]) -> None:
@@ -31,7 +34,17 @@ def run(main: Callable[[], None]) -> None:
     app.run(guarded, flags_parser=_parse)
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
-    sys.exit(1)
+    distributed.leave(1)
+  except Exception:
+    if not jax.distributed.is_initialized():
+      raise
+    traceback.print_exc()
+    print(
+      'error: this process failed, or lost another one; see what the first to end says, and start '
+      'all of them again to go on from the last checkpoint',
+      file=sys.stderr,
+    )
+    distributed.leave(CRASHED)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -77,9 +77,12 @@ class OrderConfig:
 class DataConfig:
   """The text, its split and its tokens."""
 
-  source: str = 'stdlib'  # 'stdlib', or a file or glob of UTF-8 text
-  tokenizer: str = 'bytes'
-  held_out: float = 0.05  # share of the text's bytes held out, by document
+  source: str = 'stdlib'  # a prepared corpus's folder, or a source as in armd_jax.data.sources
+  tokenizer: str = 'bytes'  # of armd_jax.data.tokenizers
+  packing: str = _one_of('joined', 'wrapped')  # see armd_jax.data.packing
+  held_out: float = 0.05  # share of the text's bytes held out, by document; none of a prepared one
+  workers: int = 0  # processes that read ahead; 0: a thread, enough for small steps
+  prefetch_mib: int = 256  # most memory, per process of the run, of batches that are read ahead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,6 +254,8 @@ def _check(config: Config) -> Config:
     0 < d.held_out < 1,
     f'config.data.held_out is {d.held_out}; write a share between 0 and 1, like 0.05',
   )
+  _require(d.workers >= 0, f'config.data.workers is {d.workers}; write 0 or more')
+  _require(d.prefetch_mib >= 1, f'config.data.prefetch_mib is {d.prefetch_mib}; write 1 or more')
   _require(
     0 <= o.rho <= m.length, f'config.order.rho is {o.rho}; write 0 to model.length = {m.length}'
   )

@@ -1,4 +1,4 @@
-"""Bad input, told to the user in one sentence."""
+"""How a program ends: bad input, told to the user in one sentence, and exit codes."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,8 @@ class UserError(ValueError):
 
   Programs print it without a traceback and exit with code 1 (see `armd_jax.cli`).
   """
+
+
+# Exit codes beside 0 and the 1 of a UserError; launchers start the job again after both.
+STOPPED = 75  # told to stop by SIGTERM, and saved (EX_TEMPFAIL)
+CRASHED = 70  # one of several processes met an error of its own, or lost another (EX_SOFTWARE)

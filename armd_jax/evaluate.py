@@ -17,7 +17,7 @@ from tqdm import tqdm
 from armd_jax import cli, sharding
 from armd_jax.config import Config
 from armd_jax.data import corpus as corpus_lib
-from armd_jax.data.pipeline import text_bytes
+from armd_jax.data.packing import text_bytes
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.evaluation import likelihood
 from armd_jax.sample import load_ema

@@ -27,7 +27,7 @@ from armd_jax import config as config_lib
 from armd_jax.bench import timing
 from armd_jax.config import check_streams
 from armd_jax.data import corpus as corpus_lib
-from armd_jax.data.pipeline import text_bytes
+from armd_jax.data.packing import text_bytes
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.errors import UserError
 from armd_jax.evaluate import Score, evaluate, table

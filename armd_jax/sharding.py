@@ -43,6 +43,8 @@ def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
     UserError: if the axes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
+  # A process's devices side by side, so that it holds one run of a batch's sequences.
+  devices = sorted(devices, key=lambda device: (device.process_index, device.id))
   sizes = {'data': config.data, 'fsdp': config.fsdp, 'tensor': config.tensor}
   known = math.prod(size for size in sizes.values() if size != -1)
   free = [name for name, size in sizes.items() if size == -1]
@@ -60,6 +62,36 @@ def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Sequences over all data-parallel devices."""
   return NamedSharding(mesh, PartitionSpec(MESH_AXES['batch']))
+
+
+def process_part(mesh: Mesh) -> tuple[int, int]:
+  """Which part of a batch this process's devices hold: part p of P equal runs of sequences.
+
+  Processes that share sequences through the tensor axis hold the same part.
+
+  Returns:
+    p and P.
+  Raises:
+    UserError: the tensor axis cuts through a process's devices.
+  """
+  tensor, local = mesh.shape['tensor'], len(mesh.local_devices)
+  if tensor % local and local % tensor:
+    raise UserError(
+      f'config.mesh.tensor is {tensor}, but a process has {local} devices; write a divisor or a '
+      f'multiple of {local}'
+    )
+  first = int(np.flatnonzero(np.ravel(mesh.devices) == mesh.local_devices[0])[0])
+  return first // max(tensor, local), mesh.size // max(tensor, local)
+
+
+def global_batch(mesh: Mesh, local_BxN: np.ndarray) -> jax.Array:
+  """The batch of all processes from each one's part, `[B/P, N]` to `[B, N]`."""
+  return jax.make_array_from_process_local_data(batch_sharding(mesh), local_BxN)
+
+
+def put(x: np.ndarray, where: NamedSharding) -> jax.Array:
+  """An array that every process holds whole, laid out over the devices of all of them."""
+  return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

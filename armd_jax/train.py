@@ -1,14 +1,16 @@
 """Trains a model: `python -m armd_jax.train --config=experiments/quickstart.py --workdir=DIR`.
 
 The same command goes on from the last checkpoint, with the same data and randomness, as if the run
-had never stopped.
+had never stopped. SIGTERM saves, and ends it with exit code 75.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import shutil
+import sys
 import time
 
 import jax
@@ -17,11 +19,11 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from armd_jax import checkpoint, cli, sharding, training
+from armd_jax import checkpoint, cli, distributed, sharding, training
 from armd_jax import config as config_lib
 from armd_jax.data import corpus as corpus_lib
 from armd_jax.data.pipeline import training_batches
-from armd_jax.errors import UserError
+from armd_jax.errors import STOPPED, UserError
 from armd_jax.evaluation import likelihood
 
 
@@ -43,22 +45,21 @@ def train(
     The state after the last step.
   Raises:
     UserError: bad config, text, or work directory.
+    SystemExit: with code 75, when SIGTERM came and the state was saved.
   """
   workdir = pathlib.Path(workdir)
-  corpus = corpus or corpus_lib.load(config.data, config.model.length)
+  corpus = corpus or distributed.together(lambda: corpus_lib.load(config.data, config.model.length))
   vocab_size = corpus.tokenizer.vocab_size
-  mesh = sharding.make_mesh(config.mesh)
-  check_batch(config, mesh)
+  mesh, (part, parts) = distributed.together(lambda: _mesh(config))
 
   # ----- where to go on from
-  _prepare(workdir, config, overwrite)
+  distributed.together(lambda: distributed.is_first() and _prepare(workdir, config, overwrite))
   checkpoints = checkpoint.Checkpoints(workdir, config.train.keep_last, config.train.keep_best)
   abstract = training.abstract_state(config, vocab_size, mesh)
   if checkpoints.latest() is not None:
-    state, next_index = checkpoints.restore(abstract)
+    state, next_index = distributed.together(lambda: checkpoints.restore(abstract))
   elif config.init_from:
-    checkpoint.read_config(config.init_from)  # says so if no run is there
-    state, next_index = checkpoint.Checkpoints(config.init_from).restore(abstract)
+    state, next_index = distributed.together(lambda: _restore_other(config.init_from, abstract))
   else:
     state, next_index = training.new_state(config, vocab_size, mesh), 0
   first_step = int(state.step)
@@ -68,27 +69,43 @@ def train(
 
   # ----- the loop; metrics are read one step late, so that the device never waits for the host
   step_fn = training.train_step(config, vocab_size, mesh)
-  batches = training_batches(corpus.train_WxN, config.train.batch_size, config.seed, next_index)
-  batch_sharding = sharding.batch_sharding(mesh)
+  batches = training_batches(
+    corpus.train_WxN,
+    config.train.batch_size,
+    config.seed,
+    next_index,
+    part,
+    parts,
+    num_workers=config.data.workers,
+    prefetch_bytes=config.data.prefetch_mib * 2**20,
+  )
   log = _Log(workdir / 'metrics.jsonl', config, first_step)
+  notice = distributed.StopNotice(mesh)
   saved, held_out = first_step, None
   try:
     for step in range(first_step + 1, config.train.steps + 1):
-      text_BxN = jax.device_put(next(batches).tokens_BxN, batch_sharding)
+      text_BxN = sharding.global_batch(mesh, next(batches).tokens_BxN)
       state, metrics = step_fn(state, text_BxN)
-      log.step(step, metrics)
+      log.step(step, metrics | {'input_seconds': batches.input_seconds})
       is_last = step == config.train.steps
-      if step % config.train.eval_every == 0 or is_last:
+      stop = notice.reached() and not is_last
+      if is_last or (step % config.train.eval_every == 0 and not stop):
         held_out = evaluate(config, corpus, state, mesh)
         log.held_out(step, held_out)
-      if step % config.train.checkpoint_every == 0 or is_last:
+      if step % config.train.checkpoint_every == 0 or is_last or stop:
         checkpoints.save(step, state, batches.next_index, held_out)
         saved, held_out = step, None
+      if stop:
+        break
   finally:
+    notice.close()
     log.close()
     batches.close()
     checkpoints.close()
-  assert saved == config.train.steps
+  if saved < config.train.steps:
+    if distributed.is_first():
+      print(f'stopped by SIGTERM; step {saved} is saved, and the same command goes on from there')
+    sys.exit(STOPPED)
   return state
 
 
@@ -123,6 +140,18 @@ def evaluate(config, corpus, state, mesh) -> float:
   return likelihood.mean_nats(nll)[0]
 
 
+def _mesh(config: config_lib.Config) -> tuple[jax.sharding.Mesh, tuple[int, int]]:
+  """The mesh, and which part of a batch this process reads."""
+  mesh = sharding.make_mesh(config.mesh)
+  check_batch(config, mesh)
+  return mesh, sharding.process_part(mesh)
+
+
+def _restore_other(workdir: str, abstract: training.TrainState) -> tuple[training.TrainState, int]:
+  checkpoint.read_config(workdir)  # says so if no run is there
+  return checkpoint.Checkpoints(workdir).restore(abstract)
+
+
 def _prepare(workdir: pathlib.Path, config: config_lib.Config, overwrite: bool) -> None:
   """Makes the work directory, or checks that the run in it is this one."""
   if workdir.is_dir() and any(workdir.iterdir()):
@@ -147,6 +176,8 @@ def _prepare(workdir: pathlib.Path, config: config_lib.Config, overwrite: bool) 
 
 
 def _describe(config, corpus, state, first_step, workdir) -> None:
+  if not distributed.is_first():
+    return
   num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
   print(f'text      {corpus.description}, sha256 {corpus.sha256[:16]}')
   print(
@@ -161,12 +192,18 @@ def _describe(config, corpus, state, first_step, workdir) -> None:
 
 
 class _Log:
-  """Progress bar and metrics.jsonl; every step's metrics are fetched after the next is started."""
+  """Progress bar and metrics.jsonl, by process 0; metrics are fetched after the next step is
+  started."""
 
   def __init__(self, path: pathlib.Path, config: config_lib.Config, first_step: int):
-    self._file = path.open('a')
+    self._file = (path if distributed.is_first() else pathlib.Path(os.devnull)).open('a')
     self._bar = tqdm(
-      total=config.train.steps, initial=first_step, unit='step', desc='train', mininterval=0.5
+      total=config.train.steps,
+      initial=first_step,
+      unit='step',
+      desc='train',
+      mininterval=0.5,
+      disable=not distributed.is_first(),
     )
     self._tokens_per_step = config.train.batch_size * config.model.num_slots
     self._every = config.train.log_every
@@ -183,7 +220,8 @@ class _Log:
   def held_out(self, step, nats):
     self._flush()
     self._write({'step': step, 'held_out': nats})
-    self._bar.write(f'step {step}: held-out left-to-right {nats:.4f} nats per token')
+    if distributed.is_first():
+      self._bar.write(f'step {step}: held-out left-to-right {nats:.4f} nats per token')
 
   def close(self):
     self._flush()
@@ -214,6 +252,7 @@ class _Log:
 
 def main() -> None:
   config = config_lib.parse(cli.experiment(_CONFIG))
+  distributed.start(_CLUSTER())
   train(config, _WORKDIR.value, overwrite=_OVERWRITE.value)
 
 
@@ -221,5 +260,6 @@ if __name__ == '__main__':
   _CONFIG = config_flags.DEFINE_config_file('config', help_string='Experiment file.')
   _WORKDIR = cli.workdir_flag('Where the run is kept.')
   _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Delete the run in --workdir first.')
+  _CLUSTER = distributed.define_flags()
   flags.mark_flag_as_required('config')
   cli.run(main)

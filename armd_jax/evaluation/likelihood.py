@@ -99,6 +99,7 @@ def nll(
     nll_BxN: float32 nats per slot, in generation order.
   """
   score = _score(config, vocab_size, mesh)
+  rows = sharding.batch_sharding(mesh)
   keys_W = jax.vmap(jax.random.fold_in, (None, 0))(
     jax.random.key(seed), jnp.arange(len(windows_WxN))
   )
@@ -109,7 +110,9 @@ def nll(
     pad = batch_size - count
     text_BxN = np.pad(text_BxN, ((0, pad), (0, 0)))
     index_B = np.minimum(first + np.arange(batch_size), len(windows_WxN) - 1)
-    yield np.asarray(score(params, text_BxN, make_order(keys_W[index_B])))[:count]
+    order = jax.tree.map(np.asarray, make_order(keys_W[index_B]))
+    text_BxN, order = jax.tree.map(lambda x: sharding.put(x, rows), (text_BxN, order))
+    yield np.asarray(score(params, text_BxN, order))[:count]
 
 
 @functools.lru_cache(maxsize=8)

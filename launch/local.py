@@ -1,0 +1,169 @@
+"""Runs a job's processes on this machine:
+
+  python launch/local.py --processes 4 --devices-per-process 2 -- \\
+    python -m armd_jax.train --config=experiments/quickstart.py --workdir=work/four
+
+Every line they print starts with the process's number. If one ends with an error, the others are
+ended too and its exit code is the job's. SIGTERM and Ctrl-C let them save; a second one does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from typing import BinaryIO
+
+import common
+
+# Once a process has crashed the others cannot save; they get this long to say what they saw.
+_SECONDS_AFTER_A_CRASH = 5
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Runs the job, again after crashes; returns its exit code."""
+  parser = common.parser(__doc__.splitlines()[0], ['cpu', 'gpu'])
+  parser.add_argument('--port', type=int, default=0, help='of process 0; 0 takes a free one')
+  parsed = parser.parse_args(arguments)
+  job = common.job(parsed)
+  restarts = 0
+  while True:
+    port = parsed.port or _free_port()
+    processes = [_process(job, port, index) for index in range(job.processes)]
+    if parsed.dry_run:
+      print(' &\n'.join([common.shell_line(*process) for process in processes]), '&\nwait')
+      return common.DONE
+    code, told_to_stop = asyncio.run(_Running(job.grace).run(processes))
+    if told_to_stop or not common.starts_again(code, restarts, job):
+      return code
+    restarts += code not in common.TOLD_TO_STOP
+    _say(f'the job ended with exit code {code} and is started again')
+
+
+def _free_port() -> int:
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    return free.getsockname()[1]
+
+
+def _process(job: common.Job, port: int, index: int) -> tuple[list[str], dict[str, str]]:
+  variables = common.environment(job)
+  if job.platform == 'gpu':
+    first = index * job.devices_per_process
+    devices = range(first, first + job.devices_per_process)
+    variables['CUDA_VISIBLE_DEVICES'] = ','.join(map(str, devices))
+  return common.explicit(job, f'127.0.0.1:{port}', index), variables
+
+
+def _say(text: str) -> None:
+  print(f'launch: {text}', file=sys.stderr, flush=True)
+
+
+class _Running:
+  """The processes of a job, from their start to the end of the last."""
+
+  def __init__(self, grace: int):
+    self._grace = grace
+    self._signals: list[signal.Signals] = []
+    self._processes: list[asyncio.subprocess.Process] = []
+    self._deadline: float | None = None  # when all that still run are killed
+
+  async def run(self, commands: list[tuple[list[str], dict[str, str]]]) -> tuple[int, bool]:
+    """Returns the job's exit code, and whether a signal asked for its end."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+      loop.add_signal_handler(number, self._on_signal, number)
+    outputs = []
+    try:
+      for index, (command, variables) in enumerate(commands):
+        # A session of their own: the terminal's Ctrl-C comes to this process alone.
+        process = await asyncio.create_subprocess_exec(
+          *command,
+          env=os.environ | variables,
+          stdin=asyncio.subprocess.DEVNULL,
+          stdout=asyncio.subprocess.PIPE,
+          stderr=asyncio.subprocess.PIPE,
+          start_new_session=True,
+        )
+        self._processes.append(process)
+        if self._signals:  # they came while this one was being started
+          self._send(signal.SIGTERM)
+        prefix = f'[{index}] '.encode()
+        outputs.append(asyncio.create_task(_copy(process.stdout, sys.stdout.buffer, prefix)))
+        outputs.append(asyncio.create_task(_copy(process.stderr, sys.stderr.buffer, prefix)))
+      code = await self._wait()
+    except OSError as error:
+      raise common.UserError(
+        f'cannot run {command[0]!r} ({error.strerror}); give the path of a program after --'
+      ) from error
+    finally:
+      self._send(signal.SIGKILL)
+    await asyncio.gather(*outputs)
+    if self._signals and self._signals[0] == signal.SIGINT:
+      code = 128 + signal.SIGINT
+    return code, bool(self._signals)
+
+  async def _wait(self) -> int:
+    """Returns the code of the first process that failed, once all have ended."""
+    code = 0
+    while True:
+      # Not asyncio's wait, which takes a process for running while one that it left has its output.
+      codes = [process.returncode for process in self._processes]
+      ended = {i: _exit_code(c) for i, c in enumerate(codes) if c is not None}
+      first = max(ended, key=ended.get, default=None)
+      if first is not None and ended[first] and not code:
+        code = ended[first]
+        if not self._signals:
+          _say(f'process {first} ended with exit code {code}; ending the others')
+          stopped = code in common.TOLD_TO_STOP
+          self._end_within(self._grace if stopped else _SECONDS_AFTER_A_CRASH)
+      if len(ended) == len(codes):
+        return code
+      if self._deadline is not None and asyncio.get_running_loop().time() > self._deadline:
+        self._send(signal.SIGKILL)
+      await asyncio.sleep(0.05)
+
+  def _on_signal(self, number: signal.Signals) -> None:
+    self._signals.append(number)
+    if len(self._signals) == 1:
+      _say(f'{number.name}; the processes get {self._grace} s to save, a second one ends them now')
+      self._end_within(self._grace)
+    else:
+      self._send(signal.SIGKILL)
+
+  def _end_within(self, seconds: float) -> None:
+    self._send(signal.SIGTERM)
+    self._deadline = asyncio.get_running_loop().time() + seconds
+
+  def _send(self, number: signal.Signals) -> None:
+    for process in self._processes:
+      with contextlib.suppress(ProcessLookupError):
+        if number == signal.SIGKILL:
+          os.killpg(process.pid, number)  # and whatever it started, which it needs until then
+        elif process.returncode is None:
+          process.send_signal(number)
+
+
+def _exit_code(returncode: int) -> int:
+  return returncode if returncode >= 0 else 128 - returncode
+
+
+async def _copy(source: asyncio.StreamReader, target: BinaryIO, prefix: bytes) -> None:
+  """Copies lines, and the redrawn lines of a progress bar, each with the prefix."""
+  rest = b''
+  while chunk := await source.read(1 << 16):
+    *lines, rest = re.split(rb'(?<=\n)|(?<=\r)(?!\n)', rest + chunk)
+    target.writelines(prefix + line for line in lines)
+    target.flush()
+  if rest:
+    target.write(prefix + rest + b'\n')
+    target.flush()
+
+
+if __name__ == '__main__':
+  common.run(main)
