@@ -22,12 +22,12 @@ import functools
 import jax
 from absl import logging
 
-from armd_jax.attention import device, reference, tpu, tpu_blocks
+from armd_jax.attention import device, hopper, reference, tpu, tpu_blocks
 from armd_jax.errors import UserError
 
 Array = jax.Array
 
-BACKENDS = ('auto', 'reference', 'pallas_tpu')
+BACKENDS = ('auto', 'reference', 'pallas_tpu', 'pallas_hopper')
 
 
 # The jits give the calls their names in a jaxpr, where flops.py looks for them.
@@ -41,6 +41,11 @@ def _prefix_attention_pallas_tpu(q, k, v, lengths, *, chip):
   return tpu.prefix_attention(q, k, v, lengths, chip=chip)
 
 
+@jax.jit
+def _prefix_attention_pallas_hopper(q, k, v, lengths):
+  return hopper.prefix_attention(q, k, v, lengths)
+
+
 def _why_not_pallas_tpu(q: Array, k: Array, v: Array) -> str | None:
   """Why the TPU kernels cannot serve this call, or None."""
   here = device.current()
@@ -49,6 +54,19 @@ def _why_not_pallas_tpu(q: Array, k: Array, v: Array) -> str | None:
   if here.chip not in tpu_blocks.CHIPS:
     return f'chip {here.chip!r} is not one of {tpu_blocks.CHIPS}'
   return tpu.unsupported(q, k, v)
+
+
+def _why_not_pallas_hopper(q: Array, k: Array, v: Array) -> str | None:
+  """Why the Hopper kernels cannot serve this call, or None."""
+  here = device.current()
+  if here.platform != 'gpu':
+    return f'the platform is {here.platform!r}, not a GPU'
+  if here.chip != device.HOPPER:
+    return f'{here.chip!r} is not of the Hopper generation (compute capability 9.0)'
+  return hopper.unsupported(q, k, v)
+
+
+_WHY_NOT = {'pallas_tpu': _why_not_pallas_tpu, 'pallas_hopper': _why_not_pallas_hopper}
 
 
 @functools.cache
@@ -61,16 +79,22 @@ def _choose(backend: str, q: Array, k: Array, v: Array) -> str:
     raise ValueError(f'attention backend is {backend!r}; write one of {BACKENDS}')
   if backend == 'reference':
     return backend
-  reason = _why_not_pallas_tpu(q, k, v)
-  if backend == 'pallas_tpu':
-    if reason is not None:
-      raise UserError(f"attention backend 'pallas_tpu' cannot run: {reason}; write 'reference'")
-    return backend
-  if reason is None:
-    _log_once(f"attention: 'auto' takes 'pallas_tpu' on {device.current().chip}")
-    return 'pallas_tpu'
-  _log_once(f"attention: 'auto' takes 'reference', because {reason}")
-  return 'reference'
+  if backend == 'auto':
+    here = device.current()
+    kernels = {'tpu': 'pallas_tpu', 'gpu': 'pallas_hopper'}.get(here.platform)
+    if kernels is None:
+      reason = f'there are no kernels for the platform {here.platform!r}'
+    else:
+      reason = _WHY_NOT[kernels](q, k, v)
+    if reason is None:
+      _log_once(f"attention: 'auto' takes {kernels!r} on {here.chip}")
+      return kernels
+    _log_once(f"attention: 'auto' takes 'reference', because {reason}")
+    return 'reference'
+  reason = _WHY_NOT[backend](q, k, v)
+  if reason is not None:
+    raise UserError(f"attention backend {backend!r} cannot run: {reason}; write 'reference'")
+  return backend
 
 
 def prefix_attention(
@@ -111,6 +135,9 @@ def prefix_attention(
       f'lengths {lengths_BxRxN.shape} must be [{batch} or 1, {streams}, {rows}] for these queries'
     )
   arguments = q_BxRxNxHxD, k_BxKxGxD, v_BxKxGxD, lengths_BxRxN
-  if _choose(backend, *arguments[:3]) == 'pallas_tpu':
+  chosen = _choose(backend, *arguments[:3])
+  if chosen == 'pallas_tpu':
     return _prefix_attention_pallas_tpu(*arguments, chip=device.current().chip)
+  if chosen == 'pallas_hopper':
+    return _prefix_attention_pallas_hopper(*arguments)
   return _prefix_attention_reference(*arguments)

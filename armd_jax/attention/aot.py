@@ -1,9 +1,10 @@
 """Compiles the TPU kernels ahead of time, for every chip and named shape; reads the schedules.
 
-    python -m armd_jax.attention.aot --json=aot.json [--chips=v5e,v6e] [--shapes=train_1024]
+    python -m armd_jax.attention.aot [--json=docs/attention_tpu.json] [--chips=v5e] [--shapes=train]
 
-Needs `libtpu` (see shared/ahead_of_time.md) and no TPU. Results are written after each program and
-stamped with a hash of the sources they cover: a second run does only what is missing or stale.
+Needs `libtpu` and no TPU: Mosaic and XLA's TPU compiler really run, so a kernel that does not fit
+VMEM fails here. Results are written after each program, one a line, and stamped with a hash of the
+sources they cover: a second run does only what is missing, and everything after a change.
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ import os
 import pathlib
 import shutil
 import tempfile
-import time
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from jax.experimental import topologies
+from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from armd_jax import attention
-from armd_jax.attention import device, schedule, shapes, tiles, tpu_blocks
+from armd_jax import cli
+from armd_jax.attention import schedule, shapes, tiles, tpu, tpu_blocks
+from armd_jax.errors import UserError
 
 TOPOLOGIES = {
   'v4': 'v4:2x2x1',
@@ -34,6 +37,7 @@ TOPOLOGIES = {
   'v6e': 'v6e:2x2',
   '7x': 'tpu7x:2x2x1',
 }
+Blocks = tuple[tpu_blocks.Blocks, tpu_blocks.Blocks]
 
 
 def prepare(folder: str) -> None:
@@ -41,56 +45,62 @@ def prepare(folder: str) -> None:
   jax.config.update('jax_platforms', 'cpu')
   os.environ['TPU_SKIP_MDS_QUERY'] = '1'
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
-  os.environ['LIBTPU_INIT_ARGS'] = f'--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true'
+  # Two of the seventy dumps per kernel, those that schedule.py reads.
+  os.environ['LIBTPU_INIT_ARGS'] = (
+    f'--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true '
+    '--xla_jf_dump_llo_pass_label_regex=(packed-bundles-post-ra|static-per-bundle)'
+  )
 
 
 @functools.cache
-def _sharding(chip: str) -> NamedSharding:
+def sharding(chip: str) -> NamedSharding:
   described = topologies.get_topology_desc(TOPOLOGIES[chip], 'tpu')
   return NamedSharding(Mesh(np.array(described.devices[:1]), ('one',)), PartitionSpec())
 
 
-def compile_call(chip: str, shape: shapes.Shape, streams: int, dtype: str):
-  """Forward and backward of one call, compiled for one chip."""
-
-  def arg(size, dtype=dtype):
-    return jax.ShapeDtypeStruct(size, dtype, sharding=_sharding(chip))
-
-  rows = arg((1, streams, shape.rows, shape.heads, shape.head_dim))
-  keys = arg((1, shape.keys, shape.groups, shape.head_dim))
+def compile_call(
+  chip: str, shape: shapes.Shape, streams: int, dtype: str, blocks: Blocks | None = None
+):
+  """Forward and backward of one call, compiled for one chip; None takes the shipped blocks."""
+  rows = jax.ShapeDtypeStruct((1, streams, shape.rows, shape.heads, shape.head_dim), dtype)
+  keys = jax.ShapeDtypeStruct((1, shape.keys, shape.groups, shape.head_dim), dtype)
+  lengths = jax.ShapeDtypeStruct((1, streams, shape.rows), jnp.int32)
 
   def forward_and_gradients(q, k, v, lengths, dout):
     out, pullback = jax.vjp(
-      lambda q, k, v: attention.prefix_attention(q, k, v, lengths, backend='pallas_tpu'), q, k, v
+      lambda q, k, v: tpu.prefix_attention(q, k, v, lengths, chip=chip, blocks=blocks), q, k, v
     )
     return out, *pullback(dout)
 
-  with device.compiling_for(chip):
-    lengths = arg((1, streams, shape.rows), jnp.int32)
-    return jax.jit(forward_and_gradients).lower(rows, keys, keys, lengths, rows).compile()
+  # XLA chooses layouts in which heads need no transpose: compiling those takes most of the time.
+  layouts = Format(Layout.AUTO, sharding(chip))
+  call = jax.jit(forward_and_gradients, in_shardings=layouts, out_shardings=layouts)
+  return call.lower(rows, keys, keys, lengths, rows).compile()
 
 
-def _kernel(folder, chip, shape, streams, backward) -> dict:
+def _kernel(folder, chip, shape, streams, blocks, backward) -> dict:
   """What the schedule of one compiled kernel says."""
   copies = shape.heads // shape.groups
-  folds = streams * copies * shape.rows <= attention.tpu.MAX_FOLDED_ROWS
+  folds = streams * copies * shape.rows <= tpu.MAX_FOLDED_ROWS
   lengths = shape.lengths(streams)
   if folds:
     lengths = np.repeat(lengths, copies, axis=1).reshape(1, 1, -1)
     copies = 1
   num_rows = lengths.shape[2]
-  blocks = tpu_blocks.choose(chip, copies, num_rows, shape.keys, shape.head_dim, 2)[backward]
-  grid = blocks.grid(1, num_rows, shape.keys)
+  if blocks is None:
+    blocks = tpu_blocks.choose(chip, copies, num_rows, shape.keys, shape.head_dim, 2)
+  block = blocks[backward].fit(num_rows, shape.keys)
+  grid = block.grid(1, num_rows, shape.keys)
   padding = grid.query_tiles * grid.rows - num_rows
   lengths = np.pad(lengths, ((0, 0), (0, 0), (0, padding)), 'edge')
   name = 'prefix_attention_' + ('backward' if backward else 'forward')
   regions = schedule.read(folder, name)
-  total = schedule.cycles(regions, blocks, grid, copies * lengths.shape[1], lengths, backward)
+  total = schedule.cycles(regions, block, grid, copies * lengths.shape[1], lengths, backward)
   count = tiles.count(lengths, grid)
   pairs = int(shape.lengths(streams).sum()) * (shape.heads // shape.groups)
   ideal = (5 if backward else 2) * shape.head_dim * pairs / schedule.PEAK[chip]
   return {
-    'blocks': [blocks.rows, blocks.keys, blocks.unit_rows, blocks.unit_keys],
+    'blocks': [block.rows, block.keys, block.unit_rows, block.unit_keys],
     'steps': count.steps,
     'active': count.active,
     'partial': count.partial,
@@ -98,53 +108,99 @@ def _kernel(folder, chip, shape, streams, backward) -> dict:
     'cycles_per_active_tile': round(total / max(count.active, 1)),
     'useful': round(ideal / total, 3),
     'key_value_bytes': count.key_value_bytes(grid, shape.head_dim, 2),
-    'bundles': max(r.end for r in regions),
   }
 
 
-def measure(folder: str, chip: str, shape: shapes.Shape, streams: int) -> dict:
+def measure(
+  folder: str, chip: str, shape: shapes.Shape, streams: int, blocks: Blocks | None = None
+) -> dict:
   """Compiles one call in bfloat16 and reads both schedules."""
   shutil.rmtree(folder, ignore_errors=True)
   os.makedirs(folder)
-  start = time.time()
-  compiled = compile_call(chip, shape, streams, 'bfloat16')
+  compiled = compile_call(chip, shape, streams, 'bfloat16', blocks)
   return {
-    'compile_seconds': round(time.time() - start, 1),
     'temporary_bytes': compiled.memory_analysis().temp_size_in_bytes,
-    'forward': _kernel(folder, chip, shape, streams, False),
-    'backward': _kernel(folder, chip, shape, streams, True),
+    'forward': _kernel(folder, chip, shape, streams, blocks, False),
+    'backward': _kernel(folder, chip, shape, streams, blocks, True),
   }
 
 
+def compiles_in_float32(folder: str, chip: str, shape: shapes.Shape, streams: int) -> dict:
+  """Compiles one call in float32, which fails unless it fits VMEM."""
+  shutil.rmtree(folder, ignore_errors=True)
+  compiled = compile_call(chip, shape, streams, 'float32')
+  return {'temporary_bytes': compiled.memory_analysis().temp_size_in_bytes}
+
+
+def write(path: pathlib.Path, results: dict) -> None:
+  """JSON with one program a line."""
+
+  def line(item):
+    key, value = item
+    if not isinstance(value, dict):
+      return f'{json.dumps(key)}: {json.dumps(value)}'
+    inner = ',\n'.join(f'  {json.dumps(k)}: {json.dumps(v)}' for k, v in value.items())
+    return f'{json.dumps(key)}: {{\n{inner}\n}}'
+
+  path.write_text('{\n' + ',\n'.join(map(line, results.items())) + '\n}\n')
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+  """The first of each set of shapes that share their kernels: heads are a dimension of the grid."""
+  found = {}
+  for name in names:
+    shape = shapes.NAMED[name]
+    size = shape.rows, shape.keys, shape.heads // shape.groups, shape.head_dim
+    found.setdefault(size, name)
+  return list(found.values())
+
+
 def run(path: pathlib.Path, chips: list[str], names: list[str], streams: list[int]) -> None:
-  """Measures every program that `path` does not hold yet for these sources."""
+  """Measures every program that `path` does not hold yet for these sources.
+
+  In float32 only with the most streams, which need the most VMEM.
+
+  Raises:
+    UserError: the compiler refused programs; all others are measured.
+  """
   results = json.loads(path.read_text()) if path.exists() else {}
   if results.get('stamp') != schedule.stamp():
-    results = {'stamp': schedule.stamp(), 'jax': jax.__version__, 'programs': {}}
+    results = {'stamp': schedule.stamp(), 'jax': jax.__version__, 'programs': {}, 'float32': {}}
   folder = tempfile.mkdtemp(prefix='attention_aot_')
   prepare(folder)
+  failed = []
   try:
-    for name, count, chip in itertools.product(names, streams, chips):
-      key = f'{chip} {name} x{count}'
-      if key in results['programs']:
+    for kind, name, chip, count in itertools.product(
+      ('programs', 'float32'), distinct(names), chips, streams
+    ):
+      if kind == 'float32' and count != max(streams):
         continue
-      result = measure(folder, chip, shapes.NAMED[name], count)
-      results['programs'][key] = result
-      path.write_text(json.dumps(results, indent=1) + '\n')
-      useful = (result[kind]['useful'] for kind in ('forward', 'backward'))
-      print(f'{key}: useful', *useful, flush=True)
+      key = f'{chip} {name} x{count}'
+      if key in results[kind]:
+        continue
+      function = measure if kind == 'programs' else compiles_in_float32
+      try:
+        results[kind][key] = function(folder, chip, shapes.NAMED[name], count)
+      except jax.errors.JaxRuntimeError as error:  # does not fit: tell of all that do not
+        failed.append(f'{kind} {key}')
+        print(failed[-1], str(error)[:400], flush=True)
+        continue
+      write(path, results)
+      print(kind, key, results[kind][key], flush=True)
   finally:
     shutil.rmtree(folder, ignore_errors=True)
+  if failed:
+    raise UserError(f'the TPU compiler refused {", ".join(failed)}; see its words above')
 
 
-def main(_) -> None:
+def main() -> None:
   names = [name for name in shapes.NAMED if _SHAPES.value in name]
   run(pathlib.Path(_JSON.value), _CHIPS.value, names, [int(s) for s in _STREAMS.value])
 
 
 if __name__ == '__main__':
-  _JSON = flags.DEFINE_string('json', None, 'Where results are kept.', required=True)
+  _JSON = flags.DEFINE_string('json', 'docs/attention_tpu.json', 'Where results are kept.')
   _CHIPS = flags.DEFINE_list('chips', list(tpu_blocks.CHIPS), 'Chips to compile for.')
   _SHAPES = flags.DEFINE_string('shapes', '', 'Only shapes whose name contains this.')
   _STREAMS = flags.DEFINE_list('streams', ['1', '2'], 'Streams per call.')
-  app.run(main)
+  cli.run(main)

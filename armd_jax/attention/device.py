@@ -8,9 +8,15 @@ import dataclasses
 from collections.abc import Iterator
 
 import jax
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
 
 from armd_jax.attention import tpu_blocks
+
+# Older interpreters of Mosaic GPU kernels lack primitives that ours use.
+HOPPER_INTERPRETER = hasattr(plgpu, 'InterpretGPUParams')
+
+HOPPER = 'H100'  # and every other chip of its generation: H200, GH200
 
 # What `jax.Device.device_kind` calls the chips.
 _TPU_KINDS = {
@@ -28,10 +34,17 @@ _TPU_KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-  """A platform ('cpu', 'gpu' or 'tpu') and its chip: 'v5e' for TPUs we know, else jax's name."""
+  """What attention is traced for.
+
+  Attributes:
+    platform: 'cpu', 'gpu' or 'tpu'.
+    chip: 'v5e' or the like for TPUs we know, 'H100' for Hopper, else jax's name.
+    interpreted: whether kernels run in Pallas' interpreter.
+  """
 
   platform: str
   chip: str
+  interpreted: bool = False
 
 
 _compiled_for: contextvars.ContextVar[Device | None] = contextvars.ContextVar(
@@ -44,28 +57,36 @@ def current() -> Device:
   chosen = _compiled_for.get()
   if chosen is not None:
     return chosen
-  kind = jax.local_devices()[0].device_kind
-  return Device(jax.default_backend(), _TPU_KINDS.get(kind, kind))
+  first = jax.local_devices()[0]
+  if getattr(first, 'compute_capability', None) == '9.0':
+    return Device('gpu', HOPPER)
+  return Device(jax.default_backend(), _TPU_KINDS.get(first.device_kind, first.device_kind))
 
 
 @contextlib.contextmanager
-def compiling_for(chip: str) -> Iterator[None]:
-  """Traces attention for a TPU that is not here, to compile ahead of time.
-
-  Trace inside it (`jax.jit(f).lower(...)`): a function traced before keeps its choice.
-
-  Args:
-    chip: one of `tpu_blocks.CHIPS`.
-  Raises:
-    ValueError: for another chip.
-  """
-  if chip not in tpu_blocks.CHIPS:
-    raise ValueError(f'chip is {chip!r}; write one of {tpu_blocks.CHIPS}')
-  token = _compiled_for.set(Device('tpu', chip))
+def _tracing_for(device: Device) -> Iterator[None]:
+  token = _compiled_for.set(device)
   try:
     yield
   finally:
     _compiled_for.reset(token)
+
+
+@contextlib.contextmanager
+def compiling_for(chip: str) -> Iterator[None]:
+  """Traces attention for a chip that is not here, to compile ahead of time.
+
+  Trace inside it (`jax.jit(f).lower(...)`): a function traced before keeps its choice.
+
+  Args:
+    chip: one of `tpu_blocks.CHIPS`, or `HOPPER`.
+  Raises:
+    ValueError: for another chip.
+  """
+  if chip not in (*tpu_blocks.CHIPS, HOPPER):
+    raise ValueError(f'chip is {chip!r}; write one of {(*tpu_blocks.CHIPS, HOPPER)}')
+  with _tracing_for(Device('gpu' if chip == HOPPER else 'tpu', chip)):
+    yield
 
 
 @contextlib.contextmanager
@@ -78,5 +99,18 @@ def interpreting_tpu(chip: str = 'v5e') -> Iterator[None]:
   armed = pltpu.InterpretParams(
     uninitialized_memory='nan', out_of_bounds_reads='raise', detect_races=True
   )
-  with compiling_for(chip), pltpu.force_tpu_interpret_mode(armed):
+  with _tracing_for(Device('tpu', chip, True)), pltpu.force_tpu_interpret_mode(armed):
+    yield
+
+
+@contextlib.contextmanager
+def interpreting_hopper() -> Iterator[None]:
+  """Runs the Hopper kernels on the CPU, slowly: memory starts as NaN, races are looked for.
+
+  For tests: call `jax.jit` inside it. Needs jax 0.12; older interpreters lack primitives.
+  """
+  armed = plgpu.InterpretGPUParams(
+    uninitialized_memory='nan', out_of_bounds_reads='raise', detect_races=True
+  )
+  with _tracing_for(Device('gpu', HOPPER, True)), plgpu.force_gpu_interpret_mode(armed):
     yield

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import hashlib
+import json
 import pathlib
 import re
 
@@ -30,6 +31,7 @@ def stamp() -> str:
   """A hash of the sources that a result depends on."""
   folder = pathlib.Path(__file__).parent
   text = b''.join((folder / f'{name}.py').read_bytes() for name in SOURCES)
+  text += json.dumps(tpu_blocks.tuned(), sort_keys=True).encode()
   return hashlib.sha256(text).hexdigest()[:16]
 
 
@@ -94,7 +96,7 @@ def _jumps(lines) -> list[tuple[int, int]]:
   return jumps
 
 
-def _inside(regions: list[Region], outer: Region) -> list[Region]:
+def directly_inside(regions: list[Region], outer: Region) -> list[Region]:
   """Regions directly inside another one, in order."""
   inner = [r for r in regions if r != outer and outer.start <= r.start and r.end <= outer.end]
   return [
@@ -116,10 +118,10 @@ def cycles(
     ValueError: if the regions are not those of the kernels in tpu.py.
   """
   body = max((r for r in regions if r.kind == 'loop' and r.matrix), key=lambda r: r.bundles)
-  inside = _inside(regions, body)
+  inside = directly_inside(regions, body)
   while sum(r.matrix > 0 for r in inside) == 1:  # a region that merely guards the whole step
     guard = next(r for r in inside if r.matrix)
-    inside = [r for r in inside if r is not guard and r.start < guard.start] + _inside(
+    inside = [r for r in inside if r is not guard and r.start < guard.start] + directly_inside(
       regions, guard
     )
   compute = [r for r in inside if r.matrix]
@@ -129,9 +131,10 @@ def cycles(
   before = [r for r in inside if r.end <= plain.start]
   after = [r for r in inside if r.start >= masked.end]
   # Conditions that the sizes decide are folded away; such a region runs at every step.
-  starts = ['first'] if grid.span_tiles > 1 else []
-  if backward and grid.span_tiles * grid.query_tiles > 1:
-    starts = ['span', *starts]
+  if backward:
+    starts = ['span', 'idle'] if grid.span_tiles * grid.query_tiles > 1 else ['idle']
+  else:
+    starts = ['first'] if grid.span_tiles > 1 else []
   ends = ['last', 'flush'] if backward else ['last']
   parts = dict(zip(reversed(starts), reversed([r.bundles for r in before]), strict=False))
   parts |= dict(zip(ends, [r.bundles for r in after], strict=False))
@@ -140,14 +143,15 @@ def cycles(
   count = tiles.count(lengths_BxRxN, grid)
   total = count.steps * every
   total += query_tiles * (parts.get('first', 0) + parts.get('last', 0))
+  total += (count.steps - count.active) * parts.get('idle', 0)
   total += grid.batch * grid.spans * (parts.get('span', 0) + parts.get('flush', 0))
   total += (count.active - count.partial) * _plain(regions, plain, blocks, copies)
-  return int(total + _masked(regions, masked, blocks, grid, lengths_BxRxN))
+  return int(total + _masked(regions, masked, blocks, grid, copies, lengths_BxRxN))
 
 
 def _plain(regions, plain, blocks, copies) -> int:
   """Cycles of an unmasked tile; mirrors `tpu_call.for_each_unit`."""
-  row_units, key_units = blocks.rows // blocks.unit_rows, blocks.keys // blocks.unit_keys
+  row_units, key_units = blocks.rows // blocks.plain[0], blocks.keys // blocks.plain[1]
   trips = []
   if copies * row_units * key_units > blocks.overlap and key_units > 1:
     trips.append(key_units)
@@ -155,7 +159,7 @@ def _plain(regions, plain, blocks, copies) -> int:
     trips.append(row_units)
   total, region, times = 0, plain, 1
   for trip in trips:
-    loops = [r for r in _inside(regions, region) if r.kind == 'loop']
+    loops = [r for r in directly_inside(regions, region) if r.kind == 'loop']
     if not loops:  # unrolled by the compiler
       break
     total += times * (region.bundles - loops[0].bundles)
@@ -163,14 +167,17 @@ def _plain(regions, plain, blocks, copies) -> int:
   return total + times * region.bundles
 
 
-def _masked(regions, masked, blocks, grid, lengths) -> int:
+def _masked(regions, masked, blocks, grid, copies, lengths) -> int:
   """Cycles of all masked tiles; mirrors `tpu_call.for_each_unit`."""
-  row_units, key_units = blocks.rows // blocks.unit_rows, blocks.keys // blocks.unit_keys
-  rows, outside = masked, 0
-  loops = [r for r in _inside(regions, masked) if r.kind == 'loop']
-  if row_units > 1 and loops:
-    rows, outside = loops[0], masked.bundles - loops[0].bundles
-  bodies = [r for r in _inside(regions, rows) if r.matrix]
+  stairs, around, any_shape = None, 0, masked
+  if blocks.has_stairs(copies):
+    stairs, any_shape = [r for r in directly_inside(regions, masked) if r.matrix]
+    around = masked.bundles - stairs.bundles - any_shape.bundles
+  rows, outside = any_shape, 0
+  loops = [r for r in directly_inside(regions, any_shape) if r.kind == 'loop']
+  if blocks.row_units > 1 and loops:
+    rows, outside = loops[0], any_shape.bundles - loops[0].bundles
+  bodies = [r for r in directly_inside(regions, rows) if r.matrix]
   overhead = rows.bundles - sum(r.bundles for r in bodies)
   if not bodies:
     raise ValueError('found no unit in the masked tile')
@@ -181,12 +188,18 @@ def _masked(regions, masked, blocks, grid, lengths) -> int:
   most, least = tiled.max((1, 3)), tiled.min((1, 3))
   total = 0
   for tile in range(grid.spans * grid.span_tiles):
-    start = tile * blocks.keys
-    partial = (least < start + blocks.keys) & ((most > start) | (tile % grid.span_tiles == 0))
-    seen = np.clip(-(-(unit - start) // blocks.unit_keys), 0, key_units)
-    seen = seen.reshape(batch, -1, row_units)[partial]
-    total += partial.sum() * outside + seen.size * overhead
-    if len(bodies) == key_units > 1 or key_units == 1:
+    start, first = tile * blocks.keys, tile % grid.span_tiles == 0
+    partial = (least < start + blocks.keys) & ((most > start) | first)
+    seen = np.clip(-(-(unit - start) // blocks.unit_keys), 0, blocks.key_units)
+    seen = seen.reshape(batch, -1, blocks.row_units)
+    seen = np.maximum(seen, (first & (most > start))[..., None])[partial]
+    total += len(seen) * around
+    if stairs is not None:
+      found = (seen == np.arange(blocks.row_units) + 1).all(-1)
+      total += found.sum() * stairs.bundles
+      seen = seen[~found]
+    total += len(seen) * outside + seen.size * overhead
+    if len(bodies) == blocks.key_units:
       total += sum((seen == i + 1).sum() * body.bundles for i, body in enumerate(bodies))
     else:  # a loop over the visible key units
       total += seen.sum() * bodies[0].bundles

@@ -65,7 +65,7 @@ _DECODE = [
   Shape(f'decode_{rows}_of_{keys}_{heads}', rows, keys, *_HEADS[heads])
   for rows in (2, 8, 32)
   for keys in (1024, 32768)
-  for heads in ('12x64', '32/8x128')
+  for heads in _HEADS
 ]
 
 NAMED = {shape.name: shape for shape in _TRAIN + _DECODE}

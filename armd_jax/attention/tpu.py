@@ -124,11 +124,11 @@ def _attend(plan: Plan, q_BxGxCxMxD, k_BxGxKxD, v_BxGxKxD, lengths_BxRxM):
 
 
 def _attend_forward(plan, q, k, v, lengths):
-  out, stats = _forward(plan, q, k, v, lengths)
-  # The names let a remat policy keep both, so that the backward pass runs no second forward one.
+  out, stats, low = _forward(plan, q, k, v, lengths, keep_low=q.dtype != jnp.float32)
+  # The names let a remat policy keep them, so that the backward pass runs no second forward one.
   out = checkpoint_name(out, 'prefix_attention_out')
-  stats = checkpoint_name(stats, 'prefix_attention_stats')
-  return out, (q, k, v, lengths, out, stats)
+  stats, low = checkpoint_name((stats, low), 'prefix_attention_stats')
+  return out, (q, k, v, lengths, out, stats, low)
 
 
 def _attend_backward(plan, residuals, dout):
@@ -141,27 +141,32 @@ _attend.defvjp(_attend_forward, _attend_backward)
 # ---- forward -----------------------------------------------------------------------------------
 
 
-def _forward(plan: Plan, q, k, v, lengths) -> tuple[Array, Array]:
-  """Returns out_BxGxCxMxD and float32 stats_BxGx2xCxM.
+def _forward(
+  plan: Plan, q, k, v, lengths, keep_low: bool = False
+) -> tuple[Array, Array, Array | None]:
+  """Returns out_BxGxCxMxD, float32 stats_BxGx2xCxM and, if asked for, low_BxGxCxMxD.
 
   The statistics are the maximum of a row's raw scores and the base-2 logarithm of its sum of
   weights. Added up they are the log-sum-exp; they are kept apart because one float32 cannot hold
-  a score of 1e4 and its fraction.
+  a score of 1e4 and its fraction. `low` is what rounding took from `out`: the backward pass takes
+  a small difference of `dout . v` and `dout . out`, which the rounding would drown.
   """
   call = tpu_call.Call.make(plan.forward, q, k, lengths)
-  q_padded = tpu_call.pad(q, 3, call.num_rows)
   rows = (call.copies, call.grid.rows)
-  out, stats = call.run(
+  like_q = (q.shape, q.dtype, call.rows_spec())
+  out, stats, low = call.run(
     functools.partial(_forward_kernel, copies_per_stream=plan.copies_per_stream),
     'prefix_attention_forward',
     2,
     plan.vmem_bytes,
     lengths,
-    [q_padded, tpu_call.pad(k, 2, call.num_keys), tpu_call.pad(v, 2, call.num_keys)],
+    [q, k, v],
     [call.rows_spec(), call.keys_spec(), call.keys_spec()],
     [
-      (q_padded.shape, q.dtype, call.rows_spec()),
-      ((*q.shape[:2], 2, call.copies, call.num_rows), jnp.float32, call.stats_spec(2)),
+      like_q,
+      # Lanes, unlike rows, cannot be overrun by a narrow tile.
+      ((*q.shape[:2], 2, call.copies, call.padded_rows), jnp.float32, call.stats_spec(2)),
+      like_q if keep_low else None,
     ],
     [
       ((*rows, LANES), jnp.float32),
@@ -170,7 +175,7 @@ def _forward(plan: Plan, q, k, v, lengths) -> tuple[Array, Array]:
       ((call.streams, call.grid.rows, LANES), jnp.int32),
     ],
   )
-  return out[:, :, :, : q.shape[3]], stats[..., : q.shape[3]]
+  return out, stats[..., : call.num_rows], low
 
 
 def _spread(x: Array, width: int) -> Array:
@@ -220,6 +225,7 @@ def _forward_kernel(
   v_ref,
   out_ref,
   stats_ref,
+  low_ref,
   max_ref,
   sum_ref,
   acc_ref,
@@ -234,7 +240,7 @@ def _forward_kernel(
   weights, *per lane* (lanes are added once, at the end); `acc` the unnormalised output; `column`
   the lengths, equal over lanes.
   """
-  grid, unit_rows, unit_keys = call.grid, call.blocks.unit_rows, call.blocks.unit_keys
+  grid = call.grid
   code = codes[pl.program_id(2)]
   first_tile = grid.key(code) == 0
   scale = LOG2_E * call.head_dim**-0.5
@@ -246,9 +252,8 @@ def _forward_kernel(
       row = lengths_ref[0, stream : stream + 1].astype(jnp.float32)
       _store_column(column_ref.at[stream], row)
 
-  def unit(copy, row, key, masked):
-    rows = pl.ds(row, unit_rows)
-    keys = pl.ds(key, unit_keys)
+  def unit(copy, rows, keys, masked):
+    key, unit_keys = keys.start, keys.size
     scores = tpu_call.dot(q_ref[0, 0, copy, rows], k_ref[0, 0, keys], tpu_call.ROWS_BY_KEYS)
     if masked:
       left = column_ref[copy // copies_per_stream, rows] - (grid.key(code) * grid.keys + key)
@@ -261,7 +266,10 @@ def _forward_kernel(
     weights = jnp.exp2((scores - _spread(new_max, unit_keys)) * scale)
     decay = jnp.exp2((old_max - new_max) * scale)
     lane_sums = sum(weights[:, i : i + LANES] for i in range(0, unit_keys, LANES))
-    product = tpu_call.dot(weights.astype(v_ref.dtype), v_ref[0, 0, keys], tpu_call.PLAIN)
+    v = v_ref[0, 0, keys]
+    if masked:
+      v = call.real_keys(v, code, key)
+    product = tpu_call.dot(weights.astype(v.dtype), v, tpu_call.PLAIN)
     acc = jnp.where(first, 0.0, acc_ref[copy, rows]) * _spread(decay, call.head_dim)
     acc_ref[copy, rows] = acc + product
     sum_ref[copy, rows] = jnp.where(first, 0.0, sum_ref[copy, rows]) * decay + lane_sums
@@ -278,7 +286,12 @@ def _forward_kernel(
       # Rows that see nothing hold what a unit of other rows, or nobody, left there.
       empty = _spread(column_ref[stream], call.head_dim) == 0
       out = acc_ref[copy] * _spread(_reciprocal(total), call.head_dim)
-      out_ref[0, 0, copy] = jnp.where(empty, 0.0, out).astype(out_ref.dtype)
+      out = jnp.where(empty, 0.0, out)
+      rounded = out.astype(out_ref.dtype)
+      out_ref[0, 0, copy] = rounded
+      if low_ref is not None:
+        low = out - rounded.astype(jnp.float32)
+        low_ref[0, 0, copy] = low.astype(low_ref.dtype)
       empty = lengths_ref[0, stream : stream + 1] == 0
       one = slice(copy, copy + 1)
       stats_ref[0, 0, 0, one] = jnp.where(empty, 0.0, _to_row(max_ref[copy]))
@@ -288,14 +301,15 @@ def _forward_kernel(
 # ---- backward ----------------------------------------------------------------------------------
 
 
-def _backward(plan: Plan, q, k, v, lengths, out, stats, dout) -> tuple[Array, Array, Array]:
+def _backward(plan: Plan, q, k, v, lengths, out, stats, low, dout) -> tuple[Array, Array, Array]:
   """Gradients with respect to q, k and v."""
   call = tpu_call.Call.make(plan.backward, q, k, lengths)
+  out = out.astype(jnp.float32)
+  if low is not None:
+    out += low.astype(jnp.float32)
   # The mean of dweights under a row's weights.
-  mean = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), axis=-1)
-  stats = tpu_call.pad(jnp.concatenate([stats, mean[:, :, None]], axis=2), 4, call.num_rows)
-  q_padded, dout_padded = (tpu_call.pad(x, 3, call.num_rows) for x in (q, dout))
-  k_padded, v_padded = (tpu_call.pad(x, 2, call.num_keys) for x in (k, v))
+  mean = jnp.sum(out * dout.astype(jnp.float32), axis=-1)
+  stats = tpu_call.pad(jnp.concatenate([stats, mean[:, :, None]], axis=2), 4, call.padded_rows)
   grid = call.grid
   span = (grid.span_tiles * grid.keys, call.head_dim)
   # Each span of keys writes its own share of dq; they are added outside, in float32.
@@ -306,12 +320,12 @@ def _backward(plan: Plan, q, k, v, lengths, out, stats, dout) -> tuple[Array, Ar
     5,
     plan.vmem_bytes,
     lengths,
-    [stats, q_padded, dout_padded, k_padded, v_padded],
+    [stats, q, dout, k, v],
     [call.stats_spec(3), *(call.rows_spec(),) * 2, *(call.keys_spec(),) * 2],
     [
-      ((grid.spans, *q_padded.shape), dq_dtype, call.partial_rows_spec()),
-      (k_padded.shape, k.dtype, call.span_spec()),
-      (v_padded.shape, v.dtype, call.span_spec()),
+      ((grid.spans, *q.shape), dq_dtype, call.partial_rows_spec()),
+      (k.shape, k.dtype, call.span_spec()),
+      (v.shape, v.dtype, call.span_spec()),
     ],
     [
       ((call.copies, grid.rows, call.head_dim), jnp.float32),
@@ -319,8 +333,7 @@ def _backward(plan: Plan, q, k, v, lengths, out, stats, dout) -> tuple[Array, Ar
       (span, jnp.float32),
     ],
   )
-  dq = dq[0] if grid.spans == 1 else jnp.sum(dq, axis=0).astype(q.dtype)
-  return dq[:, :, :, : q.shape[3]], dk[:, :, : k.shape[2]], dv[:, :, : k.shape[2]]
+  return dq[0] if grid.spans == 1 else jnp.sum(dq, axis=0).astype(q.dtype), dk, dv
 
 
 def _backward_kernel(
@@ -346,7 +359,7 @@ def _backward_kernel(
 
   `stats` holds maximum, log-sum and the mean of dweights of each row.
   """
-  grid, unit_rows, unit_keys = call.grid, call.blocks.unit_rows, call.blocks.unit_keys
+  grid = call.grid
   code = codes[pl.program_id(2)]
   scale = call.head_dim**-0.5
   first_tile = grid.key(code) == 0
@@ -357,21 +370,22 @@ def _backward_kernel(
     dk_acc[...] = jnp.zeros_like(dk_acc)
     dv_acc[...] = jnp.zeros_like(dv_acc)
 
-  @pl.when(first_tile)
+  @pl.when(first_tile & call.sees_nothing(code, longest))
   def _():
     dq_acc[...] = jnp.zeros_like(dq_acc)
 
-  def unit(copy, row, key, masked):
-    rows = pl.ds(row, unit_rows)
-    keys = pl.ds(key, unit_keys)
-    in_span = pl.ds(pl.multiple_of(grid.key(code) * grid.keys + key, unit_keys), unit_keys)
+  def unit(copy, rows, keys, masked):
+    row, key = rows.start, keys.start
+    in_span = pl.ds(pl.multiple_of(grid.key(code) * grid.keys + key, keys.size), keys.size)
     k, v = k_ref[0, 0, keys], v_ref[0, 0, keys]
-    q, dout = q_ref[0, 0, copy, rows], dout_ref[0, 0, copy, rows]
+    if masked:
+      k, v = call.real_keys(k, code, key), call.real_keys(v, code, key)
+    q = call.real_rows(q_ref[0, 0, copy, rows], code, row)
+    dout = call.real_rows(dout_ref[0, 0, copy, rows], code, row)
     scores = tpu_call.dot(k, q, tpu_call.ROWS_BY_KEYS)
     if masked:
-      tile = grid.span(code) * grid.span_tiles + grid.key(code)
       stream = copy // copies_per_stream
-      left = lengths_ref[0, stream : stream + 1, rows] - (tile * grid.keys + key)
+      left = lengths_ref[0, stream : stream + 1, rows] - (call.tile_start(code) + key)
       index = lax.broadcasted_iota(jnp.int32, scores.shape, 0)
       scores = jnp.where(index < left, scores, MASKED)
     one = slice(copy, copy + 1)
@@ -381,7 +395,9 @@ def _backward_kernel(
     dweights = tpu_call.dot(v, dout, tpu_call.ROWS_BY_KEYS)
     dscores = (weights * (dweights - mean)).astype(q.dtype)
     dk_acc[in_span] += tpu_call.dot(dscores, q, tpu_call.PLAIN)
-    dq_acc[copy, rows] += tpu_call.dot(dscores.T, k, tpu_call.PLAIN)
+    # Selecting is free here, storing zeros beforehand is not.
+    old = jnp.where(first_tile & (key == 0), 0.0, dq_acc[copy, rows])
+    dq_acc[copy, rows] = old + tpu_call.dot(dscores.T, k, tpu_call.PLAIN)
 
   tpu_call.for_each_unit(call, code, longest, unit)
 

@@ -1,14 +1,23 @@
-"""How large the tiles of the TPU kernels are, per chip."""
+"""How large the tiles of the TPU kernels are, per chip and shape.
+
+A rule, justified by the compiler's schedule (docs/attention.md), and before it the table of what
+`python -m armd_jax.attention.tune` found fastest on a real chip.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
+import pathlib
 
 from armd_jax.attention import tiles
 
 LANES = 128  # width of a vector register, and of the narrowest key tile
 MAX_VMEM_MIB = {'v4': 16, 'v5e': 128, 'v5p': 64, 'v6e': 128, '7x': 64}
 CHIPS = tuple(MAX_VMEM_MIB)
+TABLE = pathlib.Path(__file__).with_name('tpu_blocks.json')
+WIDE = ('v6e', '7x')  # matrix units of 256 x 256: more rows per load of keys keep them busy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +33,7 @@ class Blocks:
     keys: keys in a key tile.
     unit_rows: slots in a unit.
     unit_keys: keys in a unit.
+    join: a tile that needs no mask is one unit.
     span: most keys whose gradients are held in VMEM at once (backward only).
     overlap: most units in one basic block, as long as the copies of a row allow it.
   """
@@ -32,8 +42,26 @@ class Blocks:
   keys: int
   unit_rows: int
   unit_keys: int
+  join: bool = False
   span: int = 0
   overlap: int = 4
+
+  @property
+  def row_units(self) -> int:
+    return self.rows // self.unit_rows
+
+  @property
+  def key_units(self) -> int:
+    return self.keys // self.unit_keys
+
+  @property
+  def plain(self) -> tuple[int, int]:
+    """Rows and keys of a unit of a tile that needs no mask."""
+    return (self.rows, self.keys) if self.join else (self.unit_rows, self.unit_keys)
+
+  def has_stairs(self, copies: int) -> bool:
+    """Whether a tile on a causal diagonal has a basic block of its own."""
+    return self.row_units == self.key_units == 2 and 2 * copies <= self.overlap
 
   def fit(self, num_rows: int, num_keys: int) -> Blocks:
     """The same blocks, no larger than these rows and keys need and evenly spread over them."""
@@ -52,17 +80,29 @@ class Blocks:
     )
 
   def grid(self, batch: int, num_rows: int, num_keys: int) -> tiles.Grid:
-    """The cut of padded rows and keys; without a span, all keys are one."""
+    """The cut of rows and keys, whose last tiles may overrun; without a span, all keys are one."""
     key_tiles = -(-num_keys // self.keys)
     spans = -(-key_tiles * self.keys // self.span) if self.span else 1
+    span_tiles = -(-key_tiles // spans)
     return tiles.Grid(
       batch=batch,
       query_tiles=-(-num_rows // self.rows),
-      spans=spans,
-      span_tiles=-(-key_tiles // spans),
+      spans=-(-key_tiles // span_tiles),  # none lies wholly beyond the last key
+      span_tiles=span_tiles,
       rows=self.rows,
       keys=self.keys,
     )
+
+
+@functools.cache
+def tuned() -> dict[str, list[dict]]:
+  """Forward and backward blocks by `name`, from the table; empty where nobody tuned."""
+  return json.loads(TABLE.read_text()) if TABLE.exists() else {}
+
+
+def name(chip: str, copies: int, num_rows: int, num_keys: int, head_dim: int, itemsize: int) -> str:
+  """The line of the table that holds for a call."""
+  return f'{chip} copies={copies} rows={num_rows} keys={num_keys} D={head_dim} bytes={itemsize}'
 
 
 def choose(
@@ -81,17 +121,41 @@ def choose(
     head_dim: D.
     itemsize: bytes per element.
   """
-  vmem = MAX_VMEM_MIB[chip]
-  if num_rows <= LANES:  # decoding: bound by reading the keys, so few and large steps
-    forward = Blocks(rows=128, keys=2048, unit_rows=128, unit_keys=1024)
-  elif copies == 1:
-    small = vmem < 32 or itemsize > 2 or head_dim > 128
-    forward = Blocks(rows=512 if small else 1024, keys=1024, unit_rows=512, unit_keys=512)
-  else:
-    rows = 512 if copies <= 4 else 256
-    forward = Blocks(rows=rows, keys=512, unit_rows=256, unit_keys=512)
+  arguments = chip, copies, num_rows, num_keys, head_dim, itemsize
+  found = tuned().get(name(*arguments))
+  chosen = (Blocks(**blocks) for blocks in found) if found else rule(*arguments)
+  forward, backward = (blocks.fit(num_rows, num_keys) for blocks in chosen)
+  return forward, backward
+
+
+def longest_span(chip: str, keys: int, head_dim: int, itemsize: int, share: float = 1 / 3) -> int:
+  """How many keys, in whole tiles, have gradients that fit a share of VMEM."""
   # Per key: two float32 accumulators and two double-buffered outputs of `itemsize`.
   width = max(head_dim, LANES)
-  span = vmem * 2**20 // 3 // (width * 2 * (4 + 2 * itemsize)) // forward.keys * forward.keys
-  backward = dataclasses.replace(forward, span=max(span, forward.keys))
-  return forward.fit(num_rows, num_keys), backward.fit(num_rows, num_keys)
+  span = int(share * MAX_VMEM_MIB[chip] * 2**20) // (width * 2 * (4 + 2 * itemsize))
+  return max(span // keys, 1) * keys
+
+
+def rule(
+  chip: str, copies: int, num_rows: int, num_keys: int, head_dim: int, itemsize: int
+) -> tuple[Blocks, Blocks]:
+  """Forward and backward blocks where nobody tuned; arguments as in `choose`."""
+  narrow, small = itemsize == 2, MAX_VMEM_MIB[chip] < 32
+  share = 1 / 3 if narrow or not small else 1 / 4  # of VMEM, for the gradients of a span of keys
+  if num_rows <= LANES:  # decoding: bound by reading the keys, so few and large steps
+    keys = 2048 if narrow or not small else 512
+    forward = Blocks(rows=128, keys=keys, unit_rows=128, unit_keys=min(1024, keys))
+  elif small and num_keys * head_dim > 2**22:
+    # Every span costs a share of dq in memory: small tiles leave room for fewer, longer ones.
+    rows, keys, share = (256, 512, 2 / 5) if narrow else (128, 256, 3 / 5)
+    forward = Blocks(rows=rows, keys=keys, unit_rows=rows, unit_keys=keys)
+  elif not narrow:  # six passes per product: small units, or the code grows with them
+    forward = Blocks(rows=256, keys=256 if small else 512, unit_rows=256, unit_keys=256)
+  elif copies > (1 if small else 4):
+    forward = Blocks(rows=256, keys=512, unit_rows=256, unit_keys=512)
+  else:
+    rows, join = 512 if small else 1024, chip in WIDE
+    forward = Blocks(rows=rows, keys=1024, unit_rows=512, unit_keys=512, join=join)
+  return forward, dataclasses.replace(
+    forward, span=longest_span(chip, forward.keys, head_dim, itemsize, share)
+  )

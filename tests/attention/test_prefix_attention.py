@@ -6,8 +6,7 @@ XLA reference's largest error, or 2e-6; bfloat16 at most 1.2 times its RMS error
 
 Where this is less than that says: the 2e-6 of dq and dk grows with the keys and queries they are
 multiples of; cotangents are divided by sqrt(D); inputs above magnitude 1 are rounded to quarters,
-so that float32 rounding of huge scores is left out; and random bfloat16 cases stay at magnitude 1,
-since the kernel misses the bound above it (`test_bfloat16_at_large_logits`).
+so that float32 rounding of huge scores is left out.
 """
 
 import contextlib
@@ -30,7 +29,7 @@ NAMES = ('out', 'dq', 'dk', 'dv')
 FLOOR = 2e-6
 # The smallest legal tiles, so that small cases walk over several; two spans from 256 keys on.
 SMALL = (
-  tpu_blocks.Blocks(rows=256, keys=256, unit_rows=128, unit_keys=128),
+  tpu_blocks.Blocks(rows=256, keys=256, unit_rows=128, unit_keys=128, join=True),
   tpu_blocks.Blocks(rows=128, keys=128, unit_rows=128, unit_keys=128, span=128),
 )
 
@@ -114,7 +113,8 @@ def _forward_and_gradients(attend):
     out, pullback = jax.vjp(lambda q, k, v: attend(q, k, v, lengths), q, k, v)
     return out, *pullback(w)
 
-  return jax.jit(run)
+  # As written: XLA may else leave out roundings of the reference, as suits it shape by shape.
+  return jax.jit(run, compiler_options={'xla_allow_excess_precision': False})
 
 
 def evaluate(backend, q, k, v, w, lengths):
@@ -191,12 +191,6 @@ def test_special(backend, name):
   check(BACKENDS[backend], SPECIAL[name])
 
 
-@pytest.mark.xfail(
-  strict=True,
-  raises=AssertionError,
-  reason='dq and dk take the row mean from the rounded output: three times the RMS error at '
-  'magnitude 30, where 1.2 times is the goal',
-)
 def test_bfloat16_at_large_logits():
   case = Case(causal(256, 2), 256, heads=4, groups=2, head_dim=128, dtype='bfloat16', magnitude=30)
   check(BACKENDS['pallas_tpu'], case)
@@ -280,8 +274,7 @@ def cases(draw):
   shape = (draw(st.sampled_from([1, batch])), streams, rows)
   lengths = random_lengths(shape, keys, draw(st.integers(0, 99)))
   dtype = draw(st.sampled_from(tpu.DTYPES))
-  # Beyond 1 the reference keeps what the kernel takes from a rounded output: docs/attention.md.
-  magnitude = draw(st.sampled_from([0.25, 1.0] if dtype == 'bfloat16' else [0.25, 1.0, 16.0]))
+  magnitude = draw(st.sampled_from([0.25, 1.0, 16.0]))
   if draw(st.booleans()):
     lengths = np.sort(lengths, axis=-1)
   return Case(

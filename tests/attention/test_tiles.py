@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from armd_jax import order
-from armd_jax.attention import shapes, tiles, tpu_blocks
+from armd_jax.attention import shapes, tiles, tpu_blocks, tune
 
 SLOTS = 24
 
@@ -107,14 +107,53 @@ def test_last_marks_the_end_of_every_query_tile(name):
 @pytest.mark.parametrize('name', shapes.NAMED)
 def test_second_stream_moves_no_more_keys(name, chip):
   shape = shapes.NAMED[name]
-  copies = shape.heads // shape.groups
   moved = []
   for streams in (1, 2):
-    args = (chip, copies, shape.rows, shape.keys, shape.head_dim, 2)
-    for blocks in tpu_blocks.choose(*args):
-      grid = blocks.grid(1, shape.rows, shape.keys)
-      padded = tiles.ceil_to(shape.rows, grid.rows)
-      lengths = np.pad(shape.lengths(streams), ((0, 0), (0, 0), (0, padded - shape.rows)), 'edge')
-      moved.append(tiles.count(lengths, grid).key_value_bytes(grid, shape.head_dim, 2))
+    copies, num_rows = tune.sizes(shape, streams)
+    lengths = shape.lengths(streams)
+    if num_rows != shape.rows:  # folded: streams and heads are more rows
+      lengths = np.repeat(lengths, shape.heads // shape.groups, axis=1).reshape(1, 1, -1)
+    for blocks in tpu_blocks.choose(chip, copies, num_rows, shape.keys, shape.head_dim, 2):
+      grid = blocks.grid(1, num_rows, shape.keys)
+      padding = grid.query_tiles * grid.rows - num_rows
+      padded = np.pad(lengths, ((0, 0), (0, 0), (0, padding)), 'edge')
+      moved.append(tiles.count(padded, grid).key_value_bytes(grid, shape.head_dim, 2))
   assert moved[2] <= 1.05 * moved[0]
   assert moved[3] <= 1.05 * moved[1]
+
+
+def _long_orders(slots):
+  keys = jax.random.split(jax.random.key(0), 1)
+  return {
+    'left_to_right': order.left_to_right(slots),
+    'strided': order.strided(slots, jnp.array([4])),
+    'shuffled': order.shuffled(keys, slots, 32, 'scatter'),
+    'masking_blocks': order.masking_blocks(keys, slots, 64, 'linear'),
+    'cosine_blocks': order.masking_blocks(keys, slots, 1000, 'cosine'),
+  }
+
+
+@pytest.mark.parametrize('name', _long_orders(8))
+def test_shipped_tiles_are_the_brute_force_minimum(name):
+  slots = 4096
+  start, end = order.block_bounds(_long_orders(slots)[name].block_BxN)
+  lengths = np.stack([np.asarray(end), np.asarray(start)], axis=1)
+  visible = np.arange(slots) < lengths[0, :, :, None]
+  cuts = {
+    (b.rows, b.keys)
+    for chip, copies in itertools.product(tpu_blocks.CHIPS, (1, 4))
+    for itemsize in (2, 4)
+    for b in tpu_blocks.choose(chip, copies, slots, slots, 128, itemsize)
+  }
+  for rows, keys in cuts:
+    tiled = visible.reshape(2, slots // rows, rows, slots // keys, keys)
+    active, full = tiled.any((0, 2, 4)), tiled.all((0, 2, 4))
+    grid = tiles.Grid(1, slots // rows, 1, slots // keys, rows, keys)
+    found = tiles.count(lengths, grid)
+    assert (found.active, found.partial) == (active.sum(), (active & ~full).sum())
+    codes = _walk(lengths, grid)
+    # Besides the active tiles, only the first of each query tile, for its outputs.
+    assert {(grid.query(c), grid.key(c)) for c in codes} == {
+      (query, key) for query, key in np.ndindex(active.shape) if active[query, key] or key == 0
+    }
+    assert sum(grid.partial(c) for c in codes) == found.partial + found.steps - found.active

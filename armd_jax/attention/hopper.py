@@ -1,0 +1,310 @@
+"""Prefix attention on H100: Pallas (Mosaic GPU) kernels, forward and backward.
+
+Arrays keep their layout: TMA cuts tiles out of `[B R, N, H, D]`, fills what lies beyond the last
+row or key with zeros and drops what is written there. A block computes 128 slots with all their
+streams, so that the key and value tiles it loads serve both. See docs/attention.md for the
+derivation, and hopper_kernels.py for what the warpgroups do.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import einops
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from armd_jax.attention import device, hopper_blocks, hopper_kernels, tiles
+
+Array = jax.Array
+
+HEAD_DIMS = (64, 128, 256)
+DTYPES = ('bfloat16', 'float16')
+TILE_ROWS = hopper_blocks.TILE_ROWS
+# Tiles lie in shared memory in strips of 8 rows, and TMA cuts arrays into such strips only.
+TMA_ROWS = 8
+STREAMING_MULTIPROCESSORS = 132
+# Key tiles that a split must have, for its queries to be worth loading.
+MIN_SPLIT_TILES = 4
+
+
+def unsupported(q: Array, k: Array, v: Array) -> str | None:
+  """Why these arrays cannot go through the kernels, or None."""
+  if q.shape[-1] not in HEAD_DIMS:
+    return f'head dimension {q.shape[-1]} is not one of {HEAD_DIMS}'
+  if len({q.dtype, k.dtype, v.dtype}) > 1:
+    return f'queries, keys and values differ in dtype: {q.dtype}, {k.dtype}, {v.dtype}'
+  if q.dtype == jnp.float32:
+    return "dtype float32 would be rounded to TF32 by the chip's matrix unit"
+  if q.dtype.name not in DTYPES:
+    return f'dtype {q.dtype} is not one of {DTYPES}'
+  if 0 in q.shape or 0 in k.shape:
+    return f'queries {q.shape} or keys {k.shape} are empty'
+  return None
+
+
+def prefix_attention(
+  q_BxRxNxHxD: Array, k_BxKxGxD: Array, v_BxKxGxD: Array, lengths_BxRxN: Array
+) -> Array:
+  """See `armd_jax.attention.prefix_attention`.
+
+  Args:
+    q_BxRxNxHxD: queries, bfloat16 or float16.
+    k_BxKxGxD: keys.
+    v_BxKxGxD: values.
+    lengths_BxRxN: int32, `[B or 1, R, N]`.
+  Returns:
+    out_BxRxNxHxD.
+  """
+  _, streams, num_rows, heads, _ = q_BxRxNxHxD.shape
+  groups = k_BxKxGxD.shape[2]
+  copies = heads // groups
+  lengths = jnp.clip(lengths_BxRxN, 0, k_BxKxGxD.shape[1]).astype(jnp.int32)
+  k, v = (_pad(x, 1, TMA_ROWS) for x in (k_BxKxGxD, v_BxKxGxD))
+  if streams * copies * num_rows <= TILE_ROWS:  # few rows: one tile for all of a key head
+    q = einops.rearrange(q_BxRxNxHxD, 'B R N (G h) D -> B 1 (R h N) G D', G=groups)
+    lengths = einops.repeat(lengths, 'B R N -> B 1 (R h N)', h=copies)
+    out = _attend(_pad(q, 2, TMA_ROWS), k, v, _pad(lengths, 2, TMA_ROWS, 'edge'))
+    out = out[:, :, : q.shape[2]]
+    return einops.rearrange(out, 'B 1 (R h N) G D -> B R N (G h) D', R=streams, h=copies)
+  q, lengths = _pad(q_BxRxNxHxD, 2, TMA_ROWS), _pad(lengths, 2, TMA_ROWS, 'edge')
+  return _attend(q, k, v, lengths)[:, :, :num_rows]
+
+
+@jax.custom_vjp
+def _attend(q, k, v, lengths):
+  return _forward(q, k, v, lengths, residuals=False)[0]
+
+
+def _attend_forward(q, k, v, lengths):
+  out, low, lse = _forward(q, k, v, lengths, residuals=True)
+  # The names let a remat policy keep all three, so that backward runs no second forward pass.
+  out = checkpoint_name(out, 'prefix_attention_out')
+  low, lse = checkpoint_name((low, lse), 'prefix_attention_stats')
+  return out, (q, k, v, lengths, out, low, lse)
+
+
+def _attend_backward(residuals, dout):
+  return *_backward(*residuals, dout), None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+# ---- launch ------------------------------------------------------------------------------------
+
+
+def _shared(shape, dtype):
+  """A tile that TMA writes and wgmma reads, in the layout that both want."""
+  return plgpu.SMEM(
+    shape, dtype, transforms=(plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+  )
+
+
+def _ready(arrivals, count):
+  return plgpu.Barrier(num_arrivals=arrivals, num_barriers=count)
+
+
+def _launch(body, name, inputs, outputs, tiles_, barriers, grid):
+  """Runs `body(inputs, outputs, tiles, barriers)` on a grid of blocks of three warpgroups."""
+  cuts = len(inputs), len(inputs) + len(outputs)
+
+  def run(*refs):
+    pl.run_scoped(
+      lambda *scratch: body(
+        refs[: cuts[0]], refs[cuts[0] :], scratch[: len(tiles_)], scratch[len(tiles_) :]
+      ),
+      *tiles_,
+      *barriers,
+      collective_axes='warpgroup',
+    )
+
+  run.__name__ = name  # what profilers and dumps call the kernel
+  # Under shard_map, results vary over the same mesh axes as the inputs.
+  varying = jax.typeof(inputs[-1]).manual_axis_type
+  return plgpu.kernel(
+    run,
+    out_type=[jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying) for x in outputs],
+    grid=tuple(grid.values()),
+    grid_names=tuple(grid),
+    num_threads=hopper_blocks.WARPGROUPS + 1,
+    thread_name='warpgroup',
+    compiler_params=plgpu.CompilerParams(approx_math=True),
+  )(*inputs)
+
+
+def _call(q, k, lengths) -> hopper_kernels.Call:
+  _, streams, _, heads, head_dim = q.shape
+  together = hopper_blocks.streams_together(streams, head_dim)
+  return hopper_kernels.Call(
+    head_dim=head_dim,
+    copies=heads // k.shape[2],
+    streams=streams,
+    together=together,
+    shares_lengths=lengths.shape[0] == 1,
+    blocks=hopper_blocks.choose(together, head_dim),
+    interpreted=device.current().interpreted,
+  )
+
+
+def _grid(call, heads: int, num_tiles: int, batch: int) -> dict[str, int]:
+  """Slowest first: blocks that run at the same time share keys and values in the L2 cache."""
+  streams = call.streams // call.together
+  return {'batch': batch, 'head': heads, 'tile': num_tiles, 'stream': streams}
+
+
+def _pad(x: Array, axis: int, multiple: int, mode: str = 'constant') -> Array:
+  missing = -x.shape[axis] % multiple
+  if not missing:
+    return x
+  return jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)], mode)
+
+
+def _merge(x: Array) -> Array:
+  """Batch and streams as one axis: TMA knows at most five."""
+  return x.reshape(-1, *x.shape[2:])
+
+
+# ---- forward -----------------------------------------------------------------------------------
+
+
+def _forward(q, k, v, lengths, residuals: bool):
+  """Returns out_BxRxNxHxD and, with residuals, low of the same shape and lse_BRxHxT128."""
+  call = _call(q, k, lengths)
+  batch, streams, _, heads, head_dim = q.shape
+  keys, (stages, *_) = call.blocks.forward_keys, call.blocks.stages
+  padded = _pad(lengths, 2, TILE_ROWS, 'edge')
+  most, least = tiles.longest(padded, TILE_ROWS), tiles.shortest(padded, TILE_ROWS)
+  num_tiles = most.shape[1]
+  # Decoding has few rows and many keys: the keys are split over the chip, and the parts added up.
+  key_tiles = -(-k.shape[1] // keys)
+  blocks = heads * num_tiles * batch * (streams // call.together)
+  splits = max(1, min(STREAMING_MULTIPROCESSORS // blocks, key_tiles // MIN_SPLIT_TILES))
+  split_tiles = -(-key_tiles // splits)
+  outputs = [jax.ShapeDtypeStruct((splits, batch * streams, *q.shape[2:]), q.dtype)]
+  rows = (hopper_blocks.WARPGROUPS, call.together, hopper_blocks.WARPGROUP_ROWS)
+  shared = [
+    _shared((*rows, head_dim), q.dtype),
+    *(_shared((stages, keys, head_dim), q.dtype) for _ in range(2)),
+  ]
+  if residuals or splits > 1:
+    lse = (splits, batch * streams, heads, num_tiles * TILE_ROWS)
+    outputs += [outputs[0], jax.ShapeDtypeStruct(lse, jnp.float32)]
+    shared.append(plgpu.SMEM(rows, jnp.float32))
+  out, *rest = _launch(
+    functools.partial(hopper_kernels.forward, call=call, split_tiles=split_tiles),
+    'prefix_attention_forward',
+    [most, least, _merge(padded), _merge(q), k, v],
+    outputs,
+    shared,
+    [
+      _ready(call.together, hopper_blocks.WARPGROUPS),
+      *(_ready(1, stages) for _ in range(2)),
+      *(_ready(hopper_blocks.WARPGROUPS, stages) for _ in range(2)),
+      plgpu.Barrier(num_arrivals=hopper_blocks.WARPGROUPS),
+    ],
+    {'split': splits} | _grid(call, heads, num_tiles, batch),
+  )
+  if splits > 1:
+    out, *rest = _add_splits(out, *rest)
+  else:
+    out, rest = out[0], [x[0] for x in rest]
+  low, lse = rest if rest else (None, None)
+  return out.reshape(q.shape), low, lse
+
+
+def _add_splits(out, low, lse):
+  """Adds up what each split of the keys gave, `[splits, ...]`, by its share of the weights."""
+  total = jnp.logaddexp2.reduce(lse, axis=0)
+  share = jnp.exp2(lse - total)[..., : out.shape[2]]
+  exact = out.astype(jnp.float32) + low.astype(jnp.float32)
+  exact = jnp.sum(exact * einops.rearrange(share, 'S b H N -> S b N H 1'), axis=0)
+  rounded = exact.astype(out.dtype)
+  return rounded, (exact - rounded.astype(jnp.float32)).astype(out.dtype), total
+
+
+# ---- backward ----------------------------------------------------------------------------------
+
+
+def _bounds(lengths_BxRxM: Array, rows: int, keys: int, key_tiles: int) -> Array:
+  """int32 `[3, B R, key_tiles]`: where a key tile's query tiles begin, are whole, and end.
+
+  Query tiles `first..end` see some key of the tile, from `whole` on every key; exact where lengths
+  do not decrease, and a correct superset where they do.
+  """
+  batch, streams, num_rows = lengths_BxRxM.shape
+  tiled = lengths_BxRxM.reshape(batch * streams, num_rows // rows, 1, rows)
+  start = jnp.arange(key_tiles, dtype=jnp.int32) * keys
+  sees = tiled.max(-1) > start
+  misses = tiled.min(-1) < start + keys
+  index = jnp.arange(1, num_rows // rows + 1, dtype=jnp.int32)[:, None]
+  end = jnp.max(jnp.where(sees, index, 0), axis=1)
+  first = jnp.minimum(jnp.min(jnp.where(sees, index - 1, num_rows // rows), axis=1), end)
+  whole = jnp.clip(jnp.max(jnp.where(sees & misses, index, 0), axis=1), first, end)
+  return jnp.stack([first, whole, end])
+
+
+def _backward(q, k, v, lengths, out, low, lse, dout):
+  """Gradients with respect to q, k and v."""
+  call = _call(q, k, lengths)
+  batch, _, _, heads, head_dim = q.shape
+  _, num_keys, groups, _ = k.shape
+  blocks = call.blocks
+  padded = _pad(lengths, 2, TILE_ROWS, 'edge')
+  exact = _merge(out).astype(jnp.float32) + low.astype(jnp.float32)
+  mean = jnp.sum(exact * _merge(dout).astype(jnp.float32), axis=-1)
+  mean = _pad(einops.rearrange(mean, 'b N H -> b H N'), 2, TILE_ROWS)
+  stats = jnp.stack([lse, mean], axis=2)
+  q_merged, dout_merged, lengths_merged = _merge(q), _merge(dout), _merge(padded)
+  most, least = tiles.longest(padded, TILE_ROWS), tiles.shortest(padded, TILE_ROWS)
+  mine = (hopper_blocks.WARPGROUPS, call.together, hopper_blocks.WARPGROUP_ROWS, head_dim)
+  _, stages, dkv_stages = blocks.stages
+  (dq,) = _launch(
+    functools.partial(hopper_kernels.query_gradient, call=call),
+    'prefix_attention_dq',
+    [most, least, lengths_merged, stats, q_merged, dout_merged, k, v],
+    [jax.ShapeDtypeStruct(q_merged.shape, q.dtype)],
+    [
+      *(_shared(mine, q.dtype) for _ in range(2)),
+      *(_shared((stages, blocks.dq_keys, head_dim), q.dtype) for _ in range(2)),
+    ],
+    [
+      _ready(2 * call.together, hopper_blocks.WARPGROUPS),
+      *(_ready(1, stages) for _ in range(2)),
+      *(_ready(hopper_blocks.WARPGROUPS, stages) for _ in range(2)),
+    ],
+    _grid(call, heads, most.shape[1], batch),
+  )
+  owners = hopper_blocks.WARPGROUPS if head_dim <= hopper_blocks.MAX_COLUMNS else 1
+  keys = owners * hopper_blocks.WARPGROUP_ROWS
+  key_tiles = -(-num_keys // keys)
+  dk, dv = _launch(
+    functools.partial(hopper_kernels.key_value_gradient, call=call),
+    'prefix_attention_dkv',
+    [
+      _bounds(padded, blocks.dkv_rows, keys, key_tiles),
+      lengths_merged,
+      stats,
+      q_merged,
+      dout_merged,
+      k,
+      v,
+    ],
+    [jax.ShapeDtypeStruct(k.shape, k.dtype)] * 2,
+    [
+      *(_shared((owners, hopper_blocks.WARPGROUP_ROWS, head_dim), q.dtype) for _ in range(2)),
+      *(_shared((dkv_stages, blocks.dkv_rows, head_dim), q.dtype) for _ in range(2)),
+      plgpu.SMEM((dkv_stages, 2, blocks.dkv_rows), jnp.float32),
+    ],
+    [
+      plgpu.Barrier(num_arrivals=2 * owners),
+      _ready(3, dkv_stages),
+      _ready(hopper_blocks.WARPGROUPS, dkv_stages),
+      plgpu.Barrier(num_arrivals=hopper_blocks.WARPGROUPS),
+    ],
+    {'batch': batch, 'group': groups, 'tile': key_tiles},
+  )
+  return dq.reshape(q.shape), dk, dv

@@ -1,0 +1,46 @@
+"""How large the tiles of the Hopper kernels are."""
+
+from __future__ import annotations
+
+import dataclasses
+
+WARPGROUPS = 2  # that compute; a third one moves memory
+WARPGROUP_ROWS = 64  # rows of one wgmma
+TILE_ROWS = WARPGROUPS * WARPGROUP_ROWS
+MAX_COLUMNS = 128  # of the head dimension that one warpgroup accumulates twice in its registers
+SHARED_BYTES = 227 * 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+  """Tile sizes of the three kernels; see docs/attention.md for the registers they need.
+
+  Attributes:
+    forward_keys: keys in a key tile of the forward kernel.
+    forward_columns: columns of the output that one product computes.
+    dq_keys: keys in a key tile of the kernel for dq.
+    dkv_rows: rows in a query tile of the kernel for dk and dv.
+    stages: tiles in flight, of the three kernels.
+  """
+
+  forward_keys: int
+  forward_columns: int
+  dq_keys: int
+  dkv_rows: int
+  stages: tuple[int, int, int]
+
+
+def streams_together(streams: int, head_dim: int) -> int:
+  """How many streams a warpgroup computes: both, if their outputs fit its registers."""
+  return streams if streams * head_dim <= 2 * MAX_COLUMNS else 1
+
+
+def choose(streams: int, head_dim: int) -> Blocks:
+  """Blocks by streams in a warpgroup (1 or 2) and head dimension (64, 128 or 256)."""
+  return {
+    (1, 64): Blocks(128, 64, 128, 64, (4, 3, 4)),
+    (2, 64): Blocks(128, 64, 64, 64, (4, 3, 4)),
+    (1, 128): Blocks(128, 128, 64, 64, (2, 3, 3)),
+    (2, 128): Blocks(64, 64, 64, 64, (4, 2, 3)),
+    (1, 256): Blocks(64, 128, 64, 64, (2, 1, 2)),
+  }[streams, head_dim]

@@ -1,0 +1,483 @@
+"""Bodies of the Hopper kernels: forward, dq, and dk with dv.
+
+A block has three warpgroups: two compute, one brings tiles in by TMA and waits until both have
+consumed a slot before it fills it anew. All three walk the same steps. Everything a body uses also
+runs under the Mosaic GPU interpreter, but for the line of `_add_product` that multiplies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from armd_jax.attention import hopper_blocks
+
+Array = jax.Array
+
+LOG2_E = math.log2(math.e)
+# Where the running maximum starts: finite, so that a row that sees nothing stays free of NaN.
+FLOOR = -1e30
+
+SCORES = plgpu.Layout.WGMMA
+BY_ROW = plgpu.Layout.WGMMA.reduce(1)
+BY_COLUMN = plgpu.Layout.WGMMA.reduce(0)
+
+_LOAD_TAKES_INDEX = 'idx' in inspect.signature(plgpu.load).parameters  # jax < 0.11
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+  """What the kernels know statically.
+
+  Attributes:
+    head_dim: D.
+    copies: query heads of a group.
+    streams: streams, R.
+    together: how many of them a warpgroup computes; the grid goes over the others.
+    shares_lengths: whether all sequences have the same lengths.
+    blocks: tile sizes.
+    interpreted: whether the kernels run in the interpreter: see `_add_product`.
+  """
+
+  head_dim: int
+  copies: int
+  streams: int
+  together: int
+  shares_lengths: bool
+  blocks: hopper_blocks.Blocks
+  interpreted: bool
+
+  @property
+  def scale(self) -> float:
+    return self.head_dim**-0.5
+
+  @property
+  def own_streams(self) -> list[Array]:
+    """The streams of this warpgroup."""
+    return [lax.axis_index('stream') * self.together + i for i in range(self.together)]
+
+  def lengths_row(self, batch: Array, stream: Array | int) -> Array:
+    """Row of the `[B R, ...]` arrays made of lengths."""
+    return (0 if self.shares_lengths else batch) * self.streams + stream
+
+
+def _load(ref, layout) -> Array:
+  if _LOAD_TAKES_INDEX:
+    return plgpu.load(ref, (), layout=layout, optimized=False)
+  return plgpu.load(ref, layout=layout, optimized=False)
+
+
+def _full(shape, value, layout) -> Array:
+  return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
+
+
+def _transposed(ref):
+  return plgpu.transpose_ref(ref, (1, 0)) if _LOAD_TAKES_INDEX else ref.transpose((1, 0))
+
+
+def _down(x: Array, shape) -> Array:
+  """A value per row, along the columns."""
+  return lax.broadcast_in_dim(x, shape, [0])
+
+
+def _across(x: Array, shape) -> Array:
+  """A value per column, along the rows."""
+  return lax.broadcast_in_dim(x, shape, [1])
+
+
+def _index(shape, axis) -> Array:
+  return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=SCORES)
+
+
+def _in_loop(index: Array, step: Array, length: Array) -> Array:
+  """`index`, in a form that is recomputed at every step.
+
+  Else the compiler prepares all wgmma descriptors of a tile that stays before the loop, two
+  registers for every 16 columns, and spills them. It cannot know that no length reaches 2^30.
+  """
+  return index + step * lax.shift_right_logical(length, jnp.int32(30))
+
+
+def _slot(step: Array, stages: int, length: Array) -> Array:
+  """Where the tile of a step lies."""
+  return _in_loop(lax.rem(step, jnp.int32(stages)), step, length)
+
+
+def _product(a, b, shape, before_waiting=None) -> Array:
+  """`a @ b` in float32, both in shared memory."""
+
+  def compute(accumulator):
+    plgpu.wgmma(accumulator, a, b)
+    if before_waiting is not None:
+      before_waiting()
+    return accumulator[...]
+
+  return pl.run_scoped(compute, plgpu.ACC(shape, jnp.float32))
+
+
+def _add_product(total: Array, a: Array, b, interpreted: bool) -> Array:
+  """`total + a @ b` in float32, `a` in registers and `b` in shared memory."""
+  if interpreted:  # the interpreter has neither operands in registers nor `run_state`
+    values = b[...]
+    plgpu.commit_smem()  # wgmma would have read them by the path that TMA writes them by
+    return total + jnp.dot(a, values, preferred_element_type=jnp.float32)
+  return pl.run_state(lambda ref: plgpu.wgmma(ref, a, b))(plgpu.ACC.init(total))
+
+
+def _move(steps, stages, copies, free) -> None:
+  """The memory warpgroup: `copies(step, slot)` as soon as every slot of `free` is given back."""
+  plgpu.set_max_registers(32, action='decrease')
+
+  @pl.loop(0, steps)
+  def _(step):
+    slot = lax.rem(step, jnp.int32(stages))
+    for copy, barrier in zip(copies, free, strict=True):
+
+      @pl.when(step >= stages)
+      def _(barrier=barrier):
+        plgpu.barrier_wait(barrier.at[slot])
+
+      copy(step, slot)
+
+
+def forward(inputs, outputs, tiles, barriers, *, call: Call, split_tiles: int):
+  """Online softmax of 128 slots, all streams of them, over the key tiles that they see.
+
+  Args:
+    inputs: `most` and `least`, int32 `[B or 1, T]`, longest and shortest length of each tile of 128
+      slots; `lengths`, int32 `[(B or 1) R, T 128]`; `q_BRxNxHxD`, `k_BxKxGxD`, `v_BxKxGxD`.
+    outputs: `out`, `[splits, B R, N, H, D]`; under differentiation or with several splits also
+      `low`, what rounding took from it, and `lse`, float32 base-2 log-sum-exps
+      `[splits, B R, H, T 128]`.
+    tiles: queries of both warpgroups, key and value tiles in flight, log-sum-exps.
+    barriers: tiles that have come, slots that are free, whose turn it is to multiply.
+    call: static facts.
+    split_tiles: key tiles of a split.
+  """
+  most, least, lengths, q, k, v = inputs
+  out, *residuals = outputs
+  q_tile, k_tiles, v_tiles, *lse_tile = tiles
+  q_ready, k_ready, v_ready, k_free, v_free, turn = barriers
+  rows, keys, stages = hopper_blocks.WARPGROUP_ROWS, call.blocks.forward_keys, call.blocks.stages[0]
+  columns = call.blocks.forward_columns
+  batch, head, split = (lax.axis_index(name) for name in ('batch', 'head', 'split'))
+  # Longest first, so that the last blocks to run are short ones.
+  tile = most.shape[1] - 1 - lax.axis_index('tile')
+  warpgroup = lax.axis_index('warpgroup')
+  shared = 0 if call.shares_lengths else batch
+  first = split * split_tiles
+  steps = jnp.clip(pl.cdiv(most[shared, tile], jnp.int32(keys)) - first, 0, split_tiles)
+  unmasked = jnp.clip(lax.div(least[shared, tile], jnp.int32(keys)) - first, 0, steps)
+
+  def take_turn():
+    plgpu.barrier_arrive(turn)
+    plgpu.barrier_wait(turn)
+
+  def compute():
+    plgpu.set_max_registers(240, action='increase')
+    mine = pl.ds(tile * hopper_blocks.TILE_ROWS + warpgroup * rows, rows)
+    for i, stream in enumerate(call.own_streams):
+      plgpu.copy_gmem_to_smem(
+        q.at[batch * call.streams + stream, mine, head],
+        q_tile.at[warpgroup, i],
+        q_ready.at[warpgroup],
+      )
+    plgpu.barrier_wait(q_ready.at[warpgroup])
+
+    def step(step, carry, masked):
+      slot = lax.rem(step, jnp.int32(stages))
+      plgpu.barrier_wait(k_ready.at[slot])
+      state = []
+      for i, (acc, top, total) in enumerate(carry):
+        own_tile = q_tile.at[_in_loop(warpgroup, step, most[shared, tile]), i]
+        scores = _product(own_tile, _transposed(k_tiles.at[slot]), (rows, keys), take_turn)
+        if i == call.together - 1:
+          plgpu.barrier_arrive(k_free.at[slot])
+        if masked:
+          seen = _load(lengths.at[call.lengths_row(batch, call.own_streams[i]), mine], BY_ROW)
+          seen -= (first + step) * keys
+          visible = _index(scores.shape, 1) < _down(seen, scores.shape)
+          scores = jnp.where(visible, scores, -jnp.inf)
+        # Subtracting first keeps the largest weight exactly 1, however large the scores.
+        new_top = jnp.maximum(top, scores.max(axis=1))
+        decay = jnp.exp2((top - new_top) * (call.scale * LOG2_E))
+        weights = jnp.exp2((scores - _down(new_top, scores.shape)) * (call.scale * LOG2_E))
+        total = total * decay + weights.sum(axis=1)
+        weights = weights.astype(v.dtype)
+        if i == 0:
+          plgpu.barrier_wait(v_ready.at[slot])
+        # One warpgroup multiplies while the other exponentiates.
+        take_turn()
+        parts = []
+        for part, old in enumerate(acc):
+          values = v_tiles.at[slot, :, pl.ds(part * columns, columns)]
+          parts.append(
+            _add_product(old * _down(decay, old.shape), weights, values, call.interpreted)
+          )
+        if i == call.together - 1:
+          plgpu.barrier_arrive(v_free.at[slot])
+        state.append((tuple(parts), new_top, total))
+      return tuple(state)
+
+    pl.when(warpgroup == 1)(take_turn)
+    zeros = tuple(_full((rows, columns), 0, SCORES) for _ in range(call.head_dim // columns))
+    carry = ((zeros, _full((rows,), FLOOR, BY_ROW), _full((rows,), 0, BY_ROW)),) * call.together
+    carry = lax.fori_loop(0, unmasked, lambda i, c: step(i, c, False), carry)
+    carry = lax.fori_loop(unmasked, steps, lambda i, c: step(i, c, True), carry)
+    pl.when(warpgroup == 0)(take_turn)
+
+    if residuals:
+      low, lse = residuals
+      for i, (_, top, total) in enumerate(carry):
+        sums = top * (call.scale * LOG2_E) + jnp.log2(jnp.where(total == 0, 1.0, total))
+        lse_tile[0][warpgroup, i] = sums
+      plgpu.commit_smem()
+      for i, stream in enumerate(call.own_streams):
+        place = lse.at[split, batch * call.streams + stream, head, mine]
+        plgpu.copy_smem_to_gmem(lse_tile[0].at[warpgroup, i], place)
+
+    for i, (acc, _, total) in enumerate(carry):
+      staged = q_tile.at[warpgroup, i]
+      row = batch * call.streams + call.own_streams[i]
+
+      inverse = 1 / jnp.where(total == 0, 1.0, total)
+
+      def write(value, target, staged=staged, row=row, acc=acc, inverse=inverse):
+        for j, part in enumerate(acc):
+          staged[:, pl.ds(j * columns, columns)] = value(part * _down(inverse, part.shape))
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(staged, target.at[split, row, mine, head])
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+      write(lambda part: part.astype(out.dtype), out)
+      if residuals:
+        write(
+          lambda part: (part - part.astype(out.dtype).astype(jnp.float32)).astype(out.dtype), low
+        )
+    plgpu.wait_smem_to_gmem(0)
+
+  def move():
+    group = lax.div(head, jnp.int32(call.copies))
+
+    def copy(source, target, ready):
+      def run(step, slot):
+        place = (batch, pl.ds((first + step) * keys, keys), group)
+        plgpu.copy_gmem_to_smem(source.at[place], target.at[slot], ready.at[slot])
+
+      return run
+
+    copies = (copy(k, k_tiles, k_ready), copy(v, v_tiles, v_ready))
+    _move(steps, stages, copies, (k_free, v_free))
+
+  lax.cond(warpgroup < hopper_blocks.WARPGROUPS, compute, move)
+
+
+def query_gradient(inputs, outputs, tiles, barriers, *, call: Call):
+  """dq of 128 slots, all streams of them, over the key tiles that they see.
+
+  Args:
+    inputs: `most`, `least`, `lengths`, as in `forward`; `stats`, float32 `[B R, H, 2, T 128]`,
+      base-2 log-sum-exps and the mean of dweights; `q`, `dout`, `k`, `v`.
+    outputs: `dq_BRxNxHxD`.
+    tiles: queries and cotangents of both warpgroups, key and value tiles in flight.
+    barriers: tiles that have come, slots that are free.
+    call: static facts.
+  """
+  most, least, lengths, stats, q, dout, k, v = inputs
+  (dq,) = outputs
+  q_tile, dout_tile, k_tiles, v_tiles = tiles
+  q_ready, k_ready, v_ready, k_free, v_free = barriers
+  rows, keys, stages = hopper_blocks.WARPGROUP_ROWS, call.blocks.dq_keys, call.blocks.stages[1]
+  batch, head = lax.axis_index('batch'), lax.axis_index('head')
+  tile = most.shape[1] - 1 - lax.axis_index('tile')
+  warpgroup = lax.axis_index('warpgroup')
+  shared = 0 if call.shares_lengths else batch
+  steps = pl.cdiv(most[shared, tile], jnp.int32(keys))
+  unmasked = jnp.minimum(lax.div(least[shared, tile], jnp.int32(keys)), steps)
+
+  def compute():
+    plgpu.set_max_registers(240, action='increase')
+    mine = pl.ds(tile * hopper_blocks.TILE_ROWS + warpgroup * rows, rows)
+    for i, stream in enumerate(call.own_streams):
+      row = batch * call.streams + stream
+      for source, target in ((q, q_tile), (dout, dout_tile)):
+        plgpu.copy_gmem_to_smem(
+          source.at[row, mine, head], target.at[warpgroup, i], q_ready.at[warpgroup]
+        )
+    plgpu.barrier_wait(q_ready.at[warpgroup])
+
+    def step(step, sums, masked):
+      slot = _slot(step, stages, most[shared, tile])
+      own = _in_loop(warpgroup, step, most[shared, tile])
+      plgpu.barrier_wait(k_ready.at[slot])
+      plgpu.barrier_wait(v_ready.at[slot])
+      results = []
+      for i, total in enumerate(sums):
+        shape = (rows, keys)
+        row = batch * call.streams + call.own_streams[i]
+        lse = _load(stats.at[row, head, 0, mine], BY_ROW)
+        scores = _product(q_tile.at[own, i], _transposed(k_tiles.at[slot]), shape)
+        if masked:
+          seen = (
+            _load(lengths.at[call.lengths_row(batch, call.own_streams[i]), mine], BY_ROW)
+            - step * keys
+          )
+          scores = jnp.where(_index(shape, 1) < _down(seen, shape), scores, -jnp.inf)
+        weights = jnp.exp2(scores * (call.scale * LOG2_E) - _down(lse, shape))
+        dweights = _product(dout_tile.at[own, i], _transposed(v_tiles.at[slot]), shape)
+        if i == call.together - 1:
+          plgpu.barrier_arrive(v_free.at[slot])
+        mean = _load(stats.at[row, head, 1, mine], BY_ROW)
+        dscores = (weights * (dweights - _down(mean, shape))).astype(k.dtype)
+        results.append(_add_product(total, dscores, k_tiles.at[slot], call.interpreted))
+      plgpu.barrier_arrive(k_free.at[slot])
+      return tuple(results)
+
+    sums = (_full((rows, call.head_dim), 0, SCORES),) * call.together
+    sums = lax.fori_loop(0, unmasked, lambda i, c: step(i, c, False), sums)
+    sums = lax.fori_loop(unmasked, steps, lambda i, c: step(i, c, True), sums)
+    for i, result in enumerate(sums):
+      q_tile[warpgroup, i] = (result * call.scale).astype(dq.dtype)
+    plgpu.commit_smem()
+    for i, stream in enumerate(call.own_streams):
+      target = dq.at[batch * call.streams + stream, mine, head]
+      plgpu.copy_smem_to_gmem(q_tile.at[warpgroup, i], target)
+    plgpu.wait_smem_to_gmem(0)
+
+  def move():
+    group = lax.div(head, jnp.int32(call.copies))
+
+    def copy(source, target, ready):
+      def run(step, slot):
+        place = (batch, pl.ds(step * keys, keys), group)
+        plgpu.copy_gmem_to_smem(source.at[place], target.at[slot], ready.at[slot])
+
+      return run
+
+    copies = (copy(k, k_tiles, k_ready), copy(v, v_tiles, v_ready))
+    _move(steps, stages, copies, (k_free, v_free))
+
+  lax.cond(warpgroup < hopper_blocks.WARPGROUPS, compute, move)
+
+
+def key_value_gradient(inputs, outputs, tiles, barriers, *, call: Call):
+  """dk and dv of a key tile, over all streams and heads of the group and the slots that see it.
+
+  Scores are kept transposed, [keys, rows]. A warpgroup has 64 keys of its own, or, where the head
+  dimension is too wide for its registers, half of the columns of the same 64 keys.
+
+  Args:
+    inputs: `bounds`, int32 `[3, (B or 1) R, J]`: for each key tile the first query tile that sees
+      it, the first from which on all see it whole, and the end; `lengths`, `stats`, `q`, `dout`,
+      `k`, `v` as in `query_gradient`.
+    outputs: `dk_BxKxGxD` and `dv_BxKxGxD`.
+    tiles: the key and the value tile; queries, cotangents and statistics in flight.
+    barriers: tiles that have come, slots that are free, both warpgroups at the end.
+    call: static facts.
+  """
+  bounds, lengths, stats, q, dout, k, v = inputs
+  dk, dv = outputs
+  k_tile, v_tile, q_tiles, dout_tiles, stats_tiles = tiles
+  key_ready, ready, free, done = barriers
+  keys, rows, stages = hopper_blocks.WARPGROUP_ROWS, call.blocks.dkv_rows, call.blocks.stages[2]
+  columns = min(call.head_dim, hopper_blocks.MAX_COLUMNS)
+  splits_keys = columns == call.head_dim
+  batch, group, tile = (lax.axis_index(name) for name in ('batch', 'group', 'tile'))
+  warpgroup = lax.axis_index('warpgroup')
+
+  def walk(visit, carry):
+    """`carry = visit(step, head, stream, query tile, masked, carry)` for every tile."""
+
+    def copy(index, carry):
+      count, carry = carry
+      head = group * call.copies + lax.div(index, jnp.int32(call.streams))
+      stream = lax.rem(index, jnp.int32(call.streams))
+      first, whole, end = (bounds[kind, call.lengths_row(batch, stream), tile] for kind in range(3))
+
+      for start, stop, masked in ((first, whole, True), (whole, end, False)):
+        visit_one = lambda i, c, masked=masked: visit(count + i - first, head, stream, i, masked, c)
+        carry = lax.fori_loop(start, stop, visit_one, carry)
+      return count + end - first, carry
+
+    return lax.fori_loop(0, call.copies * call.streams, copy, (jnp.int32(0), carry))[1]
+
+  def compute():
+    plgpu.set_max_registers(240, action='increase')
+    own = warpgroup if splits_keys else 0
+    start = tile * keys * (hopper_blocks.WARPGROUPS if splits_keys else 1) + own * keys
+    part = pl.ds((0 if splits_keys else warpgroup) * columns, columns)
+    plgpu.barrier_wait(key_ready)
+
+    def visit(step, head, stream, query, masked, carry):
+      del head
+      dk_sum, dv_sum = carry
+      slot = _slot(step, stages, bounds[0, 0, 0])
+      tile_of_keys = _in_loop(own, step, bounds[0, 0, 0])
+      shape = (keys, rows)
+      plgpu.barrier_wait(ready.at[slot])
+      scores = _product(k_tile.at[tile_of_keys], _transposed(q_tiles.at[slot]), shape)
+      if masked:
+        place = (call.lengths_row(batch, stream), pl.ds(query * rows, rows))
+        seen = _load(lengths.at[place], BY_COLUMN) - start
+        scores = jnp.where(_index(shape, 0) < _across(seen, shape), scores, -jnp.inf)
+      lse = _load(stats_tiles.at[slot, 0], BY_COLUMN)
+      weights = jnp.exp2(scores * (call.scale * LOG2_E) - _across(lse, shape))
+      cotangents = dout_tiles.at[slot, :, part]
+      dv_sum = _add_product(dv_sum, weights.astype(v.dtype), cotangents, call.interpreted)
+      dweights = _product(v_tile.at[tile_of_keys], _transposed(dout_tiles.at[slot]), shape)
+      mean = _load(stats_tiles.at[slot, 1], BY_COLUMN)
+      dscores = (weights * (dweights - _across(mean, shape))).astype(q.dtype)
+      dk_sum = _add_product(dk_sum, dscores, q_tiles.at[slot, :, part], call.interpreted)
+      plgpu.barrier_arrive(free.at[slot])
+      return dk_sum, dv_sum
+
+    zeros = _full((keys, columns), 0, SCORES)
+    dk_sum, dv_sum = walk(visit, (zeros, zeros))
+    # The tiles become the place of the results once nobody reads them any more.
+    plgpu.barrier_arrive(done)
+    plgpu.barrier_wait(done)
+    k_tile[own, :, part] = (dk_sum * call.scale).astype(dk.dtype)
+    v_tile[own, :, part] = dv_sum.astype(dv.dtype)
+    plgpu.commit_smem()
+    plgpu.barrier_arrive(done)
+    plgpu.barrier_wait(done)
+    for index, (source, target) in enumerate(((k_tile, dk), (v_tile, dv))):
+
+      @pl.when(splits_keys | (warpgroup == index))
+      def _(source=source, target=target):
+        place = target.at[batch, pl.ds(start, keys), group]
+        plgpu.copy_smem_to_gmem(source.at[own], place)
+
+    plgpu.wait_smem_to_gmem(0)
+
+  def move():
+    plgpu.set_max_registers(32, action='decrease')
+    owners = hopper_blocks.WARPGROUPS if splits_keys else 1
+    for own in range(owners):
+      place = (batch, pl.ds((tile * owners + own) * keys, keys), group)
+      plgpu.copy_gmem_to_smem(k.at[place], k_tile.at[own], key_ready)
+      plgpu.copy_gmem_to_smem(v.at[place], v_tile.at[own], key_ready)
+
+    def visit(step, head, stream, query, masked, _):
+      del masked
+      slot = lax.rem(step, jnp.int32(stages))
+
+      @pl.when(step >= stages)
+      def _():
+        plgpu.barrier_wait(free.at[slot])
+
+      row, some = batch * call.streams + stream, pl.ds(query * rows, rows)
+      for source, target in ((q, q_tiles), (dout, dout_tiles)):
+        plgpu.copy_gmem_to_smem(source.at[row, some, head], target.at[slot], ready.at[slot])
+      plgpu.copy_gmem_to_smem(stats.at[row, head, :, some], stats_tiles.at[slot], ready.at[slot])
+
+    walk(visit, None)
+
+  lax.cond(warpgroup < hopper_blocks.WARPGROUPS, compute, move)

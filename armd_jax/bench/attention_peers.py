@@ -1,0 +1,132 @@
+"""Reads the schedules of other TPU attention kernels, to stand beside ours for a causal mask.
+
+    python -m armd_jax.bench.attention_peers [--json=docs/attention_peers.json] [--chips=v5e]
+
+jax's splash attention, and tokamax's where it is installed (`pip install tokamax`; without it, its
+lines are left out). Needs `libtpu` and no TPU. One head's causal attention, bfloat16: bundles of
+the tiles that each kernel runs, masked on the diagonal, plus what it does per step and per row of
+tiles. Kept is the best of several blocks per kernel. Neither shares keys between streams: two
+streams are two calls, and the useful utilisation stays what it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pathlib
+import shutil
+import tempfile
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from armd_jax import cli
+from armd_jax.attention import aot, schedule
+
+HEADS = {'12x64': (12, 64), '16x128': (16, 128), '8x256': (8, 256)}
+LENGTHS = (1024, 4096)
+# Query tile, key tile, keys computed at a time.
+BLOCKS = ((512, 512, 512), (1024, 1024, 512), (1024, 1024, 1024), (512, 1024, 512))
+
+
+def _splash(length, heads, query, key, compute):
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+  sizes = kernel.BlockSizes(
+    **dict(block_q=query, block_kv=key, block_kv_compute=compute),
+    **dict(block_q_dkv=query, block_kv_dkv=key, block_kv_dkv_compute=compute),
+    use_fused_bwd_kernel=True,
+  )
+  mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * heads)
+  return kernel.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
+
+
+def _tokamax(length, query, key, compute, skip):
+  from tokamax._src.ops.experimental.tpu.splash_attention import splash_attention_kernel as kernel
+  from tokamax._src.ops.experimental.tpu.splash_attention import splash_attention_mask as masks
+
+  config = kernel.SplashConfig(
+    **dict(block_q=query, block_kv=key, block_kv_compute=compute),
+    **dict(block_q_dkv=query, block_kv_dkv=key, block_kv_dkv_compute=compute),
+    **dict(qk_diag_skip=skip, sv_diag_skip=skip),
+  )
+  mask = masks.CausalMask((length, length))
+  return kernel.make_splash_mha(mask, config=config, q_seq_shards=1)
+
+
+PEERS = {
+  'splash': _splash,
+  'tokamax': lambda length, _, *blocks: _tokamax(length, *blocks, False),
+  'tokamax, diagonal skipping': lambda length, _, *blocks: _tokamax(length, *blocks, True),
+}
+
+
+def cycles(regions, peer: str, length: int, query: int, key: int, backward: bool) -> int:
+  """Cycles of one head: tiles, steps and rows of tiles, each times its bundles."""
+  body = max((r for r in regions if r.kind == 'loop' and r.matrix), key=lambda r: r.bundles)
+  inside = schedule.directly_inside(regions, body)
+  while sum(r.matrix > 0 for r in inside) == 1:  # a region that merely guards the whole step
+    guard = next(r for r in inside if r.matrix)
+    deeper = schedule.directly_inside(regions, guard)
+    if not any(r.matrix for r in deeper):
+      break
+    inside = [r for r in inside if r is not guard] + deeper
+  compute = [r for r in inside if r.matrix] or [body]
+  rest = sum(r.bundles for r in inside if not r.matrix)
+  every = body.bundles - rest - sum(r.bundles for r in compute)
+  # Of two variants the masked one costs more, unless it skips what the diagonal hides.
+  plain, masked = sorted(r.bundles for r in (compute[0], compute[-1]))
+  if 'skipping' in peer:
+    plain, masked = masked, plain
+  rows = range(length // query)
+  run = sum(-(-(row + 1) * query // key) for row in rows)
+  diagonal = sum(-(-(row + 1) * query // key) - row * query // key for row in rows)
+  steps = run if peer.startswith('tokamax') else len(rows) * (length // key)
+  edges = length // (key if backward else query)
+  return diagonal * masked + (run - diagonal) * plain + edges * rest + steps * max(every, 0)
+
+
+def measure(folder, chip, peer, length, name, blocks) -> dict[str, float]:
+  """Useful utilisation of both passes."""
+  heads, head_dim = HEADS[name]
+  attend = PEERS[peer](length, heads, *blocks)
+  x = jax.ShapeDtypeStruct((heads, length, head_dim), jnp.bfloat16, sharding=aot.sharding(chip))
+  shutil.rmtree(folder, ignore_errors=True)
+  os.makedirs(folder)
+  loss = lambda q, k, v: attend(q, k, v).astype(jnp.float32).sum()
+  jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x).compile()
+  useful = {}
+  for backward, kernel in enumerate(('splash_mha_fwd', 'splash_mha_dkv')):
+    total = cycles(schedule.read(folder, kernel), peer, length, *blocks[:2], bool(backward))
+    ideal = (5 if backward else 2) * head_dim * length * (length + 1) / 2 / schedule.PEAK[chip]
+    useful['backward' if backward else 'forward'] = round(ideal / total, 3)
+  return useful
+
+
+def main() -> None:
+  folder = tempfile.mkdtemp(prefix='attention_peers_')
+  aot.prepare(folder)
+  best = {}
+  try:
+    for peer, blocks, chip, name, length in itertools.product(
+      PEERS, BLOCKS, _CHIPS.value, HEADS, LENGTHS
+    ):
+      try:
+        useful = measure(folder, chip, peer, length, name, blocks)
+      except (ImportError, ValueError) as error:  # not installed, or blocks it does not take
+        print(f'{peer} {blocks}: {error}', flush=True)
+        continue
+      for kind, value in useful.items():
+        line = best.setdefault(f'{chip} train_{length}_{name}', {})
+        line[kind] = max(line.get(kind, [0]), [value, peer, 'x'.join(map(str, blocks))])
+  finally:
+    shutil.rmtree(folder, ignore_errors=True)
+  aot.write(pathlib.Path(_JSON.value), {'jax': jax.__version__, 'best': best})
+
+
+if __name__ == '__main__':
+  _JSON = flags.DEFINE_string('json', 'docs/attention_peers.json', 'Where the best are kept.')
+  _CHIPS = flags.DEFINE_list('chips', ['v5e', 'v6e'], 'Chips to compile for.')
+  cli.run(main)

@@ -1,0 +1,244 @@
+"""The Hopper kernels in the Mosaic GPU interpreter, held to the bounds of `test_prefix_attention`.
+
+Under the interpreter every barrier, every copy and every slot of a ring is real, memory starts as
+NaN and races are looked for. It lacks products with an operand in registers, so
+`hopper_kernels._add_product` multiplies in another way there: that one line is compiled (see
+`armd_jax.attention.aot_hopper`), but not run.
+"""
+
+import dataclasses
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attention import test_prefix_attention as suite
+from jax.sharding import PartitionSpec
+
+from armd_jax import attention
+from armd_jax.attention import device, hopper, hopper_blocks, shapes, tiles
+
+interpreted = pytest.mark.skipif(
+  not device.HOPPER_INTERPRETER,
+  reason='the Mosaic GPU interpreter of this jax lacks primitives: install jax 0.12 (Python 3.12)',
+)
+TILE = hopper_blocks.TILE_ROWS
+
+
+def _attend(*arrays):
+  return attention.prefix_attention(*arrays, backend='pallas_hopper')
+
+
+BACKEND = (_attend, device.interpreting_hopper)
+
+
+def check(case, seed=0):
+  if case.dtype == 'float32':
+    case = dataclasses.replace(case, dtype='bfloat16')
+  return suite.check(BACKEND, case, seed)
+
+
+def _drill_unless(names, every):
+  return [name if name in names else pytest.param(name, marks=pytest.mark.drill) for name in every]
+
+
+@interpreted
+@pytest.mark.parametrize(
+  'name', _drill_unless(('duplicated', 'not_monotone', 'smaller_than_a_tile'), suite.SPECIAL)
+)
+def test_special(name):
+  check(suite.SPECIAL[name])
+
+
+@interpreted
+def test_large_logits():
+  lengths = suite.causal(136, 2)
+  check(suite.Case(lengths, 136, heads=2, groups=1, head_dim=128, magnitude=30))
+
+
+@interpreted
+def test_nothing_visible_is_exactly_zero():
+  case = dataclasses.replace(suite.SPECIAL['nothing_visible'], dtype='float16')
+  for found in suite.evaluate(BACKEND, *case.arrays(), case.lengths):
+    assert (found == 0).all()
+
+
+@interpreted
+def test_twice_is_bit_equal():
+  case = suite.Case(suite.causal(136, 2), 136, dtype='bfloat16')
+  runs = [suite.evaluate(BACKEND, *case.arrays(), case.lengths) for _ in range(2)]
+  for a, b in zip(*runs, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+@interpreted
+@pytest.mark.parametrize('streams', [1, 2])
+@pytest.mark.parametrize(
+  'name',
+  _drill_unless(('train_1024_16x128', 'decode_8_of_1024_32/8x128'), shapes.NAMED),
+)
+def test_named_shape(name, streams):
+  case = suite.shrunk_case(shapes.NAMED[name], streams, 'bfloat16')
+  # One key head will do: the others are more blocks of the grid.
+  check(dataclasses.replace(case, heads=case.heads // 2, groups=1))
+
+
+@st.composite
+def cases(draw):
+  case = draw(suite.cases())
+  return dataclasses.replace(case, dtype=draw(st.sampled_from(hopper.DTYPES)))
+
+
+@interpreted
+@suite._random(2)
+@hypothesis.given(case=cases())
+def test_random(case):
+  check(case)
+
+
+@interpreted
+@pytest.mark.drill
+@suite._random(60)
+@hypothesis.given(case=cases())
+def test_many_random(case):
+  check(case)
+
+
+@interpreted
+def test_gradient_of_a_scan_over_layers_under_shard_map():
+  """jit, grad, scan, remat and shard_map at once, equal to the reference."""
+  case = suite.Case(suite.causal(136, 2), 136, batch=1, heads=2, groups=2, dtype='bfloat16')
+  q, k, v, _ = case.arrays()
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ('data', 'heads'))
+  rows, keys = PartitionSpec('data', None, None, 'heads'), PartitionSpec('data', None, 'heads')
+
+  def gradients(backend):
+    # The interpreter, not the kernel, cannot track which axes a value varies over.
+    attend = jax.shard_map(
+      lambda *a: attention.prefix_attention(*a, backend=backend),
+      mesh=mesh,
+      in_specs=(rows, keys, keys, PartitionSpec()),
+      out_specs=rows,
+      check_vma=False,
+    )
+
+    def loss(q, k, v):
+      layers, _ = jax.lax.scan(lambda q, _: (attend(q, k, v, case.lengths) + q, None), q, length=2)
+      return (layers.astype(jnp.float32) ** 2).sum()
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
+
+  expected = gradients('reference')
+  with device.interpreting_hopper():
+    found = jax.block_until_ready(gradients('pallas_hopper'))
+  for a, b in zip(found, expected, strict=True):
+    a, b = (np.asarray(x.astype(jnp.float32)) for x in (a, b))
+    np.testing.assert_allclose(a, b, atol=0.02 * np.abs(b).max())
+
+
+# ---- without the interpreter -------------------------------------------------------------------
+
+
+def _arrays(rows=160, head_dim=64, dtype=jnp.bfloat16):
+  shape = (1, 1, rows, 2, head_dim)
+  q = jnp.ones(shape, dtype)
+  return q, q[:, 0], q[:, 0], jnp.ones((1, 1, rows), jnp.int32)
+
+
+@pytest.mark.parametrize(
+  ('options', 'reason'),
+  [
+    ({'head_dim': 96}, 'head dimension 96 is not one of'),
+    ({'dtype': jnp.float32}, 'rounded to TF32'),
+    ({'rows': 0}, 'are empty'),
+  ],
+)
+def test_explicit_choice_that_cannot_run_says_why(options, reason):
+  with device.compiling_for(device.HOPPER), pytest.raises(ValueError, match=reason):
+    attention.prefix_attention(*_arrays(**options), backend='pallas_hopper')
+
+
+def test_explicit_choice_on_another_platform_raises():
+  with pytest.raises(ValueError, match="the platform is 'cpu', not a GPU"):
+    attention.prefix_attention(*_arrays(), backend='pallas_hopper')
+
+
+def test_auto_takes_the_kernels_on_hopper_only(monkeypatch):
+  def kernels():
+    # Another function each time: a trace is kept with the choice made in it.
+    jaxpr = jax.make_jaxpr(lambda *a: attention.prefix_attention(*a))(*_arrays())
+    return str(jaxpr).count('prefix_attention_pallas_hopper')
+
+  with device.compiling_for(device.HOPPER):
+    assert kernels() == 1
+  monkeypatch.setattr(device, 'current', lambda: device.Device('gpu', 'NVIDIA A100'))
+  assert kernels() == 0
+  with pytest.raises(ValueError, match='not of the Hopper generation'):
+    attention.prefix_attention(*_arrays(), backend='pallas_hopper')
+
+
+def _orders():
+  num_rows = 4 * TILE
+  end = np.arange(1, num_rows + 1)
+  block = np.repeat(np.arange(num_rows), np.random.default_rng(0).integers(1, 40, num_rows))
+  ends = np.searchsorted(block[:num_rows], block[:num_rows], 'right')
+  starts = np.searchsorted(block[:num_rows], block[:num_rows], 'left')
+  return {
+    'left_to_right': np.stack([end, end - 1]),
+    'random_blocks': np.stack([ends, starts]),
+    'everything': np.full((2, num_rows), num_rows),
+    'nothing': np.zeros((2, num_rows), int),
+    'last_rows_of_a_cache': np.stack([end, end - 1]) + 2 * TILE,
+  }
+
+
+@pytest.mark.parametrize('name', _orders())
+@pytest.mark.parametrize('keys', [64, 128])
+def test_key_tiles_are_visited_by_the_query_tiles_that_see_them(name, keys):
+  """Tiles touched, and tiles masked, by the key-value gradient are the brute-force minimum."""
+  lengths, rows = _orders()[name], 64
+  num_keys = max(int(lengths.max()), 1)
+  key_tiles = -(-num_keys // keys)
+  first, whole, end = hopper._bounds(jnp.asarray(lengths[None], jnp.int32), rows, keys, key_tiles)
+  for stream in range(2):
+    for tile in range(key_tiles):
+      visible = np.arange(tile * keys, (tile + 1) * keys) < lengths[stream][:, None]
+      visible = visible.reshape(-1, rows, keys)
+      touched = {i for i, v in enumerate(visible) if v.any()}
+      masked = {i for i in touched if not visible[i].all()}
+      assert set(range(first[stream, tile], end[stream, tile])) == touched
+      assert set(range(first[stream, tile], whole[stream, tile])) == masked
+
+
+def test_bounds_of_lengths_that_decrease_miss_no_tile():
+  lengths = np.random.default_rng(1).integers(0, 300, (1, 1, 4 * TILE))
+  first, whole, end = hopper._bounds(jnp.asarray(lengths, jnp.int32), 64, 128, 3)
+  for tile in range(3):
+    visible = np.arange(tile * 128, (tile + 1) * 128) < lengths[0, 0][:, None]
+    visible = visible.reshape(-1, 64 * 128)
+    for i, v in enumerate(visible):
+      assert not v.any() or first[0, tile] <= i < end[0, tile]
+      assert v.all() or not whole[0, tile] <= i < end[0, tile]
+
+
+@pytest.mark.parametrize('name', shapes.NAMED)
+def test_second_stream_moves_no_second_pass_of_keys_and_values(name):
+  """But at head dimension 256, where registers hold the output of one stream."""
+  shape = shapes.NAMED[name]
+  moved = []
+  for streams in (1, 2):
+    lengths = shape.lengths(streams)
+    copies = shape.heads // shape.groups
+    together, heads = hopper_blocks.streams_together(streams, shape.head_dim), copies
+    if streams * copies * shape.rows <= TILE:
+      lengths = np.repeat(lengths, copies, axis=1).reshape(1, 1, -1)
+      together, heads = 1, 1
+    keys = hopper_blocks.choose(together, shape.head_dim).forward_keys
+    lengths = np.pad(lengths, ((0, 0), (0, 0), (0, -lengths.shape[2] % TILE)), 'edge')
+    grid = tiles.Grid(1, lengths.shape[2] // TILE, 1, -(-shape.keys // keys), TILE, keys)
+    blocks = heads * lengths.shape[1] // together
+    moved.append(blocks * tiles.count(lengths, grid).active * keys)
+  limit = 2.1 if shape.head_dim == 256 and not shape.decodes else 1.05
+  assert moved[1] <= limit * moved[0]

@@ -1,0 +1,167 @@
+"""Reading of schedules: a synthetic kernel, parsed from its dump and executed step by step."""
+
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from armd_jax.attention import aot, schedule, shapes, tiles, tpu_blocks
+
+BLOCKS = tpu_blocks.Blocks(rows=4, keys=4, unit_rows=2, unit_keys=2)
+# A kernel as nested parts: a number of bundles (negative: the matrix unit is busy in them), or
+# (kind, name, parts). An 'if' takes a bundle more for its branch, a 'loop' one for its jump back.
+ANY_SHAPE = (
+  'if',
+  'any_shape',
+  [3, ('loop', 'rows', [2, ('if', 'one', [-10]), 1, ('if', 'two', [-17])]), 2],
+)
+COMPUTE = [('if', 'plain', [-31]), 2, ('if', 'masked', [4, ('if', 'stairs', [-23]), ANY_SHAPE])]
+FORWARD = [5, ('loop', 'steps', [7, ('if', 'first', [11]), *COMPUTE, ('if', 'last', [13]), 3])]
+BACKWARD = [
+  ('loop', 'steps', [('if', 'span', [19]), 5, ('if', 'idle', [6]), *COMPUTE, ('if', 'last', [8]),
+                     ('if', 'flush', [29]), 1]),
+]  # fmt: skip
+
+
+def _emit(parts, lines=None):
+  """Bundles as (busy, target of the branch or None), by address."""
+  lines = [] if lines is None else lines
+  for part in parts:
+    if isinstance(part, int):
+      lines += [(part < 0, None)] * abs(part)
+      continue
+    kind, _, inner = part
+    start = len(lines)
+    if kind == 'if':
+      lines.append(None)
+    _emit(inner, lines)
+    if kind == 'if':
+      lines[start] = (False, len(lines))
+    else:
+      lines.append((False, start))
+  return lines
+
+
+def _dump(folder: pathlib.Path, parts) -> None:
+  bundles, usage = [], ['header', 'MXU, XLU', '2 1', 'rule']
+  for address, (busy, target) in enumerate(_emit(parts)):
+    place = hex(address) if address else '0'
+    jump = '' if target is None else f'sbr.rel (%p1_p2) target bundleno = {target} (0x0), region 3'
+    bundles.append(f'  {place}   : {{ {jump} }}')
+    usage.append('2 0' if busy else '0 1')
+  name = '17-prefix_attention_forward.1-0'
+  (folder / f'{name}1-packed-bundles-post-ra.txt').write_text('\n'.join(bundles))
+  (folder / f'{name}0-schedule-analysis_packed-bundles-post-ra.txt').write_text('not this one')
+  usage_name = f'{name}2-pre-delay_hlo-static-per-bundle-utilization.txt'
+  (folder / usage_name).write_text('\n'.join(usage) + '\n')
+
+
+def _execute(parts, taken) -> int:
+  """Bundles that run; `taken` says for each name how often (for a loop: the trips, as a list)."""
+  total = 0
+  for part in parts:
+    if isinstance(part, int):
+      total += abs(part)
+      continue
+    kind, name, inner = part
+    if kind == 'if':
+      total += 1 + (_execute(inner, taken) if taken[name] else 0)
+    else:
+      total += sum(1 + _execute(inner, taken | trip) for trip in taken[name])
+  return total
+
+
+def _steps(lengths, grid):
+  """What every step of the walk takes, from the mask itself."""
+  count, codes = tiles.walk(jnp.asarray(lengths), grid)
+  codes = np.asarray(codes)[: int(count)]
+  for code in codes:
+    tile = grid.span(code) * grid.span_tiles + grid.key(code)
+    rows = lengths[:, :, grid.query(code) * 4 :][:, :, :4]
+    visible = tile * 4 + np.arange(4) < rows[..., None]  # [1, streams, rows, keys]
+    units = visible.reshape(1, -1, 2, 2, 2, 2).any((0, 1, 3, 5)).sum(1)
+    first = grid.key(code) == 0
+    if first and visible.any():
+      units = np.maximum(units, 1)
+    stairs = units.tolist() == [1, 2]
+    masked = bool(grid.partial(code))
+    last = bool(grid.last(code))
+    yield {
+      'first': first,
+      'idle': first and not visible.any(),
+      'span': first and grid.query(code) == 0,
+      'flush': last and grid.query(code) == grid.query_tiles - 1,
+      'last': last,
+      'plain': not masked,
+      'masked': masked,
+      'stairs': stairs,
+      'any_shape': not stairs,
+      'rows': [{'one': n == 1, 'two': n == 2} for n in units],
+    }
+
+
+LENGTHS = {
+  'left_to_right': [[range(1, 17)]],
+  'two_streams': [[range(1, 17), range(16)]],
+  'blocks': [[np.arange(16) // 3 * 3 + 3, np.arange(16) // 3 * 3]],
+  'sparse': [[np.r_[[0] * 6, 1, 3, 3, 4, 9, 9, 9, 9, 12, 16]]],
+}
+
+
+@pytest.mark.parametrize('spans', [1, 2])
+@pytest.mark.parametrize('name', LENGTHS)
+def test_cycles_equal_a_run_step_by_step(tmp_path, name, spans):
+  lengths = np.minimum(np.array([[list(r) for r in LENGTHS[name][0]]], np.int32), 16)
+  grid = tiles.Grid(batch=1, query_tiles=4, spans=spans, span_tiles=4 // spans, rows=4, keys=4)
+  for backward, parts in enumerate((FORWARD, BACKWARD)):
+    _dump(tmp_path, parts)
+    regions = schedule.read(str(tmp_path), 'prefix_attention_forward')
+    found = schedule.cycles(regions, BLOCKS, grid, lengths.shape[1], lengths, bool(backward))
+    steps = _execute(parts, {'steps': list(_steps(lengths, grid))})
+    before = 0 if backward else 5  # bundles that precede the walk are not of a step
+    assert found == steps - before
+
+
+def test_regions_of_a_dump(tmp_path):
+  _dump(tmp_path, [3, ('loop', 'a', [2, ('if', 'b', [-4, 1]), 1])])
+  regions = schedule.read(str(tmp_path), 'prefix_attention_forward')
+  assert [(r.kind, r.start, r.end, r.matrix) for r in regions] == [
+    ('loop', 3, 13, 4.0),
+    ('if', 6, 11, 4.0),
+  ]
+
+
+def test_missing_schedule_and_unknown_kernel_are_errors(tmp_path):
+  with pytest.raises(FileNotFoundError, match='no schedule of prefix_attention_forward'):
+    schedule.read(str(tmp_path), 'prefix_attention_forward')
+  _dump(tmp_path, [('loop', 'steps', [('if', 'a', [-4]), ('if', 'b', [-4]), ('if', 'c', [-4])])])
+  regions = schedule.read(str(tmp_path), 'prefix_attention_forward')
+  grid = tiles.Grid(batch=1, query_tiles=1, spans=1, span_tiles=1, rows=4, keys=4)
+  with pytest.raises(ValueError, match='found 3 compute regions'):
+    schedule.cycles(regions, BLOCKS, grid, 1, np.ones((1, 1, 4), np.int32), False)
+
+
+def test_stamp_follows_sources_and_table(monkeypatch):
+  stamp = schedule.stamp()
+  monkeypatch.setattr(tpu_blocks, 'tuned', lambda: {'v5e': []})
+  assert schedule.stamp() != stamp
+  monkeypatch.undo()
+  monkeypatch.setattr(schedule, 'SOURCES', schedule.SOURCES[1:])
+  assert schedule.stamp() != stamp
+
+
+# ---- the committed results ---------------------------------------------------------------------
+
+RESULTS = pathlib.Path(__file__).parents[2] / 'docs' / 'attention_tpu.json'
+
+
+def test_committed_schedules_are_complete_and_of_these_sources():
+  results = json.loads(RESULTS.read_text())
+  assert results['stamp'] == schedule.stamp(), (
+    f'{RESULTS.name} was made from other sources; run `python -m armd_jax.attention.aot`'
+  )
+  wanted = {f'{c} {name}' for c in tpu_blocks.CHIPS for name in aot.distinct(shapes.NAMED)}
+  assert set(results['programs']) == {f'{name} x{n}' for name in wanted for n in (1, 2)}
+  assert set(results['float32']) == {f'{name} x2' for name in wanted}
