@@ -1,17 +1,21 @@
 # make quickstart [TEXT='FILE_OR_GLOB'] [WORKDIR=DIR]   train, fine-tune, measure and generate, in minutes
-# make test                                             install what the tests need and run them
+# make test [TESTS='tests/data ...']                     install what the tests need and run them
+# make drills [DRILLS='-k hopper']                      run the full matrices that have not passed yet
+# make test-device                                      attention on the H100 or TPU here, and timed
 # make lint                                             ruff
 # make pictures                                         redraw the pictures of README and docs
 
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 WORKDIR ?= work/quickstart
 TEXT ?=
+TESTS ?=
+DRILLS ?=
 
 # Large arrays come from huge pages where glibc can: page faults otherwise take a fifth of a CPU step.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: quickstart test lint pictures
+.PHONY: quickstart test drills test-device lint pictures
 
 # Made anew whenever the requirements change; half-made environments have no stamp.
 $(VENV)/.installed: setup.py pyproject.toml
@@ -26,7 +30,19 @@ quickstart: $(VENV)/.installed
 	@$(VENV)/bin/python -m armd_jax.quickstart --workdir=$(WORKDIR) $(if $(TEXT),--text='$(TEXT)')
 
 test: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest $(TESTS)
+
+# What passes is written down at once: stopped and run again, it goes on. Drills of Hopper kernels
+# want the newest jax, so run it with PYTHON=python3.12 VENV=.venv-newest, too.
+drills: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest tests -m drill --record=docs/drills.json --dist worksteal $(DRILLS)
+
+# One process: a TPU serves no second one. jax for the device has to be in $(VENV).
+test-device: $(VENV)/.installed
+	@$(VENV)/bin/python -m pytest --device -n 0 --junitxml=work/attention_device.xml \
+	  tests/attention/test_prefix_attention.py tests/attention/test_hopper.py
+	@$(VENV)/bin/python -m armd_jax.bench.attention --json=work/attention_device.json
+	@echo 'report: work/attention_device.json (times) and work/attention_device.xml (tests)'
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

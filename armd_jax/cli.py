@@ -24,6 +24,7 @@ def run(main: Callable[[], None]) -> None:
   # Libraries tell of every checkpoint they touch; what a user needs to know, the programs print.
   absl_logging.set_verbosity(absl_logging.WARNING)
   logging.getLogger('jax').setLevel(logging.WARNING)
+  logging.getLogger('armd_jax').setLevel(logging.INFO)
 
   def guarded(argv):
     if len(argv) > 1:

@@ -18,9 +18,9 @@ decoding the number of keys in the cache so far.
 from __future__ import annotations
 
 import functools
+import logging
 
 import jax
-from absl import logging
 
 from armd_jax.attention import device, hopper, reference, tpu, tpu_blocks
 from armd_jax.errors import UserError
@@ -71,7 +71,7 @@ _WHY_NOT = {'pallas_tpu': _why_not_pallas_tpu, 'pallas_hopper': _why_not_pallas_
 
 @functools.cache
 def _log_once(message: str) -> None:
-  logging.info('%s', message)
+  logging.getLogger(__name__).info('%s', message)
 
 
 def _choose(backend: str, q: Array, k: Array, v: Array) -> str:

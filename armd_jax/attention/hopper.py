@@ -9,10 +9,12 @@ derivation, and hopper_kernels.py for what the warpgroups do.
 from __future__ import annotations
 
 import functools
+import math
 
 import einops
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -61,17 +63,15 @@ def prefix_attention(
   """
   _, streams, num_rows, heads, _ = q_BxRxNxHxD.shape
   groups = k_BxKxGxD.shape[2]
-  copies = heads // groups
+  streams_folded, heads_folded = hopper_blocks.folded(streams, heads // groups, num_rows)
+  sizes = {'r': streams_folded, 'h': heads_folded}
   lengths = jnp.clip(lengths_BxRxN, 0, k_BxKxGxD.shape[1]).astype(jnp.int32)
+  lengths = einops.repeat(lengths, 'B (R r) N -> B R (r h N)', **sizes)
+  q = einops.rearrange(q_BxRxNxHxD, 'B (R r) N (G h) D -> B R (r h N) G D', **sizes)
   k, v = (_pad(x, 1, TMA_ROWS) for x in (k_BxKxGxD, v_BxKxGxD))
-  if streams * copies * num_rows <= TILE_ROWS:  # few rows: one tile for all of a key head
-    q = einops.rearrange(q_BxRxNxHxD, 'B R N (G h) D -> B 1 (R h N) G D', G=groups)
-    lengths = einops.repeat(lengths, 'B R N -> B 1 (R h N)', h=copies)
-    out = _attend(_pad(q, 2, TMA_ROWS), k, v, _pad(lengths, 2, TMA_ROWS, 'edge'))
-    out = out[:, :, : q.shape[2]]
-    return einops.rearrange(out, 'B 1 (R h N) G D -> B R N (G h) D', R=streams, h=copies)
-  q, lengths = _pad(q_BxRxNxHxD, 2, TMA_ROWS), _pad(lengths, 2, TMA_ROWS, 'edge')
-  return _attend(q, k, v, lengths)[:, :, :num_rows]
+  out = _attend(_pad(q, 2, TMA_ROWS), k, v, _pad(lengths, 2, TMA_ROWS, 'edge'))
+  out = out[:, :, : q.shape[2]]
+  return einops.rearrange(out, 'B R (r h N) G D -> B (R r) N (G h) D', **sizes)
 
 
 @jax.custom_vjp
@@ -108,14 +108,20 @@ def _ready(arrivals, count):
   return plgpu.Barrier(num_arrivals=arrivals, num_barriers=count)
 
 
-def _launch(body, name, inputs, outputs, tiles_, barriers, grid):
-  """Runs `body(inputs, outputs, tiles, barriers)` on a grid of blocks of three warpgroups."""
+def _launch(body, name, inputs, outputs, tiles_, barriers, grid: dict[str, int]):
+  """Runs `body(index, inputs, outputs, tiles, barriers)` on blocks of three warpgroups.
+
+  The grid is given slowest axis first. It is launched as one axis: others may not exceed 65535.
+  """
   cuts = len(inputs), len(inputs) + len(outputs)
 
   def run(*refs):
+    block, index = lax.axis_index('block'), {}
+    for axis, size in reversed(grid.items()):
+      block, index[axis] = lax.div(block, jnp.int32(size)), lax.rem(block, jnp.int32(size))
     pl.run_scoped(
       lambda *scratch: body(
-        refs[: cuts[0]], refs[cuts[0] :], scratch[: len(tiles_)], scratch[len(tiles_) :]
+        index, refs[: cuts[0]], refs[cuts[0] :], scratch[: len(tiles_)], scratch[len(tiles_) :]
       ),
       *tiles_,
       *barriers,
@@ -128,8 +134,8 @@ def _launch(body, name, inputs, outputs, tiles_, barriers, grid):
   return plgpu.kernel(
     run,
     out_type=[jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying) for x in outputs],
-    grid=tuple(grid.values()),
-    grid_names=tuple(grid),
+    grid=(math.prod(grid.values()),),
+    grid_names=('block',),
     num_threads=hopper_blocks.WARPGROUPS + 1,
     thread_name='warpgroup',
     compiler_params=plgpu.CompilerParams(approx_math=True),
@@ -243,7 +249,7 @@ def _bounds(lengths_BxRxM: Array, rows: int, keys: int, key_tiles: int) -> Array
   index = jnp.arange(1, num_rows // rows + 1, dtype=jnp.int32)[:, None]
   end = jnp.max(jnp.where(sees, index, 0), axis=1)
   first = jnp.minimum(jnp.min(jnp.where(sees, index - 1, num_rows // rows), axis=1), end)
-  whole = jnp.clip(jnp.max(jnp.where(sees & misses, index, 0), axis=1), first, end)
+  whole = jnp.clip(jnp.max(jnp.where(misses, index, 0), axis=1), first, end)
   return jnp.stack([first, whole, end])
 
 

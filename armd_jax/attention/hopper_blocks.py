@@ -30,6 +30,19 @@ class Blocks:
   stages: tuple[int, int, int]
 
 
+def folded(streams: int, copies: int, num_rows: int) -> tuple[int, int]:
+  """Streams and query heads of a group that become rows: as many as fit one tile with their slots.
+
+  Decoding has few slots; a block then loads keys and values once for all heads that read them.
+
+  >>> folded(2, 4, 8), folded(2, 4, 32), folded(2, 1, 1024)
+  ((2, 4), (1, 4), (1, 1))
+  """
+  if streams * copies * num_rows <= TILE_ROWS:
+    return streams, copies
+  return (1, copies) if copies * num_rows <= TILE_ROWS else (1, 1)
+
+
 def streams_together(streams: int, head_dim: int) -> int:
   """How many streams a warpgroup computes: both, if their outputs fit its registers."""
   return streams if streams * head_dim <= 2 * MAX_COLUMNS else 1

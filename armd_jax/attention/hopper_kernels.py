@@ -25,6 +25,10 @@ LOG2_E = math.log2(math.e)
 # Where the running maximum starts: finite, so that a row that sees nothing stays free of NaN.
 FLOOR = -1e30
 
+# Per thread. A block of 384 threads starts with 168 each, and asking for more than 3 x 168 in all
+# would wait forever.
+COMPUTE_REGISTERS, MEMORY_REGISTERS = 240, 24
+
 SCORES = plgpu.Layout.WGMMA
 BY_ROW = plgpu.Layout.WGMMA.reduce(1)
 BY_COLUMN = plgpu.Layout.WGMMA.reduce(0)
@@ -58,10 +62,9 @@ class Call:
   def scale(self) -> float:
     return self.head_dim**-0.5
 
-  @property
-  def own_streams(self) -> list[Array]:
-    """The streams of this warpgroup."""
-    return [lax.axis_index('stream') * self.together + i for i in range(self.together)]
+  def own_streams(self, index: Array) -> list[Array]:
+    """The streams of a block."""
+    return [index * self.together + i for i in range(self.together)]
 
   def lengths_row(self, batch: Array, stream: Array | int) -> Array:
     """Row of the `[B R, ...]` arrays made of lengths."""
@@ -133,7 +136,7 @@ def _add_product(total: Array, a: Array, b, interpreted: bool) -> Array:
 
 def _move(steps, stages, copies, free) -> None:
   """The memory warpgroup: `copies(step, slot)` as soon as every slot of `free` is given back."""
-  plgpu.set_max_registers(32, action='decrease')
+  plgpu.set_max_registers(MEMORY_REGISTERS, action='decrease')
 
   @pl.loop(0, steps)
   def _(step):
@@ -147,10 +150,11 @@ def _move(steps, stages, copies, free) -> None:
       copy(step, slot)
 
 
-def forward(inputs, outputs, tiles, barriers, *, call: Call, split_tiles: int):
+def forward(index, inputs, outputs, tiles, barriers, *, call: Call, split_tiles: int):
   """Online softmax of 128 slots, all streams of them, over the key tiles that they see.
 
   Args:
+    index: where the block stands in the grid, by the names of its axes.
     inputs: `most` and `least`, int32 `[B or 1, T]`, longest and shortest length of each tile of 128
       slots; `lengths`, int32 `[(B or 1) R, T 128]`; `q_BRxNxHxD`, `k_BxKxGxD`, `v_BxKxGxD`.
     outputs: `out`, `[splits, B R, N, H, D]`; under differentiation or with several splits also
@@ -167,9 +171,10 @@ def forward(inputs, outputs, tiles, barriers, *, call: Call, split_tiles: int):
   q_ready, k_ready, v_ready, k_free, v_free, turn = barriers
   rows, keys, stages = hopper_blocks.WARPGROUP_ROWS, call.blocks.forward_keys, call.blocks.stages[0]
   columns = call.blocks.forward_columns
-  batch, head, split = (lax.axis_index(name) for name in ('batch', 'head', 'split'))
+  batch, head, split = (index[name] for name in ('batch', 'head', 'split'))
+  streams = call.own_streams(index['stream'])
   # Longest first, so that the last blocks to run are short ones.
-  tile = most.shape[1] - 1 - lax.axis_index('tile')
+  tile = most.shape[1] - 1 - index['tile']
   warpgroup = lax.axis_index('warpgroup')
   shared = 0 if call.shares_lengths else batch
   first = split * split_tiles
@@ -181,9 +186,9 @@ def forward(inputs, outputs, tiles, barriers, *, call: Call, split_tiles: int):
     plgpu.barrier_wait(turn)
 
   def compute():
-    plgpu.set_max_registers(240, action='increase')
+    plgpu.set_max_registers(COMPUTE_REGISTERS, action='increase')
     mine = pl.ds(tile * hopper_blocks.TILE_ROWS + warpgroup * rows, rows)
-    for i, stream in enumerate(call.own_streams):
+    for i, stream in enumerate(streams):
       plgpu.copy_gmem_to_smem(
         q.at[batch * call.streams + stream, mine, head],
         q_tile.at[warpgroup, i],
@@ -201,7 +206,7 @@ def forward(inputs, outputs, tiles, barriers, *, call: Call, split_tiles: int):
         if i == call.together - 1:
           plgpu.barrier_arrive(k_free.at[slot])
         if masked:
-          seen = _load(lengths.at[call.lengths_row(batch, call.own_streams[i]), mine], BY_ROW)
+          seen = _load(lengths.at[call.lengths_row(batch, streams[i]), mine], BY_ROW)
           seen -= (first + step) * keys
           visible = _index(scores.shape, 1) < _down(seen, scores.shape)
           scores = jnp.where(visible, scores, -jnp.inf)
@@ -239,13 +244,13 @@ def forward(inputs, outputs, tiles, barriers, *, call: Call, split_tiles: int):
         sums = top * (call.scale * LOG2_E) + jnp.log2(jnp.where(total == 0, 1.0, total))
         lse_tile[0][warpgroup, i] = sums
       plgpu.commit_smem()
-      for i, stream in enumerate(call.own_streams):
+      for i, stream in enumerate(streams):
         place = lse.at[split, batch * call.streams + stream, head, mine]
         plgpu.copy_smem_to_gmem(lse_tile[0].at[warpgroup, i], place)
 
     for i, (acc, _, total) in enumerate(carry):
       staged = q_tile.at[warpgroup, i]
-      row = batch * call.streams + call.own_streams[i]
+      row = batch * call.streams + streams[i]
 
       inverse = 1 / jnp.where(total == 0, 1.0, total)
 
@@ -279,10 +284,11 @@ def forward(inputs, outputs, tiles, barriers, *, call: Call, split_tiles: int):
   lax.cond(warpgroup < hopper_blocks.WARPGROUPS, compute, move)
 
 
-def query_gradient(inputs, outputs, tiles, barriers, *, call: Call):
+def query_gradient(index, inputs, outputs, tiles, barriers, *, call: Call):
   """dq of 128 slots, all streams of them, over the key tiles that they see.
 
   Args:
+    index: where the block stands in the grid, by the names of its axes.
     inputs: `most`, `least`, `lengths`, as in `forward`; `stats`, float32 `[B R, H, 2, T 128]`,
       base-2 log-sum-exps and the mean of dweights; `q`, `dout`, `k`, `v`.
     outputs: `dq_BRxNxHxD`.
@@ -295,17 +301,17 @@ def query_gradient(inputs, outputs, tiles, barriers, *, call: Call):
   q_tile, dout_tile, k_tiles, v_tiles = tiles
   q_ready, k_ready, v_ready, k_free, v_free = barriers
   rows, keys, stages = hopper_blocks.WARPGROUP_ROWS, call.blocks.dq_keys, call.blocks.stages[1]
-  batch, head = lax.axis_index('batch'), lax.axis_index('head')
-  tile = most.shape[1] - 1 - lax.axis_index('tile')
+  batch, head, streams = index['batch'], index['head'], call.own_streams(index['stream'])
+  tile = most.shape[1] - 1 - index['tile']
   warpgroup = lax.axis_index('warpgroup')
   shared = 0 if call.shares_lengths else batch
-  steps = pl.cdiv(most[shared, tile], jnp.int32(keys))
-  unmasked = jnp.minimum(lax.div(least[shared, tile], jnp.int32(keys)), steps)
+  # Both warpgroups' branches compute it anew: kept from before, it would be spilled.
+  count_steps = lambda: pl.cdiv(most[shared, tile], jnp.int32(keys))
 
   def compute():
-    plgpu.set_max_registers(240, action='increase')
+    plgpu.set_max_registers(COMPUTE_REGISTERS, action='increase')
     mine = pl.ds(tile * hopper_blocks.TILE_ROWS + warpgroup * rows, rows)
-    for i, stream in enumerate(call.own_streams):
+    for i, stream in enumerate(streams):
       row = batch * call.streams + stream
       for source, target in ((q, q_tile), (dout, dout_tile)):
         plgpu.copy_gmem_to_smem(
@@ -313,24 +319,28 @@ def query_gradient(inputs, outputs, tiles, barriers, *, call: Call):
         )
     plgpu.barrier_wait(q_ready.at[warpgroup])
 
-    def step(step, sums, masked):
+    shape = (rows, keys)
+    unmasked = lax.div(least[shared, tile], jnp.int32(keys))
+
+    def step(step, sums):
       slot = _slot(step, stages, most[shared, tile])
       own = _in_loop(warpgroup, step, most[shared, tile])
       plgpu.barrier_wait(k_ready.at[slot])
-      plgpu.barrier_wait(v_ready.at[slot])
       results = []
       for i, total in enumerate(sums):
-        shape = (rows, keys)
-        row = batch * call.streams + call.own_streams[i]
+        row = batch * call.streams + streams[i]
         lse = _load(stats.at[row, head, 0, mine], BY_ROW)
         scores = _product(q_tile.at[own, i], _transposed(k_tiles.at[slot]), shape)
-        if masked:
-          seen = (
-            _load(lengths.at[call.lengths_row(batch, call.own_streams[i]), mine], BY_ROW)
-            - step * keys
-          )
-          scores = jnp.where(_index(shape, 1) < _down(seen, shape), scores, -jnp.inf)
+
+        def mask(scores, i=i):
+          seen = _load(lengths.at[call.lengths_row(batch, streams[i]), mine], BY_ROW) - step * keys
+          return jnp.where(_index(shape, 1) < _down(seen, shape), scores, -jnp.inf)
+
+        # Two loops, as in `forward`, would need a few registers more than there are.
+        scores = lax.cond(step >= unmasked, mask, lambda scores: scores, scores)
         weights = jnp.exp2(scores * (call.scale * LOG2_E) - _down(lse, shape))
+        if i == 0:
+          plgpu.barrier_wait(v_ready.at[slot])
         dweights = _product(dout_tile.at[own, i], _transposed(v_tiles.at[slot]), shape)
         if i == call.together - 1:
           plgpu.barrier_arrive(v_free.at[slot])
@@ -341,12 +351,11 @@ def query_gradient(inputs, outputs, tiles, barriers, *, call: Call):
       return tuple(results)
 
     sums = (_full((rows, call.head_dim), 0, SCORES),) * call.together
-    sums = lax.fori_loop(0, unmasked, lambda i, c: step(i, c, False), sums)
-    sums = lax.fori_loop(unmasked, steps, lambda i, c: step(i, c, True), sums)
+    sums = lax.fori_loop(0, count_steps(), step, sums)
     for i, result in enumerate(sums):
       q_tile[warpgroup, i] = (result * call.scale).astype(dq.dtype)
     plgpu.commit_smem()
-    for i, stream in enumerate(call.own_streams):
+    for i, stream in enumerate(streams):
       target = dq.at[batch * call.streams + stream, mine, head]
       plgpu.copy_smem_to_gmem(q_tile.at[warpgroup, i], target)
     plgpu.wait_smem_to_gmem(0)
@@ -362,18 +371,19 @@ def query_gradient(inputs, outputs, tiles, barriers, *, call: Call):
       return run
 
     copies = (copy(k, k_tiles, k_ready), copy(v, v_tiles, v_ready))
-    _move(steps, stages, copies, (k_free, v_free))
+    _move(count_steps(), stages, copies, (k_free, v_free))
 
   lax.cond(warpgroup < hopper_blocks.WARPGROUPS, compute, move)
 
 
-def key_value_gradient(inputs, outputs, tiles, barriers, *, call: Call):
+def key_value_gradient(index, inputs, outputs, tiles, barriers, *, call: Call):
   """dk and dv of a key tile, over all streams and heads of the group and the slots that see it.
 
   Scores are kept transposed, [keys, rows]. A warpgroup has 64 keys of its own, or, where the head
   dimension is too wide for its registers, half of the columns of the same 64 keys.
 
   Args:
+    index: where the block stands in the grid, by the names of its axes.
     inputs: `bounds`, int32 `[3, (B or 1) R, J]`: for each key tile the first query tile that sees
       it, the first from which on all see it whole, and the end; `lengths`, `stats`, `q`, `dout`,
       `k`, `v` as in `query_gradient`.
@@ -389,16 +399,16 @@ def key_value_gradient(inputs, outputs, tiles, barriers, *, call: Call):
   keys, rows, stages = hopper_blocks.WARPGROUP_ROWS, call.blocks.dkv_rows, call.blocks.stages[2]
   columns = min(call.head_dim, hopper_blocks.MAX_COLUMNS)
   splits_keys = columns == call.head_dim
-  batch, group, tile = (lax.axis_index(name) for name in ('batch', 'group', 'tile'))
+  batch, group, tile = (index[name] for name in ('batch', 'group', 'tile'))
   warpgroup = lax.axis_index('warpgroup')
 
   def walk(visit, carry):
     """`carry = visit(step, head, stream, query tile, masked, carry)` for every tile."""
 
-    def copy(index, carry):
+    def copy(number, carry):
       count, carry = carry
-      head = group * call.copies + lax.div(index, jnp.int32(call.streams))
-      stream = lax.rem(index, jnp.int32(call.streams))
+      head = group * call.copies + lax.div(number, jnp.int32(call.streams))
+      stream = lax.rem(number, jnp.int32(call.streams))
       first, whole, end = (bounds[kind, call.lengths_row(batch, stream), tile] for kind in range(3))
 
       for start, stop, masked in ((first, whole, True), (whole, end, False)):
@@ -409,7 +419,7 @@ def key_value_gradient(inputs, outputs, tiles, barriers, *, call: Call):
     return lax.fori_loop(0, call.copies * call.streams, copy, (jnp.int32(0), carry))[1]
 
   def compute():
-    plgpu.set_max_registers(240, action='increase')
+    plgpu.set_max_registers(COMPUTE_REGISTERS, action='increase')
     own = warpgroup if splits_keys else 0
     start = tile * keys * (hopper_blocks.WARPGROUPS if splits_keys else 1) + own * keys
     part = pl.ds((0 if splits_keys else warpgroup) * columns, columns)
@@ -458,7 +468,7 @@ def key_value_gradient(inputs, outputs, tiles, barriers, *, call: Call):
     plgpu.wait_smem_to_gmem(0)
 
   def move():
-    plgpu.set_max_registers(32, action='decrease')
+    plgpu.set_max_registers(MEMORY_REGISTERS, action='decrease')
     owners = hopper_blocks.WARPGROUPS if splits_keys else 1
     for own in range(owners):
       place = (batch, pl.ds((tile * owners + own) * keys, keys), group)

@@ -1,11 +1,12 @@
-"""Times prefix attention at its named shapes, or shows the compiled view where there is no TPU.
+"""Times prefix attention at its named shapes, or shows the compiled view where no chip is here.
 
-    python -m armd_jax.bench.attention [--json=PATH] [--compiled=docs/attention_tpu.json]
+    python -m armd_jax.bench.attention [--json=PATH] [--shapes=train_4096]
 
-On a TPU: milliseconds of forward, and of forward with gradients, and the fraction of peak that the
-useful products make of them; beside them the XLA reference where its scores fit. Without one: tiles
-counted exactly, and the useful utilisation that the compiler's schedule implies for each chip, read
-from what `python -m armd_jax.attention.aot` wrote.
+On a TPU or a Hopper GPU: milliseconds of forward, and of forward with gradients, and the fraction
+of peak that the useful products make of them; beside them the XLA reference where its scores fit,
+and other kernels where they are installed and can do the mask. Elsewhere: tiles counted exactly,
+and what the compilers say, as `attention.aot` and `attention.aot_hopper` wrote it down: on TPU the
+useful utilisation that the schedule implies, on Hopper the registers that were spilled.
 """
 
 from __future__ import annotations
@@ -13,123 +14,242 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
+from collections.abc import Callable
 
+import einops
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
+from jax import lax
 
 from armd_jax import attention, cli
-from armd_jax.attention import device, schedule, shapes
-from armd_jax.bench import timing
+from armd_jax.attention import aot_hopper, device, hopper_blocks, schedule, shapes, tiles
+from armd_jax.bench import attention_peers, timing
 from armd_jax.errors import UserError
 
-# Peak bf16 FLOP/s of one jax device: a v4 or v5p chip, half a 7x chip.
-PEAK_FLOPS = {'v4': 275e12, 'v5e': 197e12, 'v5p': 459e12, 'v6e': 918e12, '7x': 1155e12}
+# Peak bf16 FLOP/s of one jax device: a v4 or v5p chip, half a 7x chip, an SXM H100.
+PEAK_FLOPS = {
+  'v4': 275e12,
+  'v5e': 197e12,
+  'v5p': 459e12,
+  'v6e': 918e12,
+  '7x': 1155e12,
+  device.HOPPER: 989e12,
+}
+KERNELS = {'tpu': 'pallas_tpu', 'gpu': 'pallas_hopper'}
 # The reference keeps all scores; beyond this many it is left out.
 MAX_REFERENCE_SCORES = 2**30
+# A measurement runs a call so often that it takes this long even at peak.
+MIN_SECONDS = 0.01
+COMPILED_TPU = pathlib.Path('docs/attention_tpu.json')
+COMPILED_PEERS = pathlib.Path('docs/attention_peers.json')
 
 
-def functions(backend: str):
-  """Forward, and forward with all gradients."""
+# ---- on a device -------------------------------------------------------------------------------
 
-  def forward(q, k, v, lengths):
+
+def chained(attend: Callable, backward: bool, count: int) -> Callable:
+  """`count` calls of `attend(q, k, v)`, each waiting for the one before, as one jitted function.
+
+  A single call of microseconds would time the host.
+  """
+
+  def once(q, k, v):
+    if not backward:
+      return attend(q, k, v)
+    out, pullback = jax.vjp(attend, q, k, v)
+    return sum(jnp.sum(x, dtype=jnp.float32) for x in pullback(out))
+
+  def run(q, k, v):
+    # The compiler may not take a product with 0 for 0, because of NaN.
+    step = lambda _, q: q + (0 * once(q, k, v)).astype(q.dtype)
+    return lax.fori_loop(0, count, step, q)
+
+  return jax.jit(run)
+
+
+def attends(shape: shapes.Shape, streams: int) -> dict[str, Callable]:
+  """`attend(q, k, v)` by name: our kernels, the reference, and the others that can do the mask."""
+  lengths = jnp.asarray(shape.lengths(streams))
+
+  def ours(q, k, v, backend):
     return attention.prefix_attention(q, k, v, lengths, backend=backend)
 
-  def both(q, k, v, lengths):
-    out, pullback = jax.vjp(lambda q, k, v: forward(q, k, v, lengths), q, k, v)
-    return pullback(out)
-
-  return {'forward': jax.jit(forward), 'both': jax.jit(both)}
+  names = [KERNELS[device.current().platform]]
+  if streams * shape.rows * shape.keys * shape.heads <= MAX_REFERENCE_SCORES:
+    names.append('reference')
+  found = {name: functools.partial(ours, backend=name) for name in names}
+  if streams == 1 and not shape.decodes:  # all they know is left to right
+    found |= attention_peers.callables(device.current().platform, shape)
+  return found
 
 
 def timed_rows(shape: shapes.Shape, streams: int, repeats: int) -> list[dict]:
-  """One row per backend that can run the shape here."""
+  """One row per kernel that can run the shape here."""
   keys = jax.random.split(jax.random.key(0), 3)
   size = (1, streams, shape.rows, shape.heads, shape.head_dim)
   q = jax.random.normal(keys[0], size, jnp.bfloat16)
   size = (1, shape.keys, shape.groups, shape.head_dim)
   k, v = (jax.random.normal(key, size, jnp.bfloat16) for key in keys[1:])
-  lengths = shape.lengths(streams)
-  backends = ['pallas_tpu']
-  if streams * shape.rows * shape.keys * shape.heads <= MAX_REFERENCE_SCORES:
-    backends.append('reference')
-  calls = {
-    (backend, kind): functools.partial(function, q, k, v, jnp.asarray(lengths))
-    for backend in backends
-    for kind, function in functions(backend).items()
-  }
-  seconds = timing.medians(timing.interleaved(calls, repeats))
-  product = 2 * shape.head_dim * shape.heads * int(lengths.sum())
+  product = 2 * shape.head_dim * shape.heads * int(shape.lengths(streams).sum())
   peak = PEAK_FLOPS[device.current().chip]
-  return [
-    {
-      'shape': shape.name,
-      'streams': streams,
-      'backend': backend,
-      'forward ms': 1e3 * seconds[backend, 'forward'],
-      'both ms': 1e3 * seconds[backend, 'both'],
-      # Useful products: 2 forward, 5 backward.
-      'forward of peak': 2 * product / seconds[backend, 'forward'] / peak,
-      'both of peak': 7 * product / seconds[backend, 'both'] / peak,
-    }
-    for backend in backends
-  ]
+  counts = {
+    kind: max(1, round(MIN_SECONDS * peak / (products * product)))
+    for kind, products in (('forward', 2), ('both', 7))
+  }
+  calls = {}
+  for name, attend in attends(shape, streams).items():
+    for kind, count in counts.items():
+      call = functools.partial(chained(attend, kind == 'both', count), q, k, v)
+      try:
+        jax.block_until_ready(call())
+      except (NotImplementedError, ValueError, jax.errors.JaxRuntimeError) as error:
+        if name in KERNELS.values():
+          raise
+        print(f'{name} cannot do {kind} of {shape.name}: {str(error).splitlines()[0]}')
+        continue
+      calls[name, kind] = call
+  medians = timing.medians(timing.interleaved(calls, repeats))
+  seconds = {(name, kind): value / counts[kind] for (name, kind), value in medians.items()}
+  rows = []
+  for name in dict.fromkeys(name for name, _ in calls):
+    row = {'shape': shape.name, 'streams': streams, 'kernel': name}
+    for kind, products in (('forward', 2), ('both', 7)):  # useful: 2 products forward, 5 backward
+      taken = seconds.get((name, kind))
+      row[f'{kind} ms'] = None if taken is None else 1e3 * taken
+      row[f'{kind} of peak'] = None if taken is None else products * product / taken / peak
+    rows.append(row)
+  return rows
 
 
-def compiled_rows(path: pathlib.Path) -> list[dict]:
-  """The compiled view, one row per program.
+# ---- the compiled view -------------------------------------------------------------------------
+
+
+def _read(path: pathlib.Path, stamp: str, command: str) -> dict:
+  command = f'python -m {command} --json={path}'
+  if not path.exists():
+    raise UserError(f'there is no TPU or Hopper GPU here and no {path}; write it with `{command}`')
+  results = json.loads(path.read_text())
+  if results['stamp'] != stamp:
+    raise UserError(f'{path} was made from other sources; run `{command}` again')
+  return results['programs']
+
+
+def compiled_tpu_rows(path: pathlib.Path, peers: pathlib.Path) -> list[dict]:
+  """What the TPU compiler's schedules say, one row per program.
 
   Raises:
     UserError: there are no results, or they were made from other sources.
   """
-  command = f'python -m armd_jax.attention.aot --json={path}'
-  if not path.exists():
-    raise UserError(f'there is no TPU here and no {path}; write it with `{command}`')
-  results = json.loads(path.read_text())
-  if results['stamp'] != schedule.stamp():
-    raise UserError(f'{path} was made from other sources; run `{command}` again')
+  best = json.loads(peers.read_text())['best'] if peers.exists() else {}
   rows = []
-  for key, program in results['programs'].items():
-    chip, shape, streams = key.rsplit(' ', 2)
-    forward, backward = program['forward'], program['backward']
+  for key, program in _read(path, schedule.stamp(), 'armd_jax.attention.aot').items():
+    chip, name, streams = key.rsplit(' ', 2)
+    shape, forward, backward = shapes.NAMED[name], program['forward'], program['backward']
+    # Others need a call per stream, so that two streams change nothing for them.
+    peer = best.get(f'{chip} {name}', {})
     rows.append(
       {
         'chip': chip,
-        'shape': shape,
+        'shape': name,
         'streams': int(streams[1:]),
         'tile': 'x'.join(map(str, forward['blocks'][:2])),
         'active': forward['active'],
         'partial': forward['partial'],
-        'forward cycles/tile': forward['cycles_per_active_tile'],
-        'backward cycles/tile': backward['cycles_per_active_tile'],
-        'forward useful': forward['useful'],
-        'backward useful': backward['useful'],
+        'GFLOP': _gflop(shape, int(streams[1:])),
+        'key-value MB': forward['key_value_bytes'] * shape.groups / 1e6,
+        'cycles/tile': forward['cycles_per_active_tile'],
+        'backward': backward['cycles_per_active_tile'],
+        'useful': forward['useful'],
+        'peer': peer.get('forward', [None])[0],
+        'useful backward': backward['useful'],
+        'peer backward': peer.get('backward', [None])[0],
       }
     )
   return rows
 
 
+def _gflop(shape: shapes.Shape, streams: int) -> float:
+  return 4e-9 * shape.head_dim * shape.heads * int(shape.lengths(streams).sum())
+
+
+def hopper_tiles(shape: shapes.Shape, streams: int) -> tuple[tiles.Count, tiles.Grid, int]:
+  """Tiles of a query head's forward pass, their grid, and how many passes read keys and values."""
+  copies = shape.heads // shape.groups
+  r, h = hopper_blocks.folded(streams, copies, shape.rows)
+  lengths = einops.repeat(shape.lengths(streams), '1 (R r) N -> 1 R (r h N)', r=r, h=h)
+  together = hopper_blocks.streams_together(streams // r, shape.head_dim)
+  passes = (copies // h) * (streams // r) // together
+  keys = hopper_blocks.choose(together, shape.head_dim).forward_keys
+  padding = -lengths.shape[2] % hopper_blocks.TILE_ROWS
+  lengths = np.pad(lengths, ((0, 0), (0, 0), (0, padding)), 'edge')
+  query_tiles = lengths.shape[2] // hopper_blocks.TILE_ROWS
+  key_tiles = -(-shape.keys // keys)
+  grid = tiles.Grid(1, query_tiles, 1, key_tiles, hopper_blocks.TILE_ROWS, keys)
+  return tiles.count(lengths, grid), grid, passes
+
+
+def compiled_hopper_rows(path: pathlib.Path) -> list[dict]:
+  """What ptxas says of the bfloat16 programs, one row per program.
+
+  Raises:
+    UserError: there are no results, or they were made from other sources.
+  """
+  rows = []
+  for key, program in _read(path, aot_hopper.stamp(), 'armd_jax.attention.aot_hopper').items():
+    dtype, name, streams = key.split(' ')
+    if dtype != 'bfloat16':
+      continue
+    shape, streams = shapes.NAMED[name], int(streams[1:])
+    count, grid, passes = hopper_tiles(shape, streams)
+    loaded = 4e-6 * count.active * grid.keys * shape.head_dim * passes * shape.groups
+    row = {
+      'chip': device.HOPPER,
+      'shape': name,
+      'streams': streams,
+      'tile': f'{grid.rows}x{grid.keys}',
+      'active': count.active,
+      'partial': count.partial,
+      'GFLOP': _gflop(shape, streams),
+      'key-value MB': loaded,
+    }
+    for kernel in ('forward', 'dq', 'dkv'):
+      row[f'{kernel} spills'] = program[kernel]['spill_stores']
+      row[f'{kernel} wgmma'] = program[kernel]['wgmma']
+    rows.append(row)
+  return rows
+
+
 def main() -> None:
-  if jax.default_backend() == 'tpu':
+  here = device.current()
+  names = [name for name in shapes.NAMED if _SHAPES.value in name]
+  if not names:
+    raise UserError(f'no shape has {_SHAPES.value!r} in its name; see armd_jax/attention/shapes.py')
+  if here.chip in PEAK_FLOPS:
     machine = timing.machine()
     print(timing.machine_line(machine))
-    rows = [
-      row
-      for shape in shapes.NAMED.values()
-      for streams in (1, 2)
-      for row in timed_rows(shape, streams, _REPEATS.value)
-    ]
+    rows = []
+    for name in names:
+      for streams in (1, 2):
+        rows += timed_rows(shapes.NAMED[name], streams, _REPEATS.value)
+      print(timing.table(rows[-8:]), flush=True)
+    tables = [rows]
   else:
-    rows = compiled_rows(pathlib.Path(_COMPILED.value))
-  print(timing.table(rows))
+    tables = [
+      compiled_tpu_rows(COMPILED_TPU, COMPILED_PEERS),
+      compiled_hopper_rows(aot_hopper.PATH),
+    ]
+    tables = [[row for row in rows if row['shape'] in names] for rows in tables]
+  for rows in tables:
+    if rows:
+      print(timing.table(rows), end='\n\n')
   if _JSON.value:
-    cli.write_json(_JSON.value, rows)
+    cli.write_json(_JSON.value, [row for rows in tables for row in rows])
 
 
 if __name__ == '__main__':
-  _COMPILED = flags.DEFINE_string(
-    'compiled', 'docs/attention_tpu.json', 'What attention.aot wrote, for the compiled view.'
-  )
+  _SHAPES = flags.DEFINE_string('shapes', '', 'Only shapes whose name contains this.')
   _REPEATS = timing.positive_flag('repeats', 20, 'Timed rounds.')
   _JSON = cli.json_flag()
   cli.run(main)

@@ -1,6 +1,7 @@
 """Reads the schedules of other TPU attention kernels, to stand beside ours for a causal mask.
 
     python -m armd_jax.bench.attention_peers [--json=docs/attention_peers.json] [--chips=v5e]
+    python -m armd_jax.bench.attention_peers --chips=H100 --json=docs/attention_peers_hopper.json
 
 jax's splash attention, and tokamax's where it is installed (`pip install tokamax`; without it, its
 lines are left out). Needs `libtpu` and no TPU. One head's causal attention, bfloat16: bundles of
@@ -11,18 +12,22 @@ streams are two calls, and the useful utilisation stays what it is.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import itertools
 import os
 import pathlib
+import re
 import shutil
 import tempfile
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from absl import flags
 
 from armd_jax import cli
-from armd_jax.attention import aot, schedule
+from armd_jax.attention import aot, aot_hopper, device, schedule, shapes
 
 HEADS = {'12x64': (12, 64), '16x128': (16, 128), '8x256': (8, 256)}
 LENGTHS = (1024, 4096)
@@ -61,6 +66,41 @@ PEERS = {
   'tokamax': lambda length, _, *blocks: _tokamax(length, *blocks, False),
   'tokamax, diagonal skipping': lambda length, _, *blocks: _tokamax(length, *blocks, True),
 }
+
+
+def _cudnn(q, k, v):
+  out = jax.nn.dot_product_attention(q[:, 0], k, v, is_causal=True, implementation='cudnn')
+  return out[:, None]
+
+
+def _jax_mosaic_gpu(q, k, v):
+  from jax.experimental.pallas.ops.gpu import attention_mgpu
+
+  config = attention_mgpu.TuningConfig(64, 128, 2, causal=True)
+  return attention_mgpu.attention(q[:, 0], k, v, config)[:, None]
+
+
+def _tokamax_gpu(q, k, v):
+  import tokamax
+
+  return tokamax.dot_product_attention(q[:, 0], k, v, is_causal=True)[:, None]
+
+
+def callables(platform: str, shape: shapes.Shape) -> dict[str, Callable]:
+  """`attend(q_Bx1xNxHxD, k_BxNxGxD, v_BxNxGxD)` of others on a device, left to right, by name."""
+  if platform == 'gpu':
+    found = {'cudnn': _cudnn, 'jax mosaic gpu': _jax_mosaic_gpu}
+    return found | ({'tokamax': _tokamax_gpu} if importlib.util.find_spec('tokamax') else {})
+  if shape.heads != shape.groups:  # splash's multi-query variant is another kernel
+    return {}
+  names = [name for name in PEERS if name == 'splash' or importlib.util.find_spec('tokamax')]
+
+  def attend(q, k, v, peer):
+    kernel = PEERS[peer](shape.rows, shape.heads, 1024, 1024, 512)
+    heads_first = (x.swapaxes(1, 2) for x in (q[:, 0] * shape.head_dim**-0.5, k, v))
+    return jax.vmap(kernel)(*heads_first).swapaxes(1, 2)[:, None]
+
+  return {name: functools.partial(attend, peer=name) for name in names}
 
 
 def cycles(regions, peer: str, length: int, query: int, key: int, backward: bool) -> int:
@@ -105,7 +145,65 @@ def measure(folder, chip, peer, length, name, blocks) -> dict[str, float]:
   return useful
 
 
+# ---- Hopper ------------------------------------------------------------------------------------
+
+
+def _jax_hopper(query, key):
+  from jax.experimental.pallas.ops.gpu import attention_mgpu
+
+  names = ('block_q_dkv', 'block_kv_dkv', 'block_q_dq', 'block_kv_dq')
+  backward = dict(zip(names, (query, key) * 2, strict=True))
+  config = attention_mgpu.TuningConfig(query, key, 2, **backward)
+  return lambda q, k, v: attention_mgpu.attention(q, k, v, config)
+
+
+def _tokamax_hopper(query, key):
+  from tokamax._src import gpu_utils
+  from tokamax._src.ops.attention import pallas_mosaic_gpu, pallas_mosaic_gpu_vjp
+  from tokamax._src.ops.attention import pallas_mosaic_gpu_kernel_sm90 as forward
+  from tokamax._src.ops.attention import pallas_mosaic_gpu_vjp_kernel_sm90 as backward
+
+  # It asks the device, and there is none.
+  for name in ('is_sm80', 'is_sm90', 'is_sm100', 'has_mosaic_gpu_support'):
+    setattr(
+      gpu_utils, name, lambda device=None, name=name: name in ('is_sm90', 'has_mosaic_gpu_support')
+    )
+  config = forward.Config(block_q=query, block_kv=key, num_stages=2, persistent=False)
+  names = ('block_q_dkv', 'block_kv_dkv', 'block_q_dq', 'block_kv_dq')
+  config_vjp = backward.Config(**dict(zip(names, (query, key) * 2, strict=True)), num_stages=2)
+  vjp = pallas_mosaic_gpu_vjp.PallasMosaicGpuFlashAttentionVjp(config=config_vjp)
+  attend = pallas_mosaic_gpu.PallasMosaicGpuFlashAttention(config=config, vjp=vjp)
+  return lambda q, k, v: attend(q, k, v, is_causal=True)
+
+
+HOPPER_PEERS = {'jax': (_jax_hopper, jnp.float16), 'tokamax': (_tokamax_hopper, jnp.bfloat16)}
+
+
+def spills(length: int = 4096) -> dict[str, list[int]]:
+  """Bytes of spill stores of each kernel of forward and backward, by peer, heads and blocks."""
+  sharding = aot_hopper.prepare()
+  found = {}
+  for (peer, (make, dtype)), (name, (heads, head_dim)), blocks in itertools.product(
+    HOPPER_PEERS.items(), HEADS.items(), ((64, 64), (64, 128))
+  ):
+    x = jax.ShapeDtypeStruct((1, length, heads, head_dim), dtype, sharding=sharding)
+    key = f'{peer} {name} {blocks[0]}x{blocks[1]}'
+    try:
+      attend = make(*blocks)
+      loss = lambda q, k, v, attend=attend: attend(q, k, v).astype(jnp.float32).sum()
+      text = aot_hopper.printed(jax.jit(jax.grad(loss, argnums=(0, 1, 2))), x, x, x)
+    except (ImportError, NotImplementedError, ValueError) as error:  # cannot do that
+      print(f'{key}: {error}', flush=True)
+      continue
+    found[key] = [int(stores) for stores in re.findall(r'stack frame, (\d+) bytes spill', text)]
+    print(key, found[key], flush=True)
+  return found
+
+
 def main() -> None:
+  if _CHIPS.value == [device.HOPPER]:
+    aot.write(pathlib.Path(_JSON.value), {'jax': jax.__version__, 'spill_stores': spills()})
+    return
   folder = tempfile.mkdtemp(prefix='attention_peers_')
   aot.prepare(folder)
   best = {}

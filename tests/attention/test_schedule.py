@@ -163,5 +163,9 @@ def test_committed_schedules_are_complete_and_of_these_sources():
     f'{RESULTS.name} was made from other sources; run `python -m armd_jax.attention.aot`'
   )
   wanted = {f'{c} {name}' for c in tpu_blocks.CHIPS for name in aot.distinct(shapes.NAMED)}
-  assert set(results['programs']) == {f'{name} x{n}' for name in wanted for n in (1, 2)}
-  assert set(results['float32']) == {f'{name} x2' for name in wanted}
+  programs = {f'{name} x{n}' for name in wanted for n in (1, 2)}
+  # Fits VMEM, but its shares of dq, one for each span of keys, need 15.75 GB of 15.25 GB of memory.
+  assert set(results['programs']) == programs - {'v4 train_32768_32/8x128 x2'}
+  # float32 takes minutes a program at 32768 keys, and has the same tiles there as at 4096.
+  trained = {f'{name} x2' for name in wanted if 'train_1024' in name or 'train_4096' in name}
+  assert trained <= set(results['float32'])

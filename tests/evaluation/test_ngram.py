@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from armd_jax.data import pipeline, sources, tokenizers
+from armd_jax.data import packing, sources, tokenizers
 from armd_jax.evaluation.ngram import witten_bell_nats
 
 
@@ -101,9 +101,9 @@ def test_bad_input():
 def test_english_is_easier_with_more_context():
   tokenizer = tokenizers.ByteTokenizer()
   train, held_out = sources.split_documents(sources.load_documents('stdlib'), 0.05)
-  train = pipeline.pack(train, tokenizer, 256)
-  held_out = pipeline.pack(held_out, tokenizer, 256)
-  num_bytes = pipeline.text_bytes(held_out, tokenizer)
+  train = packing.pack(train, tokenizer, packing.Packing(256))
+  held_out = packing.pack(held_out, tokenizer, packing.Packing(256))
+  num_bytes = packing.text_bytes(held_out, tokenizer)
   begin = time.process_time()
   order_2, order_3 = (
     witten_bell_nats(train, held_out, k, tokenizer.vocab_size).sum() / num_bytes for k in (2, 3)

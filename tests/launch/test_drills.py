@@ -20,6 +20,17 @@ import tiny_run
 from armd_jax import checkpoint, sharding, training
 
 pytestmark = pytest.mark.drill
+DRILL_SOURCES = (
+  'launch/*.py',
+  'armd_jax/checkpoint.py',
+  'armd_jax/data/pipeline.py',
+  'armd_jax/data/workers.py',
+  'armd_jax/distributed.py',
+  'armd_jax/errors.py',
+  'armd_jax/sharding.py',
+  'armd_jax/train.py',
+  'armd_jax/training.py',
+)
 
 
 @pytest.fixture(autouse=True)

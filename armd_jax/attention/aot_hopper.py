@@ -1,0 +1,175 @@
+"""Compiles the Hopper kernels ahead of time at every named shape; reads what ptxas says of them.
+
+    python -m armd_jax.attention.aot_hopper [--json=docs/attention_hopper.json] [--shapes=train]
+
+Needs no GPU, but `jax-cuda13-plugin` and `jax-cuda13-pjrt` (or cuda12) of jax's version and `ptxas`
+on the PATH. A kernel whose tiles exceed shared memory fails here. Results are written after each
+program and stamped with a hash of the sources they cover: a second run does only what is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import re
+import tempfile
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from armd_jax import cli
+from armd_jax.attention import aot, hopper, shapes
+from armd_jax.errors import UserError
+
+# NVIDIA's published figures of an H100 SXM5.
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 core_count: 132
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  clock_rate_ghz: 1.98 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
+  device_memory_size: 84978434048 cuda_compute_capability { major: 9 }
+}
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+SOURCES = ('tiles', 'shapes', 'hopper', 'hopper_blocks', 'hopper_kernels', 'aot_hopper')
+PATH = pathlib.Path('docs/attention_hopper.json')
+
+
+def stamp() -> str:
+  """A hash of the sources that a result depends on."""
+  folder = pathlib.Path(__file__).parent
+  text = b''.join((folder / f'{name}.py').read_bytes() for name in SOURCES)
+  return hashlib.sha256(text).hexdigest()[:16]
+
+
+def prepare() -> NamedSharding:
+  """Makes an H100 to compile for; before the first use of jax.
+
+  Raises:
+    UserError: jax has no CUDA plugin here.
+  """
+  # Mosaic prints the PTX, and what ptxas says, to the standard output of the process.
+  os.environ.update(MOSAIC_GPU_DUMP_PTX='1', MOSAIC_GPU_DUMP_PTXAS='1')
+  jax.config.update('jax_platforms', 'cpu')
+  jax.devices()  # registers the plugins
+  try:
+    described = topologies.get_topology_desc('', 'cuda', topology='1x1x1', target_config=H100)
+  except (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError) as error:
+    version = jax.__version__
+    raise UserError(
+      f'jax cannot compile for CUDA here ({error}); '
+      f'pip install jax-cuda13-plugin=={version} jax-cuda13-pjrt=={version} nvidia-cuda-nvcc'
+    ) from error
+  return NamedSharding(Mesh(np.array(described.devices), ('one',)), PartitionSpec())
+
+
+@contextlib.contextmanager
+def _captured() -> Iterator[list[str]]:
+  """Collects what native code prints to standard output and error."""
+  text: list[str] = []
+  kept = [os.dup(fd) for fd in (1, 2)]
+  with tempfile.TemporaryFile('w+') as file:
+    try:
+      for fd in (1, 2):
+        os.dup2(file.fileno(), fd)
+      yield text
+    finally:
+      for fd, old in zip((1, 2), kept, strict=True):
+        os.dup2(old, fd)
+        os.close(old)
+      file.seek(0)
+      text.append(file.read())
+
+
+def kernels(text: str) -> dict[str, dict]:
+  """What PTX and ptxas say of each kernel, by its name.
+
+  >>> kernels('''.version 9.0
+  ... .entry prefix_attention_dq_mosaic_gpu_kernel(
+  ... wgmma.mma_async.sync.aligned.m64n64k16 cp.async.bulk.tensor.4d ex2.approx
+  ... ptxas info : Compiling entry function 'prefix_attention_dq_mosaic_gpu_kernel' for 'sm_90a'
+  ...     8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
+  ... ptxas info : Used 168 registers, used 16 barriers''')
+  {'dq': {'wgmma': 1, 'bulk_tensor_copies': 1, 'registers': 168, 'spill_stores': 4, \
+'spill_loads': 12}}
+  """
+  found: dict[str, dict] = {}
+  for part in re.split(r'(?=^\.version \d)', text, flags=re.MULTILINE)[1:]:
+    name = re.search(r'\.entry\s+prefix_attention_(\w+?)_mosaic', part)
+    if name:
+      found[name[1]] = {
+        'wgmma': part.count('wgmma.mma_async'),
+        'bulk_tensor_copies': part.count('cp.async.bulk.tensor'),
+      }
+  said = r"entry function 'prefix_attention_(\w+?)_mosaic.*?\n.*?(\d+) bytes spill stores, "
+  said += r'(\d+) bytes spill loads.*?Used (\d+) registers'
+  for name, stores, loads, registers in re.findall(said, text, flags=re.DOTALL):
+    found[name] |= {
+      'registers': int(registers),
+      'spill_stores': int(stores),
+      'spill_loads': int(loads),
+    }
+  return found
+
+
+def printed(function, *args) -> str:
+  """Compiles a jitted function; returns what Mosaic and ptxas print."""
+  lowered = function.lower(*args)
+  with _captured() as text:
+    lowered.compile(compiler_options={'xla_gpu_autotune_level': 0})  # nothing can be timed here
+  return text[0]
+
+
+def measure(device: NamedSharding, shape: shapes.Shape, streams: int, dtype: str) -> dict:
+  """Compiles forward and backward of one call; returns `kernels` of it."""
+
+  def arg(size, dtype=dtype):
+    return jax.ShapeDtypeStruct(size, dtype, sharding=device)
+
+  rows = arg((1, streams, shape.rows, shape.heads, shape.head_dim))
+  keys = arg((1, shape.keys, shape.groups, shape.head_dim))
+  lengths = arg((1, streams, shape.rows), jnp.int32)
+
+  def forward_and_gradients(q, k, v, lengths, dout):
+    out, pullback = jax.vjp(lambda q, k, v: hopper.prefix_attention(q, k, v, lengths), q, k, v)
+    return out, *pullback(dout)
+
+  return kernels(printed(jax.jit(forward_and_gradients), rows, keys, keys, lengths, rows))
+
+
+def run(path: pathlib.Path, names: list[str]) -> None:
+  """Measures every program that `path` does not hold yet for these sources."""
+  results = json.loads(path.read_text()) if path.exists() else {}
+  if results.get('stamp') != stamp():
+    results = {'stamp': stamp(), 'jax': jax.__version__, 'programs': {}}
+  device = prepare()
+  for dtype, name, streams in itertools.product(hopper.DTYPES, aot.distinct(names), (1, 2)):
+    key = f'{dtype} {name} x{streams}'
+    if key in results['programs']:
+      continue
+    results['programs'][key] = measure(device, shapes.NAMED[name], streams, dtype)
+    aot.write(path, results)
+    print(key, results['programs'][key], flush=True)
+
+
+def main() -> None:
+  run(pathlib.Path(_JSON.value), [name for name in shapes.NAMED if _SHAPES.value in name])
+
+
+if __name__ == '__main__':
+  _JSON = flags.DEFINE_string('json', str(PATH), 'Where results are kept.')
+  _SHAPES = flags.DEFINE_string('shapes', '', 'Only shapes whose name contains this.')
+  cli.run(main)
