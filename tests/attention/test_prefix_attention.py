@@ -151,10 +151,12 @@ def check(backend, case, seed=0):
   expected = oracle(*arrays, case.lengths)
   found = evaluate(backend, *arrays, case.lengths)
   base = evaluate(BACKENDS['reference'], *arrays, case.lengths)
+  # An RMS error over a handful of roundings is chance: it is held to 1.2 from 256 pairs on.
+  rounds_often = case.dtype != 'float32' and case.lengths.sum() >= 256
   # A gradient of a score of order 1 reaches dq as a multiple of a scaled key, dk of a query.
   units = [1, *(max(1, float(jnp.abs(x).max()) / case.head_dim**0.5) for x in arrays[1::-1]), 1]
   for name, unit, a, b, c in zip(NAMES, units, found, base, expected, strict=True):
-    slack = 2.0 if case.dtype == 'float32' else 1.2
+    slack = 1.2 if rounds_often else 2.0
     bound = max(FLOOR * unit, slack * error(b, c, case.dtype))
     assert error(a, c, case.dtype) <= bound, f'{name}: {error(a, c, case.dtype)} > {bound}'
   return found
