@@ -129,17 +129,18 @@ def _launch(body, name, inputs, outputs, tiles_, barriers, grid: dict[str, int])
     )
 
   run.__name__ = name  # what profilers and dumps call the kernel
-  # Under shard_map, results vary over the same mesh axes as the inputs.
-  varying = jax.typeof(inputs[-1]).manual_axis_type
-  return plgpu.kernel(
+  results = plgpu.kernel(
     run,
-    out_type=[jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying) for x in outputs],
+    out_type=outputs,
     grid=(math.prod(grid.values()),),
     grid_names=('block',),
     num_threads=hopper_blocks.WARPGROUPS + 1,
     thread_name='warpgroup',
     compiler_params=plgpu.CompilerParams(approx_math=True),
   )(*inputs)
+  # Under shard_map, results vary over the same mesh axes as the inputs.
+  axes = tuple(jax.typeof(inputs[-1]).manual_axis_type.varying)
+  return [lax.pcast(x, axes, to='varying') if axes else x for x in results]
 
 
 def _call(q, k, lengths) -> hopper_kernels.Call:

@@ -1,11 +1,15 @@
-"""What was compiled for an H100 that is not here: complete, of these sources, no spills."""
+"""What is compiled for an H100 that is not here: complete, of these sources, no spills; meshes."""
 
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec
 
-from armd_jax.attention import aot, aot_hopper, shapes
+from armd_jax import attention
+from armd_jax.attention import aot, aot_hopper, device, shapes
 
 RESULTS = pathlib.Path(__file__).parents[2] / aot_hopper.PATH
 
@@ -32,6 +36,29 @@ def test_kernels_use_the_matrix_unit_and_bulk_copies_and_spill_nothing(programs)
     for kernel, said in kernels.items():
       assert said['wgmma'] > 0 and said['bulk_tensor_copies'] > 0, (name, kernel)
       assert said['spill_stores'] == said['spill_loads'] == 0, (name, kernel)
+
+
+@pytest.mark.parametrize(('chip', 'backend'), [('v5e', 'pallas_tpu'), ('H100', 'pallas_hopper')])
+def test_gradient_traces_under_shard_map_with_batch_and_heads_sharded(chip, backend):
+  """Results are known to vary over the mesh as the inputs do."""
+  mesh = jax.sharding.AbstractMesh((2, 2), ('data', 'heads'))
+  rows, keys = PartitionSpec('data', None, None, 'heads'), PartitionSpec('data', None, 'heads')
+  q = jax.ShapeDtypeStruct((4, 2, 256, 4, 64), jnp.bfloat16)
+  k = jax.ShapeDtypeStruct((4, 256, 2, 64), jnp.bfloat16)
+
+  def loss(q, k, v):
+    lengths = jnp.ones((1, 2, 256), jnp.int32)
+    out = jax.shard_map(
+      lambda *a: attention.prefix_attention(*a, backend=backend),
+      mesh=mesh,
+      in_specs=(rows, keys, keys, PartitionSpec()),
+      out_specs=rows,
+    )(q, k, v, lengths)
+    return out.astype(jnp.float32).sum()
+
+  with device.compiling_for(chip):
+    gradients = jax.eval_shape(jax.grad(loss, argnums=(0, 1, 2)), q, k, k)
+  assert [x.shape for x in gradients] == [q.shape, k.shape, k.shape]
 
 
 def test_ptxas_is_understood_where_it_warns_of_spills():
