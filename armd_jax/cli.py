@@ -55,6 +55,11 @@ def _parse(argv: list[str]) -> list[str]:
     # ml_collections raises Python's own errors for a config file or field that is not there.
     text = str(error.args[0] if error.args else error).replace('\\n', ' ').replace("\\'", "'")
     text = ' '.join(text.strip('"\'').split()).rstrip('.?')
+    if isinstance(error, (AttributeError, KeyError)):
+      name, _, guess = text.replace("'", '').partition(' ')
+      guess = f' ({guess}?)' if guess else ''
+      text = f'the config has no field {name!r}{guess}; armd_jax/config.py lists all fields'
+      raise UserError(text) from error
     raise UserError(f'{text}; see --help') from error
 
 

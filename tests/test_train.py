@@ -211,7 +211,8 @@ def test_a_damaged_checkpoint_is_told_and_left(text, finished, tmp_path):
 
 # One sentence, exit code 1, nothing left behind; every kind of bad input once, through the program.
 BAD_INPUT = [
-  (['--config.model.nun_layers=3'], 'Did you mean "num_layers"'),
+  (['--config.model.nun_layers=3'], 'no field \'nun_layers\' (Did you mean "num_layers"'),
+  (['--config.model.nonsense=3'], "no field 'nonsense'; armd_jax/config.py"),
   (['--config.data.source=/nowhere/*.txt'], "no file matches the text '/nowhere/*.txt'"),
   (
     ['--config.order.sbp_streams=(1,3)'],
