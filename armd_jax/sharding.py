@@ -1,4 +1,4 @@
-"""The device mesh, and which axis of which array lies along which mesh axis: two tables."""
+"""The device mesh, how parameters and batches lie on it, and what it cannot share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from armd_jax import axes
 from armd_jax.config import MeshConfig
 from armd_jax.errors import UserError
 
@@ -19,20 +20,11 @@ PARAMETER_AXES = {
   'mask': (None,),
   'pe': (None, None),
   'query/kernel': ('embed', 'heads', None),
-  'key_value/kernel': ('embed', None, 'heads', None),
+  'key_value/kernel': ('embed', None, 'kv_heads', None),
   'out/kernel': ('heads', None, 'embed'),
   'up/kernel': ('embed', 'mlp'),
   'down/kernel': ('mlp', 'embed'),
   'scale': (None,),
-}
-
-# Where each logical axis lies.
-MESH_AXES = {
-  'batch': ('data', 'fsdp'),
-  'embed': 'fsdp',
-  'heads': 'tensor',
-  'mlp': 'tensor',
-  'vocab': 'tensor',
 }
 
 
@@ -61,7 +53,7 @@ def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Sequences over all data-parallel devices."""
-  return NamedSharding(mesh, PartitionSpec(MESH_AXES['batch']))
+  return NamedSharding(mesh, axes.spec('batch'))
 
 
 def process_part(mesh: Mesh) -> tuple[int, int]:
@@ -117,9 +109,14 @@ def tree_sharding(mesh: Mesh, tree: Any) -> Any:
     matches = [row for row in PARAMETER_AXES.items() if f'/{name}'.endswith(f'/{row[0]}')]
     if len(matches) != 1:
       raise ValueError(f'no row of PARAMETER_AXES matches {name!r} {x.shape}; add one')
-    ((_, axes),) = matches
-    stacked = (None,) * (x.ndim - len(axes))
-    return NamedSharding(mesh, PartitionSpec(*stacked, *map(MESH_AXES.get, axes)))
+    ((_, names),) = matches
+    stacked = (None,) * (x.ndim - len(names))
+    # Key heads that the tensor axis outnumbers are whole on every device; `check` allows no others.
+    names = (
+      None if name == 'kv_heads' and count % mesh.shape['tensor'] else name
+      for name, count in zip(names, x.shape[len(stacked) :], strict=True)
+    )
+    return NamedSharding(mesh, axes.spec(*stacked, *names))
 
   return jax.tree_util.tree_map_with_path(sharding, tree)
 

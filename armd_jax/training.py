@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from armd_jax import models, sharding
+from armd_jax import axes, models, sharding
 from armd_jax.config import Config, OptimizerConfig
 from armd_jax.objectives import armd
 from armd_jax.order import left_to_right, progressive_budget
@@ -161,7 +161,8 @@ def _train_step(config, vocab_size, mesh):
   order = config.order
 
   def step(state: TrainState, text_BxN: Array) -> tuple[TrainState, dict[str, Array]]:
-    loss, gradients = loss_and_gradients(config, vocab_size, state.params, state.step, text_BxN)
+    with axes.on(mesh):
+      loss, gradients = loss_and_gradients(config, vocab_size, state.params, state.step, text_BxN)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = ema_decay_at(config.optimizer, state.step)

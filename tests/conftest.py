@@ -6,4 +6,4 @@ import os
 # its own on XLA's CPU thread pool: three of them wait for each other forever on fewer threads.
 os.environ.setdefault('NPROC', '16')
 
-pytest_plugins = ['drills', 'on_device']
+pytest_plugins = ['drills', 'on_device', 'on_mesh']

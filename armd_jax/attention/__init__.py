@@ -19,9 +19,12 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
+from armd_jax import axes
 from armd_jax.attention import device, hopper, reference, tpu, tpu_blocks
 from armd_jax.errors import UserError
 
@@ -33,17 +36,30 @@ BACKENDS = ('auto', 'reference', 'pallas_tpu', 'pallas_hopper')
 # The jits give the calls their names in a jaxpr, where flops.py looks for them.
 @jax.jit
 def _prefix_attention_reference(q, k, v, lengths):
-  return reference.prefix_attention(q, k, v, lengths)
+  return _on_mesh(reference.prefix_attention, q, k, v, lengths)
 
 
 @functools.partial(jax.jit, static_argnames='chip')
 def _prefix_attention_pallas_tpu(q, k, v, lengths, *, chip):
-  return tpu.prefix_attention(q, k, v, lengths, chip=chip)
+  return _on_mesh(functools.partial(tpu.prefix_attention, chip=chip), q, k, v, lengths)
 
 
 @jax.jit
 def _prefix_attention_pallas_hopper(q, k, v, lengths):
-  return hopper.prefix_attention(q, k, v, lengths)
+  return _on_mesh(hopper.prefix_attention, q, k, v, lengths)
+
+
+def _on_mesh(attend: Callable[..., Array], q: Array, k: Array, v: Array, lengths: Array) -> Array:
+  """Every device attends for its own sequences and heads; a kernel cannot be cut otherwise."""
+  parts, groups = axes.size('heads'), k.shape[2]
+  if groups % parts:
+    # Fewer key heads than devices: each takes a copy of the one that its query heads read.
+    k, v = (jnp.repeat(x, parts // groups, axis=2) for x in (k, v))
+  rows, keys = (axes.batch(q), None, None, 'heads', None), (axes.batch(k), None, 'kv_heads', None)
+  in_axes = (rows, keys, keys, (axes.batch(lengths), None, None))
+  # Pallas' interpreters cannot follow which values differ between devices; compilers can.
+  check = not device.current().interpreted
+  return axes.split(attend, in_axes, rows, check=check)(q, k, v, lengths)
 
 
 def _why_not_pallas_tpu(q: Array, k: Array, v: Array) -> str | None:
@@ -128,8 +144,11 @@ def prefix_attention(
     raise ValueError(f'keys {k_BxKxGxD.shape} and values {v_BxKxGxD.shape} differ in shape')
   if k_BxKxGxD.shape[0] != batch or k_BxKxGxD.shape[3] != head_dim:
     raise ValueError(f'queries {q_BxRxNxHxD.shape} do not fit keys {k_BxKxGxD.shape}')
-  if heads % k_BxKxGxD.shape[2]:
-    raise ValueError(f'{heads} heads are not a multiple of {k_BxKxGxD.shape[2]} key heads')
+  groups, parts = k_BxKxGxD.shape[2], axes.size('heads')
+  if heads % groups:
+    raise ValueError(f'{heads} heads are not a multiple of {groups} key heads')
+  if heads % parts or (groups % parts and parts % groups):
+    raise ValueError(f'{heads} heads over {groups} key heads cannot be cut into {parts} parts')
   if lengths_BxRxN.shape not in ((batch, streams, rows), (1, streams, rows)):
     raise ValueError(
       f'lengths {lengths_BxRxN.shape} must be [{batch} or 1, {streams}, {rows}] for these queries'

@@ -1,0 +1,98 @@
+"""Logical axes are strict, and attention runs on every device's own sequences and heads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import on_mesh
+import pytest
+
+from armd_jax import attention, axes, sharding
+from armd_jax.attention import device
+
+
+def test_an_unknown_axis_is_an_error():
+  with pytest.raises(ValueError, match="no row of MESH_AXES is called 'width'"):
+    axes.constrain(jnp.zeros((2, 2)), 'batch', 'width')
+  with pytest.raises(ValueError, match='no row of MESH_AXES'):
+    axes.split(jnp.sin, (('rows',),), (None,))
+  with pytest.raises(ValueError, match=r'2 names .* for an array of shape \(2,\)'):
+    axes.constrain(jnp.zeros(2), 'batch', None)
+
+
+def attention_gradients(mesh_sizes, groups, backend, batches=(1, 4)):
+  """Output, dq, dk and dv of two streams on a mesh; with lengths for all and for each sequence."""
+  rng = np.random.default_rng(0)
+  make = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  q, k, v = make(4, 2, 40, 4, 64), make(4, 40, groups, 64), make(4, 40, groups, 64)
+  mesh = on_mesh.mesh(mesh_sizes)
+
+  def run(q, k, v, lengths):
+    with axes.on(mesh):
+      attend = lambda q, k, v: attention.prefix_attention(q, k, v, lengths, backend=backend)
+      out, pullback = jax.vjp(attend, q, k, v)
+      return out, *pullback(out)
+
+  run = jax.jit(run, in_shardings=sharding.replicated(mesh))
+  lengths = {b: np.sort(rng.integers(0, 41, (b, 2, 40))).astype(np.int32) for b in (1, 4)}
+  return [jax.device_get(run(q, k, v, lengths[b])) for b in batches]
+
+
+def interpreted(mesh_sizes, groups):
+  with device.interpreting_tpu():
+    return attention_gradients(mesh_sizes, groups, 'pallas_tpu', (4,))
+
+
+def assert_equal(found, expected):
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-6 * np.abs(b).max())
+
+
+@pytest.mark.parametrize(
+  ('mesh_sizes', 'groups'),
+  [((2, 2, 2), 4), ((1, 4, 2), 1), ((2, 1, 4), 2)],  # fewer key heads than devices to hold them
+)
+def test_attention_on_a_mesh_equals_one_device(eight_devices, mesh_sizes, groups):
+  expected = attention_gradients((1, 1, 1), groups, 'reference')
+  assert_equal(eight_devices(attention_gradients, mesh_sizes, groups, 'reference'), expected)
+
+
+def test_interpreted_tpu_kernels_on_a_mesh_equal_the_reference(eight_devices):
+  expected = attention_gradients((1, 1, 1), 2, 'reference', (4,))
+  assert_equal(eight_devices(interpreted, (2, 1, 4), 2), expected)
+
+
+def test_heads_that_a_mesh_cannot_share_are_an_error():
+  mesh = jax.sharding.AbstractMesh((1, 1, 4), ('data', 'fsdp', 'tensor'))
+  shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+  rows, lengths = shape(1, 1, 8, 12, 64), jax.ShapeDtypeStruct((1, 1, 8), jnp.int32)
+  with jax.sharding.use_abstract_mesh(mesh), pytest.raises(ValueError, match='into 4 parts'):
+    jax.eval_shape(attention.prefix_attention, rows, *[shape(1, 8, 3, 64)] * 2, lengths)
+
+
+@pytest.mark.parametrize('chip', ['v5p', 'H100'])
+def test_kernels_see_what_one_device_holds(chip):
+  """Traced for chips that are not here, kernels stand inside shard_map only."""
+  mesh = jax.sharding.AbstractMesh((2, 2, 4), ('data', 'fsdp', 'tensor'))
+  shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.bfloat16)
+  lengths = jnp.ones((1, 2, 256), jnp.int32)
+
+  def loss(q, k, v):
+    return attention.prefix_attention(q, k, v, lengths).astype(jnp.float32).sum()
+
+  with device.compiling_for(chip), jax.sharding.use_abstract_mesh(mesh):
+    arguments = shape(8, 2, 256, 8, 64), shape(8, 256, 4, 64), shape(8, 256, 4, 64)
+    jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(*arguments)
+  found = list(kernels_of(jaxpr.jaxpr))
+  assert found and all(found)
+
+
+def kernels_of(jaxpr, inside=False):
+  """Of every Pallas kernel, whether it stands inside shard_map."""
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name in ('pallas_call', 'core_map', 'mpmd_map'):
+      yield inside
+      continue
+    is_jaxpr = lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
+    for inner in filter(is_jaxpr, jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr)):
+      inner = getattr(inner, 'jaxpr', inner)
+      yield from kernels_of(inner, inside or eqn.primitive.name == 'shard_map')
