@@ -54,6 +54,16 @@ class TfdsSpan:
     ]
 
 
+def columns(name: str) -> list[str]:
+  """The columns of a tensorflow-datasets set that hold text, by name.
+
+  Raises:
+    UserError: there is no such set.
+  """
+  features = _builder(name).info.features
+  return sorted(key for key, feature in features.items() if feature.np_dtype in (str, object))
+
+
 def tfds_span(name: str, split_name: str, column: str, prepare: bool) -> TfdsSpan:
   """A whole split of a tensorflow-datasets set.
 
@@ -73,10 +83,9 @@ def tfds_span(name: str, split_name: str, column: str, prepare: bool) -> TfdsSpa
       f'tensorflow-datasets {name!r} is not prepared in {builder.data_dir}; run python -m '
       f'armd_jax.data.prepare --source=tfds:{name}, or set TFDS_DATA_DIR'
     )
-  features = builder.info.features
-  texts = sorted(key for key, feature in features.items() if feature.np_dtype in (str, object))
   column = column or _COLUMNS.get(builder.name, '')
-  column = pick_column(column, texts, sorted(features), f'tensorflow-datasets {name!r}')
+  where = f'tensorflow-datasets {name!r}'
+  column = pick_column(column, columns(name), sorted(builder.info.features), where)
   count = len(_examples(name, split_name))
   total = builder.info.splits.total_num_examples
   size = builder.info.dataset_size * count // max(total, 1)
