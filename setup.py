@@ -36,6 +36,8 @@ setuptools.setup(
   ],
   extras_require={
     'gcs': ['gcsfs>=2024.6'],  # texts and corpora on gs://
+    # Hugging Face models that judge generated texts, GGUF files included.
+    'judge': ['accelerate>=1.0', 'gguf>=0.10', 'torch>=2.4', 'transformers>=4.50'],
     'prepare': ['tensorflow>=2.18'],  # for tensorflow-datasets that come as archives
     'test': [
       'hypothesis>=6.100',

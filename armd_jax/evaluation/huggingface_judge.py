@@ -1,0 +1,93 @@
+"""Any causal language model of Hugging Face as a judge, from local files: a folder or a GGUF file.
+
+Needs `pip install "armd_jax[judge]"`, that is torch and transformers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from armd_jax.data.readers import first_line
+from armd_jax.errors import UserError
+
+_TOKENS_AT_ONCE = 4096  # of padded windows, so that logits of large vocabularies fit
+
+
+class HuggingFaceJudge:
+  """See `quality.Judge`.
+
+  Args:
+    path: a folder as `save_pretrained` leaves it, or a .gguf file; nothing is downloaded.
+  Raises:
+    UserError: torch or transformers is missing, or no causal language model is there.
+  """
+
+  def __init__(self, path: str):
+    self.name = os.path.basename(os.path.normpath(path))
+    if not os.path.exists(path):
+      raise UserError(f'no judge is at {path!r}; give a folder of Hugging Face or a .gguf file')
+    try:
+      import torch
+      import transformers
+    except ImportError as error:
+      raise UserError(
+        f'the judge at {path!r} needs {error.name}; pip install "armd_jax[judge]"'
+      ) from error
+    self._torch = torch
+    folder, file = os.path.split(path) if path.endswith('.gguf') else (path, None)
+    options = {'gguf_file': file, 'local_files_only': True}
+    try:
+      self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+      model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, **options
+      )
+    except Exception as error:  # whatever transformers raises for files it cannot read
+      raise UserError(
+        f'{path!r} holds no causal language model that transformers can open '
+        f'({first_line(error)}); give the folder of one, with its tokenizer'
+      ) from error
+    self._model = model.eval()
+    self.context = min(model.config.max_position_embeddings, 1024)
+
+  def encode(self, text: str) -> np.ndarray:
+    return np.array(self._tokenizer.encode(text, add_special_tokens=False), np.int64)
+
+  def nats(self, windows: Sequence[np.ndarray]) -> list[np.ndarray]:
+    results = [None] * len(windows)
+    for batch, output, _ in self._run(windows, output_hidden_states=False):
+      # One sequence at a time: log-probabilities of a whole batch need twice the logits' memory.
+      for row, number in enumerate(batch):
+        ids = self._torch.as_tensor(windows[number])
+        logits = output.logits[row, : len(ids) - 1].double()
+        log_p = self._torch.log_softmax(logits, dim=-1)
+        results[number] = -log_p.gather(-1, ids[1:, None])[:, 0].numpy()
+    return results
+
+  def features(self, windows: Sequence[np.ndarray]) -> np.ndarray:
+    rows = [None] * len(windows)
+    for batch, output, lengths in self._run(windows, output_hidden_states=True):
+      for row, number in enumerate(batch):
+        rows[number] = output.hidden_states[-1][row, lengths[row] - 1].numpy()
+    return np.stack(rows)
+
+  def _run(self, windows, output_hidden_states) -> Iterator[tuple[list[int], Any, list[int]]]:
+    """Batches of windows of like length: their numbers, what the model says, their lengths."""
+    by_length = sorted(range(len(windows)), key=lambda number: len(windows[number]))
+    while by_length:
+      longest = len(windows[by_length[-1]])
+      count = max(1, _TOKENS_AT_ONCE // longest)
+      batch, by_length = by_length[-count:], by_length[:-count]
+      lengths = [len(windows[number]) for number in batch]
+      # Padding stands behind, where causal attention never looks.
+      ids = np.zeros((len(batch), longest), np.int64)
+      for row, number in enumerate(batch):
+        ids[row, : lengths[row]] = windows[number]
+      with self._torch.inference_mode():
+        output = self._model(
+          self._torch.as_tensor(ids), output_hidden_states=output_hidden_states, use_cache=False
+        )
+      yield batch, output, lengths

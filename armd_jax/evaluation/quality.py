@@ -1,0 +1,156 @@
+"""Quality of generated texts: perplexity under a judge, beside it always entropy and repetition.
+
+A judge likes a text that says one word for ever, so that its perplexity alone means nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+
+class Judge(Protocol):
+  """Another language model, which reads texts with its own tokenizer.
+
+  Attributes:
+    name: printed beside its perplexities.
+    context: most tokens it reads at once.
+  """
+
+  @property
+  def name(self) -> str: ...
+
+  @property
+  def context(self) -> int: ...
+
+  def encode(self, text: str) -> np.ndarray:
+    """Ids of a text, int [T], nothing put before or after them."""
+    ...
+
+  def nats(self, windows: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """`-log p` of every id of a window but the first, which nothing comes before, float64 [T - 1].
+
+    Args:
+      windows: ids, 2 to `context` of them in each.
+    """
+    ...
+
+  def features(self, windows: Sequence[np.ndarray]) -> np.ndarray:
+    """The last hidden row of each window, float32 [texts, width], which MAUVE compares."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """What a judge says of texts.
+
+  Attributes:
+    corpus_perplexity: e to the nats of all tokens over their number.
+    mean_perplexity: mean over texts of each one's own perplexity.
+    tokens: scored, in the judge's tokenizer.
+  """
+
+  corpus_perplexity: float
+  mean_perplexity: float
+  tokens: int
+
+
+def judge_texts(judge: Judge, texts: Sequence[str]) -> Verdict:
+  """Generative perplexity: texts are tokenised anew, by the judge.
+
+  A text longer than the judge's context is read window by window. The first token of a window is
+  given and not scored, as in SEDD's and MDLM's evaluations; texts of one token have no score.
+
+  Raises:
+    ValueError: no text has two tokens.
+  """
+  windows, owner = [], []
+  for number, text in enumerate(texts):
+    ids_T = judge.encode(text)
+    for first in range(0, len(ids_T) - 1, judge.context):
+      if len(window := ids_T[first : first + judge.context]) > 1:
+        windows.append(window)
+        owner.append(number)
+  if not windows:
+    raise ValueError('no text has two tokens, so that a judge has nothing to score')
+  nats_of_text, tokens_of_text = np.zeros(len(texts)), np.zeros(len(texts), np.int64)
+  for number, nats_T in zip(owner, judge.nats(windows), strict=True):
+    nats_of_text[number] += nats_T.sum()
+    tokens_of_text[number] += len(nats_T)
+  scored = tokens_of_text > 0
+  return Verdict(
+    corpus_perplexity=math.exp(nats_of_text.sum() / tokens_of_text.sum()),
+    mean_perplexity=float(np.mean(np.exp(nats_of_text[scored] / tokens_of_text[scored]))),
+    tokens=int(tokens_of_text.sum()),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+  """What texts are like, by their own tokens.
+
+  Attributes:
+    entropy_nats: of the histogram of a text's tokens, mean over texts (SEDD, MDLM).
+    entropy_bits: the same in bits.
+    distinct_1, distinct_2, distinct_3: different n-grams among all n-grams of all texts.
+    repetition_4: 4-grams that stood earlier in the same text, among all 4-grams.
+    tokens: of all texts.
+  """
+
+  entropy_nats: float
+  entropy_bits: float
+  distinct_1: float
+  distinct_2: float
+  distinct_3: float
+  repetition_4: float
+  tokens: int
+
+
+def statistics(texts_ids: Sequence[np.ndarray]) -> Statistics:
+  """Statistics of tokenised texts.
+
+  Args:
+    texts_ids: ids of each text, int [T].
+  Raises:
+    ValueError: there is no token.
+
+  >>> two = statistics([np.array([1, 2, 1, 2])])
+  >>> round(two.entropy_bits, 6), two.distinct_1, round(two.distinct_2, 4)
+  (1.0, 0.5, 0.6667)
+  """
+  texts_ids = [np.asarray(ids_T) for ids_T in texts_ids if len(ids_T)]
+  if not texts_ids:
+    raise ValueError('the texts hold no token')
+  entropy_nats = float(np.mean([_entropy(ids_T) for ids_T in texts_ids]))
+  distinct = [_share_of_different([_ngrams(ids_T, n) for ids_T in texts_ids]) for n in (1, 2, 3)]
+  fourgrams = [_ngrams(ids_T, 4) for ids_T in texts_ids]
+  total = sum(map(len, fourgrams))
+  different = sum(len(np.unique(grams, axis=0)) for grams in fourgrams)
+  return Statistics(
+    entropy_nats,
+    entropy_nats / math.log(2),
+    *distinct,
+    repetition_4=1 - different / total if total else 0.0,
+    tokens=sum(map(len, texts_ids)),
+  )
+
+
+def _entropy(ids_T: np.ndarray) -> float:
+  _, counts = np.unique(ids_T, return_counts=True)
+  share = counts / counts.sum()
+  return float(-np.sum(share * np.log(share)))
+
+
+def _ngrams(ids_T: np.ndarray, n: int) -> np.ndarray:
+  if len(ids_T) < n:
+    return np.empty((0, n), ids_T.dtype)
+  return np.lib.stride_tricks.sliding_window_view(ids_T, n)
+
+
+def _share_of_different(grams: list[np.ndarray]) -> float:
+  everything = np.concatenate(grams)
+  return len(np.unique(everything, axis=0)) / len(everything) if len(everything) else 0.0

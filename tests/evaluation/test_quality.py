@@ -1,0 +1,74 @@
+"""Statistics and generative perplexity, by counts by hand and a judge of known probabilities."""
+
+import math
+
+import numpy as np
+import pytest
+
+from armd_jax.evaluation import quality
+
+
+class Dice:
+  """Gives word n of its vocabulary probability (n + 1) / 10, whatever comes before it."""
+
+  name, context = 'dice', 4
+
+  def __init__(self):
+    self.longest = 0
+
+  def encode(self, text):
+    return np.array(['abcd'.index(word) for word in text.split()], int)
+
+  def nats(self, windows):
+    self.longest = max(self.longest, *map(len, windows))
+    return [-np.log((window[1:] + 1) / 10) for window in windows]
+
+  def features(self, windows):
+    raise NotImplementedError
+
+
+def test_perplexity_of_known_probabilities():
+  verdict = quality.judge_texts(Dice(), ['a d d', 'c b'])
+  # The first word of a text is given: d, d and b are scored.
+  nats = [-math.log(0.4), -math.log(0.4), -math.log(0.2)]
+  assert verdict.tokens == 3
+  assert verdict.corpus_perplexity == pytest.approx(math.exp(sum(nats) / 3))
+  assert verdict.mean_perplexity == pytest.approx((1 / 0.4 + 1 / 0.2) / 2)
+
+
+def test_long_texts_are_read_window_by_window():
+  judge = Dice()
+  verdict = quality.judge_texts(judge, ['d ' * 9])
+  assert judge.longest == 4
+  assert verdict.tokens == 3 + 3  # 4 + 4 + 1 words, the first of a window given
+  assert verdict.corpus_perplexity == pytest.approx(1 / 0.4)
+
+
+def test_texts_without_a_score_do_not_count():
+  verdict = quality.judge_texts(Dice(), ['d d', 'a', ''])
+  assert (verdict.tokens, verdict.mean_perplexity) == (1, pytest.approx(2.5))
+  with pytest.raises(ValueError, match='no text has two tokens'):
+    quality.judge_texts(Dice(), ['a', ''])
+
+
+def test_statistics_by_hand():
+  s = quality.statistics([np.array([5, 5, 5, 5, 5, 5]), np.array([1, 2, 3, 4]), np.array([], int)])
+  assert s.entropy_nats == pytest.approx((0 + math.log(4)) / 2)
+  assert s.entropy_bits == pytest.approx(1)
+  assert s.distinct_1 == pytest.approx(5 / 10)
+  assert s.distinct_2 == pytest.approx((1 + 3) / 8)
+  assert s.distinct_3 == pytest.approx((1 + 2) / 6)
+  assert s.repetition_4 == pytest.approx(1 - (1 + 1) / 4)
+  assert s.tokens == 10
+
+
+def test_equal_ngrams_of_two_texts_are_one():
+  s = quality.statistics([np.array([1, 2, 3, 4])] * 2)
+  assert (s.distinct_1, s.distinct_3, s.repetition_4) == (0.5, 0.5, 0)
+
+
+def test_texts_shorter_than_an_ngram():
+  s = quality.statistics([np.array([1])])
+  assert (s.distinct_1, s.distinct_2, s.repetition_4, s.entropy_nats) == (1, 0, 0, 0)
+  with pytest.raises(ValueError, match='no token'):
+    quality.statistics([np.array([], int)])
