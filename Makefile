@@ -1,5 +1,6 @@
 # make quickstart [TEXT='FILE_OR_GLOB'] [WORKDIR=DIR]   train, fine-tune, measure and generate, in minutes
 # make test [TESTS='tests/data ...']                     install what the tests need and run them
+# make smoke PYTHON=python3.13 VENV=.venv-newest        a part of each kind, on the newest jax
 # make drills [DRILLS='-k hopper']                      run the full matrices that have not passed yet
 # make test-device                                      attention on the H100 or TPU here, and timed
 # make lint                                             ruff
@@ -15,7 +16,11 @@ DRILLS ?=
 # Large arrays come from huge pages where glibc can: page faults otherwise take a fifth of a CPU step.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: quickstart test drills test-device lint pictures
+# The interpreter of the newest jax alone runs the Hopper kernels; the others stand for their kinds.
+SMOKE = tests/attention/test_hopper.py tests/attention/test_hopper_splits.py tests/test_order.py \
+  tests/objectives tests/decode/test_cached.py tests/data/test_pipeline.py tests/test_train.py
+
+.PHONY: quickstart test smoke drills test-device lint pictures
 
 # Made anew whenever the requirements change; half-made environments have no stamp.
 $(VENV)/.installed: setup.py pyproject.toml
@@ -31,6 +36,9 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest $(TESTS)
+
+smoke:
+	$(MAKE) test TESTS='$(SMOKE)'
 
 # What passes is written down at once: stopped and run again, it goes on. Drills of Hopper kernels
 # want the newest jax, so run it with PYTHON=python3.12 VENV=.venv-newest, too.
