@@ -30,6 +30,7 @@ setuptools.setup(
     'pyarrow>=17.0',
     'pyyaml>=6.0',
     'tensorflow-datasets>=4.9.9',
+    'tensorboardX>=2.6.2',
     'tiktoken>=0.9',
     'tokenizers>=0.21',
     'tqdm>=4.66',

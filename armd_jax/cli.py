@@ -16,7 +16,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from armd_jax import distributed
-from armd_jax.errors import CRASHED, UserError
+from armd_jax.errors import CRASHED, MetByAll, UserError
 
 
 def run(main: Callable[[], None]) -> None:
@@ -25,6 +25,9 @@ def run(main: Callable[[], None]) -> None:
   absl_logging.set_verbosity(absl_logging.WARNING)
   logging.getLogger('jax').setLevel(logging.WARNING)
   logging.getLogger('armd_jax').setLevel(logging.INFO)
+  # Where one file cannot be written, orbax tells of all that it then leaves, beside raising it.
+  logging.getLogger('absl').addFilter(lambda record: '/orbax/' not in record.pathname)
+  sys.unraisablehook = _tell_unraisable
 
   def guarded(argv):
     if len(argv) > 1:
@@ -34,7 +37,8 @@ def run(main: Callable[[], None]) -> None:
   try:
     app.run(guarded, flags_parser=_parse)
   except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
+    if distributed.is_first() or not isinstance(error, MetByAll):
+      print(f'error: {error}', file=sys.stderr)
     distributed.leave(1)
   except Exception:
     if not jax.distributed.is_initialized():
@@ -46,6 +50,11 @@ def run(main: Callable[[], None]) -> None:
       file=sys.stderr,
     )
     distributed.leave(CRASHED)
+
+
+def _tell_unraisable(what: Any) -> None:
+  if str(what.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(what)
 
 
 def _parse(argv: list[str]) -> list[str]:

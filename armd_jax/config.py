@@ -110,9 +110,15 @@ class TrainConfig:
   log_every: int = 100
   eval_every: int = 5_000
   eval_windows: int = 512  # held-out sequences per evaluation while training
-  checkpoint_every: int = 5_000
-  keep_last: int = 2
+  sample_every: int = 0  # logs a generated text; 0: never
+  checkpoint_every: int = 1_000
+  keep_last: int = 2  # newest checkpoints
+  keep_every: int = 50_000  # checkpoints of multiples of this are kept for good; 0: none
   keep_best: int = 1  # by held-out left-to-right nats
+  max_not_finite: int = 20  # steps in a row that may be skipped before training stops
+  hang_seconds: int = 1_800  # without progress, after which the process ends; 0: it waits for ever
+  profile_steps: tuple[int, ...] = ()  # first and last step of a profiler's trace
+  wandb: str = ''  # project of Weights & Biases to log to as well
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,11 +229,19 @@ def _check(config: Config) -> Config:
     ('model', ('length', 'num_layers', 'embed_dim', 'num_heads', 'num_kv_heads', 'mlp_dim')),
     ('model', ('pe_dim', 'vocab_multiple')),
     ('train', ('steps', 'batch_size', 'accumulation', 'loss_chunk', 'log_every', 'eval_every')),
-    ('train', ('eval_windows', 'checkpoint_every', 'keep_last')),
+    ('train', ('eval_windows', 'checkpoint_every', 'keep_last', 'max_not_finite')),
   ):
     for name in names:
       value = getattr(getattr(config, section), name)
       _require(value >= 1, f'config.{section}.{name} is {value}; write 1 or more')
+  for name in ('sample_every', 'keep_every', 'keep_best', 'hang_seconds'):
+    value = getattr(t, name)
+    _require(value >= 0, f'config.train.{name} is {value}; write 0 or more')
+  _require(
+    not t.profile_steps or (len(t.profile_steps) == 2 and 1 <= t.profile_steps[0] <= t.steps),
+    f'config.train.profile_steps is {t.profile_steps}; write the first and the last step of a '
+    'trace, like (10, 12), or ()',
+  )
   _require(
     0 <= m.num_two_stream_layers <= m.num_layers,
     f'config.model.num_two_stream_layers is {m.num_two_stream_layers}; '

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -23,12 +24,13 @@ from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from armd_jax.errors import CRASHED, UserError
+from armd_jax.errors import CRASHED, UserError, sentence
 
 # What each --cluster is called in jax, whose own detection reads the environment.
 _JAX_NAMES = {'slurm': 'slurm', 'tpu': 'gcetpu', 'gke': 'gketpu'}
 _SLURM_VARIABLES = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_LOCALID')
 _SHUTDOWN_SECONDS = 60
+_SECONDS_TO_TELL = 3
 
 T = TypeVar('T')
 
@@ -133,7 +135,7 @@ def start(cluster: Cluster, timeout: int = 300) -> None:
   try:
     devices = jax.devices()
   except RuntimeError as error:
-    raise UserError(f'{_here(cluster)} cannot use its devices: {_sentence(error)}') from error
+    raise UserError(f'{_here(cluster)} cannot use its devices: {sentence(error)}') from error
   processes = jax.process_count()
   if cluster.num_processes not in (0, processes):
     _refuse(
@@ -181,7 +183,7 @@ def _join(cluster: Cluster, timeout: int) -> None:
     )
   except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
     raise UserError(
-      f'{_here(cluster)} cannot join the others: {_sentence(error)}; check --cluster and the '
+      f'{_here(cluster)} cannot join the others: {sentence(error)}; check --cluster and the '
       'flags beside it'
     ) from error
   finally:
@@ -207,15 +209,11 @@ def _host() -> str:
   return os.environ.get('SLURMD_NODENAME') or socket.gethostname()
 
 
-def _sentence(error: Exception) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip('.')[:200]
-
-
-def _refuse(process: int, sentence: str) -> None:
+def _refuse(process: int, reason: str) -> None:
   """Ends all processes, each of which knows the reason; the one at fault tells it."""
   if jax.process_index() == process:
-    raise UserError(sentence)
-  leave(1)
+    raise UserError(reason)
+  _leave_after_another()
 
 
 def table(hosts: list[str], devices: list[jax.Device]) -> str:
@@ -263,10 +261,16 @@ def together(work: Callable[[], T]) -> T:
   if jax.process_count() > 1:
     failed_P = multihost_utils.process_allgather(np.array(error is not None))
     if failed_P.any() and jax.process_index() != np.argmax(failed_P):
-      leave(1)
+      _leave_after_another()
   if error is not None:
     raise error
   return result
+
+
+def _leave_after_another() -> None:
+  # The end of process 0 is that of all, so the one at fault gets the time to say what is wrong.
+  time.sleep(_SECONDS_TO_TELL)
+  leave(1)
 
 
 def leave(code: int) -> None:

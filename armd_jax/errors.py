@@ -8,6 +8,15 @@ class UserError(ValueError):
   """
 
 
+class MetByAll(UserError):
+  """One that all processes of a job meet alike, so that the first one alone tells it."""
+
+
 # Exit codes beside 0 and the 1 of a UserError; launchers start the job again after both.
 STOPPED = 75  # told to stop by SIGTERM, and saved (EX_TEMPFAIL)
-CRASHED = 70  # one of several processes met an error of its own, or lost another (EX_SOFTWARE)
+CRASHED = 70  # an error of the program's own, another process lost, or a hung step (EX_SOFTWARE)
+
+
+def sentence(error: BaseException) -> str:
+  """The first line of what an error of a library says, short enough for a sentence of ours."""
+  return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip('.')[:200]

@@ -6,25 +6,21 @@ had never stopped. SIGTERM saves, and ends it with exit code 75.
 
 from __future__ import annotations
 
-import json
-import os
+import contextlib
+import functools
 import pathlib
 import shutil
 import sys
-import time
 
 import jax
-import numpy as np
 from absl import flags
 from ml_collections import config_flags
-from tqdm import tqdm
 
-from armd_jax import checkpoint, cli, distributed, sharding, training
+from armd_jax import checkpoint, cli, distributed, hooks, metrics, sharding, training
 from armd_jax import config as config_lib
 from armd_jax.data import corpus as corpus_lib
 from armd_jax.data.pipeline import training_batches
 from armd_jax.errors import STOPPED, UserError
-from armd_jax.evaluation import likelihood
 
 
 def train(
@@ -38,13 +34,13 @@ def train(
 
   Args:
     config: the experiment.
-    workdir: where config.json, metrics.jsonl and checkpoints go.
+    workdir: where config.json, metrics and checkpoints go.
     corpus: what `config.data` says, if it is loaded already.
     overwrite: delete the run that is in `workdir` first.
   Returns:
     The state after the last step.
   Raises:
-    UserError: bad config, text, or work directory.
+    UserError: bad config, text, or work directory; no space left; losses that are not finite.
     SystemExit: with code 75, when SIGTERM came and the state was saved.
   """
   workdir = pathlib.Path(workdir)
@@ -54,57 +50,78 @@ def train(
 
   # ----- where to go on from
   distributed.together(lambda: distributed.is_first() and _prepare(workdir, config, overwrite))
-  checkpoints = checkpoint.Checkpoints(workdir, config.train.keep_last, config.train.keep_best)
+  kept = config.train.keep_last, config.train.keep_every, config.train.keep_best
+  checkpoints = checkpoint.Checkpoints(workdir, *kept)
   abstract = training.abstract_state(config, vocab_size, mesh)
-  if checkpoints.latest() is not None:
+  if checkpoints.found():
     state, next_index = distributed.together(lambda: checkpoints.restore(abstract))
   elif config.init_from:
     state, next_index = distributed.together(lambda: _restore_other(config.init_from, abstract))
   else:
     state, next_index = training.new_state(config, vocab_size, mesh), 0
-  first_step = int(state.step)
-  _describe(config, corpus, state, first_step, workdir)
-  if first_step >= config.train.steps:
+  first_step, last_step = int(state.step), config.train.steps
+  ideal_seconds = metrics.ideal_seconds(config, vocab_size, mesh, first_step)
+  _describe(config, corpus, state, first_step, workdir, ideal_seconds)
+  if first_step >= last_step:
     return state
 
-  # ----- the loop; metrics are read one step late, so that the device never waits for the host
-  step_fn = training.train_step(config, vocab_size, mesh)
-  batches = training_batches(
-    corpus.train_WxN,
-    config.train.batch_size,
-    config.seed,
-    next_index,
-    part,
-    parts,
-    num_workers=config.data.workers,
-    prefetch_bytes=config.data.prefetch_mib * 2**20,
-  )
-  log = _Log(workdir / 'metrics.jsonl', config, first_step)
-  notice = distributed.StopNotice(mesh)
-  saved, held_out = first_step, None
-  try:
-    for step in range(first_step + 1, config.train.steps + 1):
-      text_BxN = sharding.global_batch(mesh, next(batches).tokens_BxN)
-      state, metrics = step_fn(state, text_BxN)
-      log.step(step, metrics | {'input_seconds': batches.input_seconds})
-      is_last = step == config.train.steps
-      stop = notice.reached() and not is_last
-      if is_last or (step % config.train.eval_every == 0 and not stop):
-        held_out = evaluate(config, corpus, state, mesh)
-        log.held_out(step, held_out)
-      if step % config.train.checkpoint_every == 0 or is_last or stop:
-        checkpoints.save(step, state, batches.next_index, held_out)
-        saved, held_out = step, None
+  # ----- what surrounds the steps, closed in reverse order
+  with contextlib.ExitStack() as stack:
+    opened = lambda thing: stack.enter_context(contextlib.closing(thing))
+    watchdog = opened(hooks.Watchdog(config.train.hang_seconds))
+    opened(checkpoints)
+    batches = opened(
+      training_batches(
+        corpus.train_WxN,
+        config.train.batch_size,
+        config.seed,
+        next_index,
+        part,
+        parts,
+        num_workers=config.data.workers,
+        prefetch_bytes=config.data.prefetch_mib * 2**20,
+      )
+    )
+    make_log = functools.partial(metrics.Log, workdir, config, first_step, ideal_seconds)
+    log = opened(distributed.together(make_log))
+    notice = opened(distributed.StopNotice(mesh))
+    profile = opened(hooks.Profile(config.train.profile_steps, workdir / 'profile'))
+    all_hooks = [hooks.evaluation(config, corpus, mesh), hooks.samples(config, corpus)]
+    saves = config.train.checkpoint_every, config.train.keep_every
+    step_fn = training.train_step(config, vocab_size, mesh)
+
+    # ----- the steps
+    for step in range(first_step + 1, last_step + 1):
+      profile.before(step)
+      batch = next(batches)
+      state, step_metrics = step_fn(state, sharding.global_batch(mesh, batch.tokens_BxN))
+      examples = (batch.index_B[0], batches.next_index - 1)  # as the first process sees them
+      log.step(step, step_metrics, batches.input_seconds, examples)
+      watchdog.progress()
+      stop = notice.reached() and step < last_step
+      due = [hook for hook in all_hooks if hook.is_due(step, last_step) and not stop]
+      save = stop or step == last_step or any(every and step % every == 0 for every in saves)
+      if not due and not save and not profile.ends_after(step):
+        continue
+      with log.paused():
+        if profile.ends_after(step):
+          profile.close()
+        found = {}
+        for hook in due:
+          found |= (record := hook.run(state))
+          log.record(step, record)
+          watchdog.progress()
+        if save:
+          arguments = step, state, batches.next_index, found.get('held_out')
+          distributed.together(functools.partial(checkpoints.save, *arguments))
+          watchdog.progress()
       if stop:
         break
-  finally:
-    notice.close()
-    log.close()
-    batches.close()
-    checkpoints.close()
-  if saved < config.train.steps:
+    distributed.together(checkpoints.wait)
+
+  if step < last_step:
     if distributed.is_first():
-      print(f'stopped by SIGTERM; step {saved} is saved, and the same command goes on from there')
+      print(f'stopped by SIGTERM; step {step} is saved, and the same command goes on from there')
     sys.exit(STOPPED)
   return state
 
@@ -124,22 +141,6 @@ def check_batch(config: config_lib.Config, mesh: jax.sharding.Mesh) -> None:
     )
 
 
-def evaluate(config, corpus, state, mesh) -> float:
-  """Held-out left-to-right nats per token of the averaged weights."""
-  batch_size = config.train.batch_size // config.train.accumulation
-  windows_WxN = corpus.held_out_WxN[: config.train.eval_windows]
-  nll = likelihood.nll(
-    config.model,
-    corpus.tokenizer.vocab_size,
-    state.ema,
-    windows_WxN,
-    likelihood.LEFT_TO_RIGHT,
-    mesh,
-    batch_size=batch_size,
-  )
-  return likelihood.mean_nats(nll)[0]
-
-
 def _mesh(config: config_lib.Config) -> tuple[jax.sharding.Mesh, tuple[int, int]]:
   """The mesh, and which part of a batch this process reads."""
   mesh = sharding.make_mesh(config.mesh)
@@ -156,7 +157,7 @@ def _prepare(workdir: pathlib.Path, config: config_lib.Config, overwrite: bool) 
   """Makes the work directory, or checks that the run in it is this one."""
   if workdir.is_dir() and any(workdir.iterdir()):
     if overwrite:
-      for name in ('checkpoints', 'config.json', 'metrics.jsonl'):
+      for name in ('checkpoints', 'config.json', 'metrics.jsonl', 'tensorboard', 'profile'):
         path = workdir / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     elif (workdir / 'config.json').exists():
@@ -175,7 +176,7 @@ def _prepare(workdir: pathlib.Path, config: config_lib.Config, overwrite: bool) 
     ) from error
 
 
-def _describe(config, corpus, state, first_step, workdir) -> None:
+def _describe(config, corpus, state, first_step, workdir, ideal_seconds) -> None:
   if not distributed.is_first():
     return
   num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
@@ -186,68 +187,14 @@ def _describe(config, corpus, state, first_step, workdir) -> None:
   )
   print(f'model     {config.model.family}, {num_parameters / 1e6:.2f}M parameters')
   print(f'devices   {jax.device_count()} x {jax.devices()[0].device_kind}')
+  if ideal_seconds:
+    per_step = ', '.join(f'{name} {1e3 * s:.3f} ms' for name, s in ideal_seconds.items())
+    print(f'at peak   a step would take: {per_step}')
+  else:
+    print('at peak   no peak FLOP/s is known of these devices, so no MFU is logged')
   print(f'workdir   {workdir}')
   if first_step:
     print(f'going on from step {first_step} of {config.train.steps}')
-
-
-class _Log:
-  """Progress bar and metrics.jsonl, by process 0; metrics are fetched after the next step is
-  started."""
-
-  def __init__(self, path: pathlib.Path, config: config_lib.Config, first_step: int):
-    self._file = (path if distributed.is_first() else pathlib.Path(os.devnull)).open('a')
-    self._bar = tqdm(
-      total=config.train.steps,
-      initial=first_step,
-      unit='step',
-      desc='train',
-      mininterval=0.5,
-      disable=not distributed.is_first(),
-    )
-    self._tokens_per_step = config.train.batch_size * config.model.num_slots
-    self._every = config.train.log_every
-    self._last = config.train.steps
-    self._pending = None
-    self._losses = []
-    self._start = None  # the first step compiles, so the rate counts from its end
-
-  def step(self, step, metrics):
-    if self._pending is not None:
-      self._flush()
-    self._pending = (step, metrics)
-
-  def held_out(self, step, nats):
-    self._flush()
-    self._write({'step': step, 'held_out': nats})
-    if distributed.is_first():
-      self._bar.write(f'step {step}: held-out left-to-right {nats:.4f} nats per token')
-
-  def close(self):
-    self._flush()
-    self._bar.close()
-    self._file.close()
-
-  def _flush(self):
-    if self._pending is None:
-      return
-    (step, metrics), self._pending = self._pending, None
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    now = time.perf_counter()
-    if self._start is None:
-      self._start = (step, now)
-    done, seconds = step - self._start[0], now - self._start[1]
-    rate = done * self._tokens_per_step / seconds if done else 0.0
-    self._losses.append(values['loss'])
-    self._bar.set_postfix_str(f'loss {values["loss"]:.3f}, {rate:,.0f} tokens/s', refresh=False)
-    self._bar.update(step - self._bar.n)
-    if step % self._every == 0 or step == self._last:
-      loss, self._losses = float(np.mean(self._losses)), []
-      self._write({'step': step, **values, 'loss': loss, 'tokens_per_second': rate})
-
-  def _write(self, record):
-    self._file.write(json.dumps(record) + '\n')
-    self._file.flush()
 
 
 def main() -> None:

@@ -25,13 +25,16 @@ class TrainState:
   """All that training changes, and all that a checkpoint holds.
 
   Attributes:
-    step: int32 scalar, optimizer steps done.
+    step: int32 scalar, steps done.
+    skipped: int32 scalar, how many of them changed nothing else, since loss or gradient was not
+      finite.
     params: float32.
     ema: float32, exponential moving average of params; what is evaluated and sampled from.
     opt_state: optax state.
   """
 
   step: Array
+  skipped: Array
   params: Any
   ema: Any
   opt_state: Any
@@ -70,9 +73,9 @@ def init_state(config: Config, vocab_size: int) -> TrainState:
   params = model.init(jax.random.key(config.seed), tokens_1xN, order)['params']
   # EMA starts as a copy, not as the same buffers, which a donating step could not take twice.
   ema = jax.tree.map(jnp.copy, params)
-  return TrainState(
-    jnp.zeros((), jnp.int32), params, ema, make_optimizer(config.optimizer).init(params)
-  )
+  # Two arrays, for the same reason.
+  step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+  return TrainState(step, skipped, params, ema, make_optimizer(config.optimizer).init(params))
 
 
 def abstract_state(config: Config, vocab_size: int, mesh: Mesh) -> TrainState:
@@ -94,8 +97,12 @@ def new_state(config: Config, vocab_size: int, mesh: Mesh) -> TrainState:
 
 def loss_and_gradients(
   config: Config, vocab_size: int, params: Any, step: Array, text_BxN: Array
-) -> tuple[Array, Any]:
+) -> tuple[tuple[Array, Array], Any]:
   """Mean nats per scored token of a batch, and its gradient, in `accumulation` micro-batches.
+
+  Returns:
+    The loss and kinds_2xK, and the gradient of the loss. kinds_2xK holds, for every order of
+    `armd.ORDER_KINDS`, the sum over its sequences of their nats per token, and their number.
 
   Orders come from (seed, step, index in the batch), dropout from (seed, step, micro-batch), so
   nothing depends on how many devices share the work.
@@ -108,10 +115,10 @@ def loss_and_gradients(
   keys_B = jax.vmap(jax.random.fold_in, (None, 0))(orders_key, jnp.arange(batch))
 
   def loss(params, text_MxN, keys_M, micro_batch):
-    order = armd.training_order(config.order, slots, step, streams_key, keys_M)
+    order, kind_M = armd.training_order(config.order, slots, step, streams_key, keys_M)
     weights_MxN = jnp.full((text_MxN.shape[0], slots), 1 / (batch * slots), jnp.float32)
     key = jax.random.fold_in(dropout_key, micro_batch) if config.model.dropout else None
-    total, _ = armd.nll(
+    total, nll_MxN = armd.nll(
       model,
       params,
       text_MxN,
@@ -120,17 +127,21 @@ def loss_and_gradients(
       loss_chunk=config.train.loss_chunk,
       dropout_key=key,
     )
-    return total
+    is_kind_MxK = jax.nn.one_hot(kind_M, len(armd.ORDER_KINDS))
+    nats_MxK = jnp.mean(nll_MxN, axis=1)[:, None] * is_kind_MxK
+    return total, jnp.stack([jnp.sum(nats_MxK, axis=0), jnp.sum(is_kind_MxK, axis=0)])
 
+  gradient = jax.value_and_grad(loss, has_aux=True)
   if micro_batches == 1:
-    return jax.value_and_grad(loss)(params, text_BxN, keys_B, 0)
+    return gradient(params, text_BxN, keys_B, 0)
 
   def add(sums, xs):
-    return jax.tree.map(jnp.add, sums, jax.value_and_grad(loss)(params, *xs)), None
+    return jax.tree.map(jnp.add, sums, gradient(params, *xs)), None
 
   # Micro-batch m takes examples m, m + A, ...: every device keeps working on its own examples.
   split = lambda x: jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0)
-  zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+  kinds_2xK = jnp.zeros((2, len(armd.ORDER_KINDS)), jnp.float32)
+  zeros = ((jnp.float32(0), kinds_2xK), jax.tree.map(jnp.zeros_like, params))
   sums, _ = jax.lax.scan(add, zeros, (split(text_BxN), split(keys_B), jnp.arange(micro_batches)))
   return sums
 
@@ -138,8 +149,12 @@ def loss_and_gradients(
 def train_step(config: Config, vocab_size: int, mesh: Mesh):
   """The compiled step for a mesh: `step(state, text_BxN) -> (state, metrics)`.
 
-  The state is donated. Metrics are float32 scalars on the device: loss (nats per token),
-  gradient_norm, learning_rate, shuffled (k of this step, 0 once orders are strided).
+  The state is donated. A step whose loss or gradient is not finite only counts: the state moves on
+  to the next step's text and randomness, with the parameters it had.
+
+  Metrics are float32 on the device: the scalars loss (nats per token), gradient_norm,
+  learning_rate, shuffled (k of this step, 0 once orders are strided) and skipped (steps so far
+  that only counted), and kinds_2xK of `loss_and_gradients`.
   """
   # How long to train and when to look does not change the step: one program serves all.
   fixed = dataclasses.replace(
@@ -162,22 +177,31 @@ def _train_step(config, vocab_size, mesh):
 
   def step(state: TrainState, text_BxN: Array) -> tuple[TrainState, dict[str, Array]]:
     with axes.on(mesh):
-      loss, gradients = loss_and_gradients(config, vocab_size, state.params, state.step, text_BxN)
+      (loss, kinds_2xK), gradients = loss_and_gradients(
+        config, vocab_size, state.params, state.step, text_BxN
+      )
+    gradient_norm = optax.tree.norm(gradients)
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = ema_decay_at(config.optimizer, state.step)
     ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+    skipped = state.skipped + 1 - is_finite
+    new = TrainState(state.step + 1, skipped, params, ema, opt_state)
+    counted = state.replace(step=new.step, skipped=skipped)
     shuffled = progressive_budget(state.step, order.ar_steps, order.perm_steps, order.rho)
     if order.sbp_start >= 0:
       shuffled = jnp.where(state.step >= order.sbp_start, 0, shuffled)
     metrics = {
       'loss': loss,
-      'gradient_norm': optax.tree.norm(gradients),
-      'learning_rate': learning_rate_at(config.optimizer)(state.step),
+      'gradient_norm': gradient_norm,
+      'learning_rate': learning_rate_at(config.optimizer)(state.step - state.skipped),
       'shuffled': shuffled,
+      'skipped': skipped,
+      'kinds_2xK': kinds_2xK,
     }
     metrics = {name: jnp.float32(value) for name, value in metrics.items()}
-    return TrainState(state.step + 1, params, ema, opt_state), metrics
+    return jax.tree.map(functools.partial(jnp.where, is_finite), new, counted), metrics
 
   state_sharding = jax.tree.map(lambda x: x.sharding, abstract_state(config, vocab_size, mesh))
   return jax.jit(

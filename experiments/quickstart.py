@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.order.update(ar_steps=200, perm_steps=700, rho=8, sbp_start=900)
   config.optimizer.update(learning_rate=1.3e-3, warmup_steps=100, beta2=0.99)
   config.train.update(
-    steps=1050, batch_size=4, loss_chunk=256, log_every=10, eval_every=150, eval_windows=32,
+    steps=1050, batch_size=4, loss_chunk=256, log_every=25, eval_every=150, eval_windows=32,
     checkpoint_every=150,
   )  # fmt: skip
   return config

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from armd_jax import checkpoint, distributed, sharding, train, training
+from armd_jax import checkpoint, distributed, metrics, sharding, train, training
 from armd_jax import config as config_lib
 from armd_jax.distributed import Cluster
 from armd_jax.errors import UserError
@@ -146,32 +146,26 @@ def test_devices_of_a_process_lie_side_by_side():
 
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
   """Stopped after step 4, on which nothing else is due, and continued: the straight run's bits."""
-  config = config_lib.parse(_config(tmp_path))
+  config = config_lib.parse(tiny_run.config(tmp_path))
   straight = train.train(config, tmp_path / 'straight')
-  log_step = train._Log.step
+  log_step = metrics.Log.step
 
-  def step_and_signal(self, step, metrics):
-    log_step(self, step, metrics)
+  def step_and_signal(self, step, *args):
+    log_step(self, step, *args)
     if step == 4:
       os.kill(os.getpid(), signal.SIGTERM)
 
   before = signal.getsignal(signal.SIGTERM)
   with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
-    patch.setattr(train._Log, 'step', step_and_signal)
+    patch.setattr(metrics.Log, 'step', step_and_signal)
     train.train(config, tmp_path / 'run')
   assert stopped.value.code == 75
   assert 'step 4 is saved' in capsys.readouterr().out
   assert signal.getsignal(signal.SIGTERM) is before
-  assert checkpoint.Checkpoints(tmp_path / 'run').steps() == [4]
+  assert checkpoint.Checkpoints(tmp_path / 'run').found() == [4]
   state = train.train(config, tmp_path / 'run')
   jax.tree.map(np.testing.assert_array_equal, state, straight)
   assert tiny_run.losses(tmp_path / 'run') == tiny_run.losses(tmp_path / 'straight')
-
-
-def _config(folder):
-  experiment = {}
-  exec(tiny_run.write_experiment(folder).read_text(), experiment)
-  return experiment['get_config']()
 
 
 # ----- several processes

@@ -1,8 +1,10 @@
 """Training goes on as if never stopped, overwrites nothing, and says what is wrong."""
 
+import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -86,7 +88,7 @@ def test_killed_and_started_again_is_as_if_never_stopped(text, finished, tmp_pat
     command(text, workdir), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
   )
   deadline = time.time() + 300
-  while not (workdir / 'checkpoints' / '20' / 'commit_success.txt').exists():
+  while not (workdir / 'checkpoints' / '20').exists():
     assert process.poll() is None and time.time() < deadline
     time.sleep(0.01)
   process.send_signal(signal.SIGKILL)
@@ -115,7 +117,7 @@ def test_another_config_is_refused_unless_told_to_overwrite(text, finished, tmp_
     train(other, workdir)
   assert int(final(workdir)[0].step) == 40
   train(tiny_config(text, batch_size=2, steps=2), workdir, overwrite=True)
-  assert checkpoint.Checkpoints(workdir).steps() == [2]
+  assert checkpoint.Checkpoints(workdir).found() == [2]
 
 
 def test_longer_training_goes_on(text, finished, tmp_path):
@@ -125,8 +127,6 @@ def test_longer_training_goes_on(text, finished, tmp_path):
 
 def test_init_from_continues_optimizer_average_and_data(text, finished, tmp_path):
   """A new run from another one's checkpoint equals that one trained further."""
-  import dataclasses
-
   further = copy(finished, tmp_path)
   a = train(tiny_config(text, steps=42), further)
   config = dataclasses.replace(tiny_config(text, steps=42), init_from=str(finished))
@@ -134,13 +134,15 @@ def test_init_from_continues_optimizer_average_and_data(text, finished, tmp_path
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_keeps_the_last_and_the_best(text, tmp_path):
-  config = tiny_config(text, steps=24, eval_every=4, checkpoint_every=4, keep_last=2, keep_best=1)
+def test_keeps_the_last_the_best_and_every_so_many_for_good(text, tmp_path):
+  config = tiny_config(
+    text, steps=24, eval_every=4, checkpoint_every=4, keep_last=2, keep_every=12, keep_best=1
+  )
   train(config, tmp_path)
   lines = [json.loads(x) for x in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
   held_out = {x['step']: x['held_out'] for x in lines if 'held_out' in x}
   best = min(held_out, key=held_out.get)
-  assert checkpoint.Checkpoints(tmp_path, 2, 1).steps() == sorted({best, 20, 24})
+  assert checkpoint.Checkpoints(tmp_path).found() == sorted({best, 12, 20, 24})
 
 
 def test_metrics_are_one_line_per_step(finished):
@@ -180,33 +182,28 @@ def test_an_extra_parameter_is_refused_by_name(finished):
     checkpoint.Checkpoints(finished).restore(abstract.replace(ema=less))
 
 
-def damaged_files(run):
-  state = run / 'checkpoints' / '40'
-  return sorted(
-    str(p.relative_to(state)) for p in state.rglob('*') if p.is_file() and p.stat().st_size
-  )
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(text, finished, tmp_path, capfd):
+  """Trained again from step 20, to the same end, with the damaged one replaced."""
+  workdir = copy(finished, tmp_path)
+  (workdir / 'checkpoints' / '40' / '_METADATA').write_text('')
+  state = train(tiny_config(text), workdir)
+  out, err = capfd.readouterr()
+  assert 'going on from step 20 of 40' in out
+  assert re.search(r'warning: .*40 is damaged \(_METADATA has 0 of \d+ bytes\) and is passed', err)
+  jax.tree.map(np.testing.assert_array_equal, state, final(finished)[0])
+  jax.tree.map(np.testing.assert_array_equal, state, final(workdir)[0])
 
 
-# orbax abandons its other reads when one of them fails, and Python tells of each of them.
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-def test_a_damaged_checkpoint_is_told_and_left(text, finished, tmp_path):
-  """Every file that carries data, cut in half: a sentence, or a restore that is right."""
-  expected, _ = final(finished)
-  refused = 0
-  for name in damaged_files(finished):
-    workdir = copy(finished, tmp_path / name.replace('/', '_'))
-    path = workdir / 'checkpoints' / '40' / name
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    try:
-      state, _ = final(workdir)
-    except UserError as error:
-      refused += 1
-      assert 'damaged' in str(error) and 'step 20' in str(error)
-      assert path.exists()
-    else:
-      jax.tree.map(np.testing.assert_array_equal, state, expected)
-    shutil.rmtree(workdir)
-  assert refused >= 3
+def test_losses_that_stay_not_finite_end_the_run_with_good_parameters(text, tmp_path):
+  """A rate so large that one update overflows whatever comes after it."""
+  config = tiny_config(text, checkpoint_every=1, max_not_finite=4)
+  wild = dataclasses.replace(config.optimizer, learning_rate=1e30)
+  config = dataclasses.replace(config, optimizer=wild)
+  with pytest.raises(UserError, match=r'not finite in 4 steps in a row.*last good parameters'):
+    train(config, tmp_path)
+  state, _ = final(tmp_path)
+  assert int(state.skipped) > 0
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
 
 
 # One sentence, exit code 1, nothing left behind; every kind of bad input once, through the program.

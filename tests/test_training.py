@@ -83,12 +83,12 @@ def test_micro_batches_draw_their_own_dropout():
       config, train=dataclasses.replace(config.train, accumulation=accumulation)
     )
     params = training.init_state(c, tiny.VOCAB).params
-    losses.append(float(training.loss_and_gradients(c, tiny.VOCAB, params, 0, text)[0]))
+    losses.append(float(training.loss_and_gradients(c, tiny.VOCAB, params, 0, text)[0][0]))
   assert len({round(x, 5) for x in losses}) == 4
   # Eight micro-batches of one sequence with one shared key would agree with each other exactly.
   params = training.init_state(c, tiny.VOCAB).params
   first = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=1))
-  alone = float(training.loss_and_gradients(first, tiny.VOCAB, params, 0, text[:1])[0])
+  alone = float(training.loss_and_gradients(first, tiny.VOCAB, params, 0, text[:1])[0][0])
   assert abs(losses[-1] - alone) > 1e-4
 
 
@@ -96,10 +96,56 @@ def test_randomness_follows_seed_and_step():
   config = small_config()
   params = training.init_state(config, tiny.VOCAB).params
   text = jax.random.randint(jax.random.key(0), (8, 16), 0, tiny.VOCAB)
-  loss = lambda c, step: float(training.loss_and_gradients(c, tiny.VOCAB, params, step, text)[0])
+  loss = lambda c, step: float(training.loss_and_gradients(c, tiny.VOCAB, params, step, text)[0][0])
   assert loss(config, 1) == loss(config, 1)
   assert loss(config, 1) != loss(config, 2)
   assert loss(config, 1) != loss(dataclasses.replace(config, seed=1), 1)
+
+
+def test_losses_by_kind_of_order_add_up_to_the_loss():
+  """Also over micro-batches; each sequence counts once."""
+  for accumulation in (1, 4):
+    config = small_config(order__uniform_order_prob=0.5, train__accumulation=accumulation)
+    for metrics in run(config)[1]:
+      nats_K, count_K = metrics['kinds_2xK']
+      assert count_K.sum() == 8 and count_K[1] > 0 and count_K[2] > 0 and count_K[3] == 0
+      np.testing.assert_allclose(nats_K.sum() / 8, metrics['loss'], rtol=1e-5)
+      assert (nats_K[count_K == 0] == 0).all()
+
+
+@pytest.mark.parametrize('poison', ['loss', 'gradient'])
+def test_a_step_that_is_not_finite_only_counts(monkeypatch, poison):
+  """Poisoned at step 1: nothing but the counters moves, and training goes on from there."""
+  config = small_config()
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  genuine = training.loss_and_gradients
+
+  def poisoned(config, vocab_size, params, step, text_BxN):
+    (loss, kinds_2xK), gradients = genuine(config, vocab_size, params, step, text_BxN)
+    bad = jnp.where(step == 1, jnp.nan, 1.0)
+    if poison == 'loss':
+      return (loss * bad, kinds_2xK), gradients
+    spread = lambda path, x: x * bad if path[-1].key == 'bos' else x
+    return (loss, kinds_2xK), jax.tree_util.tree_map_with_path(spread, gradients)
+
+  monkeypatch.setattr(training, 'loss_and_gradients', poisoned)
+  training._train_step.cache_clear()
+  step = training.train_step(config, tiny.VOCAB, mesh)
+  states = [training.new_state(config, tiny.VOCAB, mesh)]
+  for i in range(3):
+    text = jax.random.randint(jax.random.key(i), (8, 16), 0, tiny.VOCAB)
+    state, metrics = step(jax.tree.map(jnp.copy, states[-1]), text)
+    states.append(state)
+    assert metrics['skipped'] == (i > 0)
+  training._train_step.cache_clear()
+  _, first, second, third = states
+  assert [int(s.step) for s in states] == [0, 1, 2, 3]
+  assert [int(s.skipped) for s in states] == [0, 0, 1, 1]
+  jax.tree.map(np.testing.assert_array_equal, second.replace(step=1, skipped=0), first)
+  # Two updates have been made: the third step's rate is that of the second.
+  assert metrics['learning_rate'] == training.learning_rate_at(config.optimizer)(1)
+  moved = jax.tree.map(lambda x, y: bool((x != y).any()), third.params, second.params)
+  assert all(jax.tree.leaves(moved))
 
 
 def test_recipe():

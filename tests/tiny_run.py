@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 
+import ml_collections
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -48,6 +49,13 @@ def write_experiment(folder: pathlib.Path) -> pathlib.Path:
   path = folder / 'experiment.py'
   path.write_text(_EXPERIMENT.format(text=folder / 'text.txt'))
   return path
+
+
+def config(folder: pathlib.Path) -> ml_collections.ConfigDict:
+  """The experiment's config; writes its text, too."""
+  experiment = {}
+  exec(write_experiment(folder).read_text(), experiment)
+  return experiment['get_config']()
 
 
 def train(experiment: pathlib.Path, workdir: pathlib.Path, *flags: str) -> list[str]:

@@ -28,15 +28,6 @@ from armd_jax.attention import aot_hopper, device, hopper_blocks, schedule, shap
 from armd_jax.bench import attention_peers, timing
 from armd_jax.errors import UserError
 
-# Peak bf16 FLOP/s of one jax device: a v4 or v5p chip, half a 7x chip, an SXM H100.
-PEAK_FLOPS = {
-  'v4': 275e12,
-  'v5e': 197e12,
-  'v5p': 459e12,
-  'v6e': 918e12,
-  '7x': 1155e12,
-  device.HOPPER: 989e12,
-}
 KERNELS = {'tpu': 'pallas_tpu', 'gpu': 'pallas_hopper'}
 # The reference keeps all scores; beyond this many it is left out.
 MAX_REFERENCE_SCORES = 2**30
@@ -93,7 +84,7 @@ def timed_rows(shape: shapes.Shape, streams: int, repeats: int) -> list[dict]:
   size = (1, shape.keys, shape.groups, shape.head_dim)
   k, v = (jax.random.normal(key, size, jnp.bfloat16) for key in keys[1:])
   product = 2 * shape.head_dim * shape.heads * int(shape.lengths(streams).sum())
-  peak = PEAK_FLOPS[device.current().chip]
+  peak = device.PEAK_FLOPS[device.current().chip]
   counts = {
     kind: max(1, round(MIN_SECONDS * peak / (products * product)))
     for kind, products in (('forward', 2), ('both', 7))
@@ -226,7 +217,7 @@ def main() -> None:
   names = [name for name in shapes.NAMED if _SHAPES.value in name]
   if not names:
     raise UserError(f'no shape has {_SHAPES.value!r} in its name; see armd_jax/attention/shapes.py')
-  if here.chip in PEAK_FLOPS:
+  if here.chip in device.PEAK_FLOPS:
     machine = timing.machine()
     print(timing.machine_line(machine))
     rows = []

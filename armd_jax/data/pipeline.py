@@ -7,9 +7,13 @@ batch size or the number of processes changes.
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 import time
+import weakref
 from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import NamedTuple
 
 import grain
@@ -46,20 +50,36 @@ class TrainingBatches(Iterator[Batch]):
 
   def __init__(self, batches: grain.DatasetIterator[Batch], next_index: int, batch_size: int):
     self._batches = batches
+    self._close = weakref.finalize(self, batches.close)  # also at the program's end
     self._batch_size = batch_size
     self.next_index = next_index
     self.input_seconds = 0.0
 
   def __next__(self) -> Batch:
     begin = time.perf_counter()
-    batch = next(self._batches)
+    with _shielded():  # the first one starts the workers
+      batch = next(self._batches)
     self.input_seconds = time.perf_counter() - begin
     self.next_index += self._batch_size
     return batch
 
   def close(self) -> None:
     """Stops what reads ahead; `next` raises ValueError from here on."""
-    self._batches.close()
+    self._close()
+
+
+@contextlib.contextmanager
+def _shielded() -> Iterator[None]:
+  """Processes started inside never see SIGTERM; this one does afterwards.
+
+  Slurm sends it to every process of a job, but the step that saves still needs its batch.
+  """
+  resource_tracker.ensure_running()  # its start would end the block
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def training_batches(

@@ -32,9 +32,9 @@ from tqdm import tqdm
 from armd_jax.data import prepared, sources, workers
 from armd_jax.data.packing import token_dtype
 from armd_jax.data.prepared import FORMAT, MANIFEST, RECORD_TOKENS, SIDES, UNFINISHED, Shard
-from armd_jax.data.readers import Span, first_line
+from armd_jax.data.readers import Span
 from armd_jax.data.tokenizers import Tokenizer, get_tokenizer
-from armd_jax.errors import UserError
+from armd_jax.errors import UserError, sentence
 
 _MIB = 2**20
 _SPAN_BYTES = 16 * _MIB  # read at a time, which bounds a worker's memory
@@ -348,7 +348,7 @@ def _plain_errors(folder: epath.Path) -> Iterator[None]:
   except UserError:
     raise
   except (OSError, RuntimeError, ImportError) as error:
-    reason = getattr(error, 'strerror', None) or first_line(error)
+    reason = getattr(error, 'strerror', None) or sentence(error)
     raise UserError(
       f'cannot write to {folder} ({reason}); free space or give a folder that can be written to, '
       'and run the same command again: what is finished is kept'

@@ -24,9 +24,8 @@ from array_record.python import array_record_data_source
 from etils import epath
 
 from armd_jax.data.packing import Packing, check_not_short, token_dtype
-from armd_jax.data.readers import first_line
 from armd_jax.data.tokenizers import Tokenizer
-from armd_jax.errors import UserError
+from armd_jax.errors import UserError, sentence
 
 MANIFEST = 'manifest.json'
 UNFINISHED = 'unfinished'  # folder of what a preparation has done so far
@@ -187,7 +186,7 @@ class Windows(Sequence):
       data = b''.join(self._records[i] for i in range(base + first, base + last))
     except Exception as error:  # whatever the C++ library raises for damaged files
       raise UserError(
-        f'{self._name} is damaged ({first_line(error)}); prepare the corpus anew'
+        f'{self._name} is damaged ({sentence(error)}); prepare the corpus anew'
       ) from error
     offset = begin - first * RECORD_TOKENS
     body = np.frombuffer(data, self._dtype)[offset : offset + self._packing.body]

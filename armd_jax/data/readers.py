@@ -20,7 +20,7 @@ from etils import epath
 from pyarrow import parquet
 
 from armd_jax.data import stdlib_text
-from armd_jax.errors import UserError
+from armd_jax.errors import UserError, sentence
 
 # A newline, in any convention, and a line that is blank.
 _NEWLINE = rb'(?>\r\n|\r|\n)'
@@ -296,7 +296,7 @@ def _arrow_errors(path: str) -> Iterator[None]:
     yield
   except (pyarrow.ArrowException, OSError) as error:
     raise UserError(
-      f'{path} is no parquet file, or damaged ({first_line(error)}); get it anew'
+      f'{path} is no parquet file, or damaged ({sentence(error)}); get it anew'
     ) from error
 
 
@@ -310,9 +310,3 @@ def _parquet_span(path: str, file: BinaryIO, column: str) -> ParquetSpan:
   groups = range(table.num_row_groups)
   sizes = [table.metadata.row_group(g).column(number).total_uncompressed_size for g in groups]
   return ParquetSpan(path, 0, len(sizes), column, tuple(sizes))
-
-
-def first_line(error: Exception) -> str:
-  """What an error of a library says, short enough for a sentence."""
-  lines = str(error).strip().splitlines()
-  return lines[0][:200] if lines else type(error).__name__

@@ -13,8 +13,8 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from armd_jax.data.readers import first_line, pick_column
-from armd_jax.errors import UserError
+from armd_jax.data.readers import pick_column
+from armd_jax.errors import UserError, sentence
 
 # tensorflow-datasets whose documents stand in a column of another name, beside other columns.
 _COLUMNS = {'lambada': 'passage', 'pg19': 'book_text'}
@@ -38,7 +38,7 @@ class TfdsSpan:
         text = examples[index][self.column].decode('utf-8')
       except Exception as error:  # whatever the C++ library raises for damaged files
         raise UserError(
-          f'example {index} of {self.name!r} cannot be read ({first_line(error)}); delete '
+          f'example {index} of {self.name!r} cannot be read ({sentence(error)}); delete '
           f'{_builder(self.name).data_dir} and prepare the set anew'
         ) from error
       if text.strip():
@@ -105,7 +105,7 @@ def _builder(name: str) -> Any:
     ) from error
   except (ValueError, KeyError, AssertionError) as error:
     raise UserError(
-      f'tensorflow-datasets cannot open {name!r} ({first_line(error)}); see its catalogue for '
+      f'tensorflow-datasets cannot open {name!r} ({sentence(error)}); see its catalogue for '
       'names, configs and versions'
     ) from error
 
@@ -136,6 +136,6 @@ def _prepare(builder: Any, name: str) -> None:
     ) from error
   except Exception as error:  # whatever downloads, archives and Beam raise
     raise UserError(
-      f'tensorflow-datasets cannot prepare {name!r} ({first_line(error)}); put its archive into '
+      f'tensorflow-datasets cannot prepare {name!r} ({sentence(error)}); put its archive into '
       f'{os.path.join(builder.data_dir_root, "downloads", "manual")} and run the command again'
     ) from error

@@ -25,10 +25,14 @@ from armd_jax.order import (
 
 Array = jax.Array
 
+# What a sequence's order may be in training; their losses are told apart.
+ORDER_KINDS = ('left_to_right', 'shuffled', 'uniform', 'strided')
+_LEFT_TO_RIGHT, _SHUFFLED, _UNIFORM, _STRIDED = range(len(ORDER_KINDS))
+
 
 def training_order(
   config: OrderConfig, num_slots: int, step: Array, step_key: Array, keys_B: Array
-) -> GenerationOrder:
+) -> tuple[GenerationOrder, Array]:
   """The orders of one training step (paper sections 3.1 and 5).
 
   Left-to-right, then progressively shuffled, then, from `sbp_start` on, strided with S drawn
@@ -40,20 +44,24 @@ def training_order(
     step_key: one key for the step.
     keys_B: one key per sequence.
   Returns:
-    The order, `[B, N]`.
+    The order, `[B, N]`, and kind_B, int32 indices into `ORDER_KINDS`. With one token shuffled, or
+    one stream, an order is left-to-right.
   """
   budget = progressive_budget(step, config.ar_steps, config.perm_steps, config.rho)
   order = shuffled(keys_B, num_slots, budget, config.perm_mode)
+  kind_B = jnp.full(keys_B.shape, jnp.where(budget > 1, _SHUFFLED, _LEFT_TO_RIGHT), jnp.int32)
   if config.uniform_order_prob:
     coin_keys_B, order_keys_B = jax.vmap(jax.random.split, out_axes=1)(keys_B)
     is_uniform_B = jax.vmap(jax.random.bernoulli, (0, None))(coin_keys_B, config.uniform_order_prob)
     is_uniform_B &= step >= config.ar_steps
     order = select(is_uniform_B, uniform(order_keys_B, num_slots), order)
+    kind_B = jnp.where(is_uniform_B, _UNIFORM, kind_B)
   if config.sbp_start >= 0:
     streams = jax.random.choice(step_key, jnp.array(config.sbp_streams, jnp.int32))
     is_strided = jnp.reshape(step >= config.sbp_start, 1)
     order = select(is_strided, strided(num_slots, streams), order)
-  return order
+    kind_B = jnp.where(is_strided, jnp.where(streams > 1, _STRIDED, _LEFT_TO_RIGHT), kind_B)
+  return order, kind_B
 
 
 def nll(

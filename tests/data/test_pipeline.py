@@ -223,7 +223,8 @@ def test_input_seconds_are_what_next_took(stream):
 
 
 @pytest.mark.skipif(not os.path.isdir('/dev/shm'), reason='looks at Linux shared memory')
-def test_workers_end_with_a_killed_program(tmp_path):
+def test_workers_outlive_sigterm_and_end_with_a_killed_program(tmp_path):
+  """Slurm sends SIGTERM to them, too, while the program still needs batches to save."""
   program = tmp_path / 'program.py'
   program.write_text(
     'import multiprocessing, time\n'
@@ -234,12 +235,23 @@ def test_workers_end_with_a_killed_program(tmp_path):
     '  batches = pipeline.training_batches(windows, 32, 0, num_workers=2)\n'
     '  next(batches)\n'
     '  print(*[p.pid for p in multiprocessing.active_children()], flush=True)\n'
+    '  input()\n'
+    '  for _ in range(100): next(batches)\n'
+    '  print("served", flush=True)\n'
     '  time.sleep(1000)\n'
   )
   shared = set(os.listdir('/dev/shm'))
-  process = subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True)
+  process = subprocess.Popen(
+    [sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+  )
   pids = [int(pid) for pid in process.stdout.readline().split()]
-  assert len(pids) == 2 and all(map(is_alive, pids))
+  assert len(pids) == 2
+  for pid in pids:  # one of them is hardly started
+    os.kill(pid, signal.SIGTERM)
+  process.stdin.write('\n')
+  process.stdin.flush()
+  assert process.stdout.readline() == 'served\n'
+  assert all(map(is_alive, pids))
   process.send_signal(signal.SIGKILL)
   process.wait()
   deadline = time.time() + 30

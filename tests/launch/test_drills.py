@@ -23,10 +23,13 @@ pytestmark = pytest.mark.drill
 DRILL_SOURCES = (
   'launch/*.py',
   'armd_jax/checkpoint.py',
+  'armd_jax/cli.py',
   'armd_jax/data/pipeline.py',
   'armd_jax/data/workers.py',
   'armd_jax/distributed.py',
   'armd_jax/errors.py',
+  'armd_jax/hooks.py',
+  'armd_jax/metrics.py',
   'armd_jax/sharding.py',
   'armd_jax/train.py',
   'armd_jax/training.py',
@@ -40,14 +43,16 @@ def compiled_alike(monkeypatch):
     monkeypatch.setenv(name, value)
 
 
-def final(workdir):
+def final(workdir, step=None):
   config = checkpoint.read_config(workdir)
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-  return checkpoint.Checkpoints(workdir).restore(training.abstract_state(config, 257, mesh))
+  abstract = training.abstract_state(config, 257, mesh)
+  return checkpoint.Checkpoints(workdir).restore(abstract, step)
 
 
 def assert_same_run(workdir, expected):
-  """The same final state, and at every step that was done, or done again, the same loss."""
+  """The same final state, at every step that was done, or done again, the same loss, and of all
+  examples none twice and none left out."""
   (state, index), (want, want_index) = final(workdir), final(expected)
   assert index == want_index
   jax.tree.map(np.testing.assert_array_equal, state, want)
@@ -57,6 +62,8 @@ def assert_same_run(workdir, expected):
   assert steps == want_losses.keys()
   for line in lines:
     assert line.get('loss', want_losses[line['step']]) == want_losses[line['step']], line
+  last_done = {line['step']: line['examples'] for line in lines if 'examples' in line}
+  assert list(last_done.values()) == [[8 * step - 8, 8 * step - 1] for step in sorted(steps)]
 
 
 def last_step(workdir):
@@ -101,6 +108,204 @@ def test_process_2_of_4_killed_again_and_again(tmp_path, kills):
     for count, target in enumerate(targets, start=1):
       kill_process_2(job, tmp_path, target, count)
     assert job.wait() == 0, (tmp_path / 'log').read_text()[-3000:]
+  assert_same_run(tmp_path / 'run', tmp_path / 'straight')
+
+
+MOMENTS = ('a step', 'a save', 'an evaluation')
+
+
+def is_in(moment, workdir):
+  """Whether a run, by its files, is in the midst of this just now."""
+  if moment == 'a save':
+    return any((workdir / 'checkpoints').glob('*.part*'))
+  log = workdir / 'metrics.jsonl'
+  record = json.loads((log.read_text().split('\n')[:-1] if log.exists() else ['{}'])[-1])
+  evaluates = record.get('step', 0) % 10 == 0 and 'held_out' not in record
+  return record.get('step', 0) > 12 and evaluates == (moment == 'an evaluation')
+
+
+@pytest.mark.parametrize('moment', MOMENTS)
+def test_sigterm_in_the_midst_of(moment, tmp_path):
+  """To one of two processes, three times over: all is saved, with the exit code of that."""
+  experiment = tiny_run.write_experiment(tmp_path)
+  changes = ['--config.train.steps=120', '--config.train.eval_every=10']
+  changes += ['--config.train.checkpoint_every=4', '--config.train.eval_windows=100']
+  command = lambda name: tiny_run.train(experiment, tmp_path / name, *changes)
+  straight = tiny_run.run(tiny_run.local(2, 2, command('straight')))
+  assert straight.returncode == 0, straight.stderr
+  workdir = tmp_path / 'run'
+  for count in range(3):
+    before = last_step(workdir)
+    processes = tiny_run.start(2, 2, command('run'))
+    wait_until(lambda before=before: last_step(workdir) > before + 5)
+    deadline = time.time() + 300
+    while not is_in(moment, workdir):
+      assert time.time() < deadline
+    processes[count % 2].send_signal(signal.SIGTERM)
+    out = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], out
+    saved = last_step(workdir)
+    print('stopped after step', saved)
+    assert f'step {saved} is saved' in out[0]
+    assert int(final(workdir)[0].step) == saved
+    assert not list((workdir / 'checkpoints').glob('*.part*'))
+  finish = tiny_run.run(tiny_run.local(2, 2, command('run')))
+  assert finish.returncode == 0, finish.stderr
+  assert_same_run(workdir, tmp_path / 'straight')
+
+
+LEGS = {
+  'devices': [(1, 8, (2, 2, 2)), (1, 4, (1, 4, 1)), (1, 1, (1, 1, 1)), (1, 8, (1, 8, 1))],
+  'processes': [(4, 2, (2, 2, 2)), (2, 2, (2, 2, 1)), (1, 1, (1, 1, 1))],
+}
+
+
+@pytest.mark.parametrize('legs', LEGS)
+def test_restored_onto_other_meshes_and_processes(legs, tmp_path):
+  """Three steps on each; the losses are those of one device, within 1e-5."""
+  experiment = tiny_run.write_experiment(tmp_path)
+  command = lambda name, *flags: tiny_run.train(
+    experiment, tmp_path / name, '--config.model.vocab_multiple=128', *flags
+  )
+  steps = 3 * len(LEGS[legs])
+  straight = tiny_run.run(command('straight', f'--config.train.steps={steps}'))
+  assert straight.returncode == 0, straight.stderr
+  for leg, (processes, devices, mesh) in enumerate(LEGS[legs], start=1):
+    axes = zip(('data', 'fsdp', 'tensor'), mesh, strict=True)
+    flags = [f'--config.mesh.{axis}={size}' for axis, size in axes]
+    flags.append(f'--config.train.steps={3 * leg}')
+    whole = command('run', *flags)
+    done = tiny_run.run(
+      whole if processes == 1 else tiny_run.local(processes, devices, whole), devices
+    )
+    assert done.returncode == 0, done.stderr
+    assert leg == 1 or f'going on from step {3 * leg - 3} of {3 * leg}' in done.stdout
+  losses, want = (tiny_run.losses(tmp_path / name) for name in ('run', 'straight'))
+  assert list(losses) == list(want) == list(range(1, steps + 1))
+  print({step: f'{losses[step] / want[step] - 1:.1e}' for step in want})
+  np.testing.assert_allclose(list(losses.values()), list(want.values()), rtol=1e-5)
+
+
+DAMAGES = {
+  'cut short': lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+  'emptied': lambda path: path.write_bytes(b''),
+  'deleted': lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_every_file_of_the_newest_checkpoint_damaged(damage, tmp_path, capfd):
+  """As two processes wrote it; read here file by file, and gone on from by the program once."""
+  experiment = tiny_run.write_experiment(tmp_path)
+  command = tiny_run.train(experiment, tmp_path / 'run')
+  done = tiny_run.run(tiny_run.local(2, 2, command))
+  assert done.returncode == 0, done.stderr
+  newest = tmp_path / 'run' / 'checkpoints' / '12'
+  config = checkpoint.read_config(tmp_path / 'run')
+  abstract = training.abstract_state(
+    config, 257, sharding.make_mesh(config.mesh, jax.devices()[:1])
+  )
+  expected, _ = checkpoint.Checkpoints(tmp_path / 'run').restore(abstract, 6)
+  files = sorted(path for path in newest.rglob('*') if path.is_file())
+  print(len(files), 'files')
+  assert any('ocdbt.process_1' in str(path) for path in files)
+  for path in files:
+    data = path.read_bytes()
+    if not data:
+      continue
+    DAMAGES[damage](path)
+    capfd.readouterr()
+    state, next_index = final(tmp_path / 'run')
+    assert next_index == 6 * 8
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    (warning,) = capfd.readouterr().err.splitlines()
+    assert f'{newest} is damaged' in warning and path.name in warning
+    path.write_bytes(data)
+  state, _ = final(tmp_path / 'run')
+  assert int(state.step) == 12
+  DAMAGES[damage](next(path for path in files if 'process_1/d/' in str(path)))
+  again = tiny_run.run(tiny_run.local(2, 2, command))
+  assert again.returncode == 0 and 'going on from step 6 of 12' in again.stdout
+  assert 'Traceback' not in again.stderr
+  assert again.stderr.count('is passed over') == again.stderr.count('is replaced') == 1
+  finished, _ = final(tmp_path / 'run')
+  jax.tree.map(np.testing.assert_array_equal, finished, state)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A folder on a file system of its own, and what sets its size."""
+  folder = tmp_path / 'disk'
+  folder.mkdir()
+  mount = lambda *options: subprocess.run(['mount', *options, folder], capture_output=True)
+  if mount('-t', 'tmpfs', '-o', 'size=500k', 'tmpfs').returncode:
+    pytest.skip('only root can mount a file system that is small')
+  yield folder, lambda size: mount('-o', f'remount,size={size}')
+  subprocess.run(['umount', folder], check=True)
+
+
+def test_a_full_disk_is_a_sentence_and_loses_nothing(small_disk, tmp_path):
+  """With space again, the same command goes on to what a run that never ran out ends with."""
+  folder, resize = small_disk
+  experiment = tiny_run.write_experiment(tmp_path)
+  changes = ['--config.train.checkpoint_every=1', '--config.train.keep_last=100']
+  straight = tiny_run.run(tiny_run.train(experiment, tmp_path / 'straight', *changes))
+  assert straight.returncode == 0, straight.stderr
+  command = tiny_run.train(experiment, folder / 'run', *changes)
+  full = tiny_run.run(command)
+  assert full.returncode == 1, full.stderr
+  *before, sentence = full.stderr.strip().splitlines()
+  print(sentence)
+  assert sentence.startswith('error: cannot ') and 'No space left on device' in sentence
+  assert 'Traceback' not in '\n'.join(before)
+  saved = checkpoint.Checkpoints(folder / 'run').found()[-1]
+  assert int(final(folder / 'run')[0].step) == saved > 0
+  resize('100m')
+  again = tiny_run.run(command)
+  assert again.returncode == 0, again.stderr
+  assert f'going on from step {saved} of 12' in again.stdout
+  assert_same_run(folder / 'run', tmp_path / 'straight')
+
+
+_HANGS_ONCE = """
+import pathlib, sys, time
+from armd_jax import train, training
+
+make = training.train_step
+flag = pathlib.Path(sys.argv.pop(1))
+
+def hanging(*args):
+  step_fn, count = make(*args), 0
+
+  def step(state, text):
+    nonlocal count
+    count += 1
+    if count == 9 and not flag.exists():
+      flag.touch()
+      time.sleep(10_000)
+    return step_fn(state, text)
+
+  return step
+
+training.train_step = hanging
+sys.argv[0] = train.__file__
+exec(compile(open(train.__file__).read(), train.__file__, 'exec'), {'__name__': '__main__'})
+"""
+
+
+def test_a_step_that_hangs_is_ended_and_the_job_started_again(tmp_path):
+  experiment = tiny_run.write_experiment(tmp_path)
+  changes = ['--config.train.hang_seconds=60']
+  straight = tiny_run.run(tiny_run.train(experiment, tmp_path / 'straight', *changes))
+  assert straight.returncode == 0, straight.stderr
+  flags = tiny_run.train(experiment, tmp_path / 'run', *changes)[3:]
+  hangs = [sys.executable, '-c', _HANGS_ONCE, str(tmp_path / 'hung'), *flags]
+  done = tiny_run.run(tiny_run.local(1, 1, hangs, '--max-restarts=1'))
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / 'hung').exists()
+  assert 'hang_seconds = 60' in done.stderr and 'in step' in done.stderr
+  assert 'process 0 ended with exit code 70' in done.stderr
+  assert 'going on from step 6 of 12' in done.stdout
   assert_same_run(tmp_path / 'run', tmp_path / 'straight')
 
 

@@ -10,11 +10,15 @@ from armd_jax.config import OrderConfig
 from armd_jax.objectives import armd
 
 
-def step_order(config, step, batch=64, num_slots=16):
+def step_order_and_kinds(config, step, batch=64, num_slots=16):
   key = jax.random.fold_in(jax.random.key(0), step)
   keys_B = jax.random.split(key, batch)
   run = jax.jit(armd.training_order, static_argnums=(0, 1))
   return run(config, num_slots, step, key, keys_B)
+
+
+def step_order(*args, **kwargs):
+  return step_order_and_kinds(*args, **kwargs)[0]
 
 
 def moved(o):
@@ -54,6 +58,25 @@ def test_window_mode_and_uniform_share():
   mixed = OrderConfig(ar_steps=3, perm_steps=3, rho=0, uniform_order_prob=0.25)
   assert moved(step_order(mixed, 2, batch=400)).max() == 0
   assert 0.17 < (moved(step_order(mixed, 3, batch=400)) > 0).mean() < 0.33
+
+
+def test_every_sequence_is_of_the_kind_that_its_order_is():
+  """Left-to-right if no slot moved; k tokens, all of them, or streams of N / S moved otherwise."""
+  config = OrderConfig(
+    ar_steps=10, perm_steps=20, rho=6, uniform_order_prob=0.3, sbp_start=30, sbp_streams=(1, 2)
+  )
+  seen = set()
+  for step in (0, 9, 10, 15, 29, *range(30, 36)):
+    o, kind_B = step_order_and_kinds(config, step)
+    kinds = [armd.ORDER_KINDS[kind] for kind in np.asarray(kind_B)]
+    for kind, count in zip(kinds, moved(o), strict=True):
+      assert (kind == 'left_to_right') <= (count == 0), step
+      assert (kind == 'shuffled') <= (count <= 6), step
+      assert (kind == 'strided') == (step >= 30 and count > 0), step
+      assert (kind == 'uniform') >= (step < 30 and count > 6), step
+    seen |= {(step >= 30, kind) for kind in kinds}
+  before = {(False, kind) for kind in ('left_to_right', 'shuffled', 'uniform')}
+  assert seen == before | {(True, 'left_to_right'), (True, 'strided')}
 
 
 def test_nll_is_the_sum_of_log_probabilities():
