@@ -17,8 +17,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from armd_jax import config as config_lib
+from armd_jax.axes import path_name
 from armd_jax.errors import UserError
-from armd_jax.sharding import path_name
 from armd_jax.training import TrainState
 
 # Fields that may change when a run goes on: how long, how often, and on which devices.
