@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 Array = jax.Array
@@ -28,6 +29,21 @@ MESH_AXES = {
   'vocab': ('tensor',),
 }
 
+# What the axes of a parameter are called, by the end of its path. A scanned layer has one more
+# axis in front.
+PARAMETER_AXES = {
+  'vocabulary/embedding': ('vocab', 'embed'),
+  'vocabulary/bos': (None,),
+  'mask': (None,),
+  'pe': (None, None),
+  'query/kernel': ('embed', 'heads', None),
+  'key_value/kernel': ('embed', None, 'kv_heads', None),
+  'out/kernel': ('heads', None, 'embed'),
+  'up/kernel': ('embed', 'mlp'),
+  'down/kernel': ('mlp', 'embed'),
+  'scale': (None,),
+}
+
 
 def spec(*names: str | None) -> PartitionSpec:
   """The partition of an array with these axes.
@@ -41,9 +57,42 @@ def spec(*names: str | None) -> PartitionSpec:
   return PartitionSpec(*(None if name is None else MESH_AXES[name] for name in names))
 
 
-def on(mesh: Mesh) -> contextlib.AbstractContextManager:
+def of_parameter(path: Any, x: Any) -> Axes:
+  """Names of the axes of a parameter, or of something shaped like one; scalars have none.
+
+  Args:
+    path: where it stands in its tree, as jax gives it.
+    x: anything with a shape.
+  Raises:
+    ValueError: no row of PARAMETER_AXES matches.
+  """
+  if not x.shape:
+    return ()
+  name = path_name(path)
+  matches = [row for row in PARAMETER_AXES.items() if f'/{name}'.endswith(f'/{row[0]}')]
+  if len(matches) != 1:
+    raise ValueError(f'no row of PARAMETER_AXES matches {name!r} {x.shape}; add one')
+  ((_, names),) = matches
+  names = (None,) * (len(x.shape) - len(names)) + names
+  pairs = zip(names, x.shape, strict=True)
+  return tuple(kv_heads(count) if name == 'kv_heads' else name for name, count in pairs)
+
+
+def kv_heads(count: int) -> str | None:
+  """Name of an axis of key heads; those that the tensor axis outnumbers are whole everywhere."""
+  return 'kv_heads' if count % size('kv_heads') == 0 else None
+
+
+def path_name(path: Any) -> str:
+  """A tree path as 'a/b/c'."""
+  return '/'.join(
+    str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key)))) for key in path
+  )
+
+
+def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
   """What is traced inside runs on this mesh; to be entered inside the function that is traced."""
-  return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+  return jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh else contextlib.nullcontext()
 
 
 def size(name: str) -> int:
@@ -85,10 +134,56 @@ def split(
   return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=check)
 
 
-def total(x: Any, name: str) -> Any:
-  """Inside `split`: the sum over the parts of an axis."""
+# ----- inside `split`; without a mesh an axis is one part, and these change nothing
+
+
+def total(x: Array, name: str) -> Array:
+  """The sum over the parts of an axis."""
+  return jax.lax.psum(x, MESH_AXES[name]) if _is_split() else x
+
+
+def total_part(x: Array, name: str, over: str, axis: int) -> Array:
+  """The sum over the parts of `over`, of which each device keeps its part of array axis `axis`,
+  called `name`, whose mesh axes are among those of `over`."""
+  if not _is_split():
+    return x
+  others = tuple(a for a in MESH_AXES[over] if a not in MESH_AXES[name])
+  x = jax.lax.psum_scatter(x, MESH_AXES[name], scatter_dimension=axis, tiled=True)
+  return jax.lax.psum(x, others)
+
+
+def largest(x: Array, name: str) -> Array:
+  """The largest value over the parts of an axis."""
+  return jax.lax.pmax(x, MESH_AXES[name]) if _is_split() else x
+
+
+def first_index(name: str, count: int) -> Array | int:
+  """Where this device's part of an axis begins, of parts of `count` entries."""
+  return count * jax.lax.axis_index(MESH_AXES[name]) if _is_split() else 0
+
+
+def gather(x: Array, name: str, axis: int) -> Array:
+  """All parts of an axis, one after the other along array axis `axis`."""
+  return jax.lax.all_gather(x, MESH_AXES[name], axis=axis, tiled=True) if _is_split() else x
+
+
+def exchange(x: Array, name: str, give: int, take: int) -> Array:
+  """Array axis `give` is cut into one piece per part of `name`; what comes back for them is laid
+  along array axis `take`."""
+  if not _is_split():
+    return x
+  return jax.lax.all_to_all(x, MESH_AXES[name], give, take, tiled=True)
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
+  """Zeros, for jax other ones on every device, as what a loop adds to them will be."""
+  x = jnp.zeros(shape, dtype)
   inside = jax.sharding.get_abstract_mesh().manual_axes
-  return jax.lax.psum(x, MESH_AXES[name]) if inside else x
+  return jax.lax.pcast(x, tuple(inside), to='varying') if inside else x
+
+
+def _is_split() -> bool:
+  return bool(jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def _mesh() -> AbstractMesh | None:

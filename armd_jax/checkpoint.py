@@ -30,8 +30,8 @@ import orbax.checkpoint as ocp
 
 from armd_jax import config as config_lib
 from armd_jax import distributed
+from armd_jax.axes import path_name
 from armd_jax.errors import UserError
-from armd_jax.sharding import path_name
 from armd_jax.training import TrainState
 
 _SEAL = 'checkpoint.json'

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from armd_jax import distributed
+from armd_jax.config import MeshConfig
 from armd_jax.errors import CRASHED, MetByAll, UserError
 
 
@@ -86,6 +89,35 @@ def experiment(
       '--config names no experiment file; write the path of one, like experiments/quickstart.py'
     )
   return raw
+
+
+def mesh_flag() -> flags.FlagHolder[str]:
+  """--mesh=data=-1,fsdp=1,tensor=2 for programs that use a trained run; read by `mesh_of`."""
+  return flags.DEFINE_string(
+    'mesh',
+    '',
+    "Devices along each axis, like data=-1,tensor=2; left out: the run's mesh if it makes up the "
+    'devices that are here, else all of them along data.',
+  )
+
+
+def mesh_of(text: str) -> MeshConfig | None:
+  """The mesh of a `mesh_flag`, None if it was left out.
+
+  Raises:
+    UserError: it is no list of axes and sizes.
+  """
+  pairs = [pair.partition('=') for pair in text.split(',')] if text else []
+  given = {name: int(size) for name, _, size in pairs if re.fullmatch('-1|[1-9][0-9]*', size)}
+  axes = [field.name for field in dataclasses.fields(MeshConfig)]
+  if len(given) < len(pairs) or not set(given) <= set(axes):
+    raise UserError(
+      f'--mesh={text} is no mesh; write sizes for some of {", ".join(axes)}, like '
+      '--mesh=data=-1,fsdp=1,tensor=2'
+    )
+  if not given:
+    return None
+  return MeshConfig(**({'data': 1 if -1 in given.values() else -1} | given))
 
 
 def streams_flag(default: str) -> flags.FlagHolder[list[str]]:

@@ -48,7 +48,7 @@ class ModelConfig:
   dtype: str = _one_of('bfloat16', 'float32')  # of activations; parameters are float32
   remat: str = _one_of('none', 'dots', 'full')  # what the backward pass recomputes
   scan_layers: bool = True  # one compiled layer in a loop; False unrolls
-  vocab_multiple: int = 1  # the embedding is padded to a multiple of this, for sharding
+  vocab_multiple: int = 128  # the vocabulary is padded to a multiple of this, for sharding
 
   @property
   def num_slots(self) -> int:
@@ -58,6 +58,10 @@ class ModelConfig:
   @property
   def head_dim(self) -> int:
     return self.embed_dim // self.num_heads
+
+  def padded(self, vocab_size: int) -> int:
+    """Rows of the embedding: the vocabulary and its padding."""
+    return -(-vocab_size // self.vocab_multiple) * self.vocab_multiple
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from armd_jax import cli, sharding
+from armd_jax import cli, distributed, sharding
 from armd_jax.config import Config
 from armd_jax.data import corpus as corpus_lib
 from armd_jax.data.packing import text_bytes
@@ -47,7 +47,7 @@ def evaluate(
   """Scores windows under the standard suite of orders.
 
   Args:
-    config, tokenizer, params: a trained model.
+    config, tokenizer, params: a trained model, whose parameters lie on the config's mesh.
     windows_WxN: held-out token ids.
     streams: stride counts S; each must divide the model's length.
     batch_size: windows per call, rounded up to what the devices can share.
@@ -56,14 +56,15 @@ def evaluate(
     A score per protocol. Nats per byte count the bytes of the scored tokens.
   """
   mesh = sharding.make_mesh(config.mesh)
-  parallel = mesh.shape['data'] * mesh.shape['fsdp']
-  batch_size = -(-batch_size // parallel) * parallel
+  parts = sharding.batch_parts(mesh)
+  batch_size = -(-batch_size // parts) * parts
   skipped = config.model.length - config.model.num_slots
   num_bytes = text_bytes(windows_WxN[:, skipped:], tokenizer)
   scores = []
   suite = likelihood.standard_suite(config.model, streams)
   batches = -(-len(windows_WxN) // batch_size)
-  with tqdm(total=len(suite) * batches, desc='evaluate', unit='batch', leave=False) as bar:
+  total, quiet = len(suite) * batches, not distributed.is_first()
+  with tqdm(total=total, desc='evaluate', unit='batch', leave=False, disable=quiet) as bar:
     for protocol in suite:
       bar.set_postfix_str(protocol.name, refresh=False)
       nll = likelihood.nll(
@@ -98,11 +99,18 @@ def table(scores: Sequence[Score]) -> str:
 
 
 def main() -> None:
-  config, tokenizer, params, step = load_ema(_WORKDIR.value)
-  corpus = corpus_lib.load(config.data, config.model.length)
+  mesh_config = cli.mesh_of(_MESH.value)
+  distributed.start(_CLUSTER())
+  config, tokenizer, params, step = distributed.together(
+    lambda: load_ema(_WORKDIR.value, mesh_config)
+  )
+  corpus = distributed.together(lambda: corpus_lib.load(config.data, config.model.length))
   windows_WxN = corpus.held_out_WxN[: _WINDOWS.value or None]
   streams = cli.streams_of(_STREAMS)
+  distributed.together(lambda: likelihood.standard_suite(config.model, streams))  # or refuse it
   scores = evaluate(config, tokenizer, params, windows_WxN, streams, seed=_SEED.value)
+  if not distributed.is_first():
+    return
   print(f'{_WORKDIR.value}, step {step}: held out of {corpus.description}')
   print(f'{len(windows_WxN)} windows of {config.model.length} tokens, BOS before each')
   print(table(scores))
@@ -117,4 +125,6 @@ if __name__ == '__main__':
   _WINDOWS = flags.DEFINE_integer('windows', 0, 'Held-out windows to score; 0: all.', lower_bound=0)
   _SEED = flags.DEFINE_integer('seed', 0, 'Seed of random orders.')
   _JSON = cli.json_flag()
+  _MESH = cli.mesh_flag()
+  _CLUSTER = distributed.define_flags()
   cli.run(main)

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from armd_jax import checkpoint, cli, sharding, training
-from armd_jax.config import Config
+from armd_jax import checkpoint, cli, distributed, sharding, training
+from armd_jax.config import Config, MeshConfig
 from armd_jax.data.tokenizers import Tokenizer, get_tokenizer
 from armd_jax.decode.generate import Generated, generate, task_of
 from armd_jax.errors import UserError
@@ -39,13 +39,26 @@ class Request:
   length_B: np.ndarray
 
 
-def load_ema(workdir: str | pathlib.Path) -> tuple[Config, Tokenizer, Any, int]:
+def load_ema(
+  workdir: str | pathlib.Path, mesh_config: MeshConfig | None = None
+) -> tuple[Config, Tokenizer, Any, int]:
   """Config, tokenizer, averaged parameters and step of a run's newest checkpoint.
 
+  Args:
+    workdir: the run's.
+    mesh_config: where the parameters shall lie; None: on the run's mesh if it makes up the devices
+      that are here, else on all of them along data.
+  Returns:
+    The config's mesh is the one where the parameters lie.
   Raises:
-    UserError: no run is there, or its checkpoint is damaged or from another config.
+    UserError: no run is there, its checkpoint is damaged or from another config, or the mesh does
+      not make up the devices or cannot share the model.
   """
   config = checkpoint.read_config(workdir)
+  if mesh_config is None:
+    fits = sharding.axis_sizes(config.mesh, jax.device_count()) is not None
+    mesh_config = config.mesh if fits else MeshConfig()
+  config = dataclasses.replace(config, mesh=mesh_config)
   tokenizer = get_tokenizer(config.data.tokenizer)
   mesh = sharding.make_mesh(config.mesh)
   abstract = training.abstract_state(config, tokenizer.vocab_size, mesh)
@@ -126,7 +139,7 @@ def complete(
   """Generates and decodes.
 
   Args:
-    config, tokenizer, params: a trained model.
+    config, tokenizer, params: a trained model, whose parameters lie on the config's mesh.
     request: from `continue_prompts` or `fill_gaps`.
     streams: S, tokens generated at once.
     seed, temperature, top_p: see `decode.generate.generate`.
@@ -148,6 +161,7 @@ def complete(
     temperature=temperature,
     top_p=top_p,
     stop_token=tokenizer.eos_id if stop == 'eos' else None,
+    mesh=sharding.make_mesh(config.mesh),
   )
   generated = jax.block_until_ready(generated)
   rows = zip(np.asarray(generated.tokens_BxN), np.asarray(generated.length_B), strict=True)
@@ -170,18 +184,26 @@ def check_sampling(streams: int, temperature: float, top_p: float, num_samples: 
       raise UserError(f'--{name} is {value}; write {fix}')
 
 
-def main() -> None:
-  check_sampling(_STREAMS.value, _TEMPERATURE.value, _TOP_P.value, _NUM_SAMPLES.value)
-  config, tokenizer, params, step = load_ema(_WORKDIR.value)
+def _request(config: Config, tokenizer: Tokenizer) -> Request:
+  """What the flags ask for."""
   if config.model.family == 'ar' and (_STREAMS.value > 1 or _INFILL.value):
     raise UserError("the model is auto-regressive ('ar'); leave out --infill and write --streams=1")
   num_slots = config.model.num_slots
-  if _INFILL.value is not None:
-    if _PROMPT.value:
-      raise UserError('--prompt and --infill exclude each other; put the prompt into --infill')
-    request = fill_gaps(_INFILL.value, _GAP_TOKENS.value, _NUM_SAMPLES.value, num_slots, tokenizer)
-  else:
-    request = continue_prompts([_PROMPT.value] * _NUM_SAMPLES.value, num_slots, tokenizer)
+  if _INFILL.value is None:
+    return continue_prompts([_PROMPT.value] * _NUM_SAMPLES.value, num_slots, tokenizer)
+  if _PROMPT.value:
+    raise UserError('--prompt and --infill exclude each other; put the prompt into --infill')
+  return fill_gaps(_INFILL.value, _GAP_TOKENS.value, _NUM_SAMPLES.value, num_slots, tokenizer)
+
+
+def main() -> None:
+  check_sampling(_STREAMS.value, _TEMPERATURE.value, _TOP_P.value, _NUM_SAMPLES.value)
+  mesh_config = cli.mesh_of(_MESH.value)
+  distributed.start(_CLUSTER())
+  config, tokenizer, params, step = distributed.together(
+    lambda: load_ema(_WORKDIR.value, mesh_config)
+  )
+  request = distributed.together(lambda: _request(config, tokenizer))
   start = time.perf_counter()
   texts, generated = complete(
     config,
@@ -195,16 +217,25 @@ def main() -> None:
     stop=_STOP.value,
   )
   seconds = time.perf_counter() - start
+  if not distributed.is_first():
+    return
+  margin = float(np.min(generated.margin_B))
   for text in texts:
     print('-' * 80)
     print(text)
   print('-' * 80)
   print(
     f'{len(texts)} texts in {int(generated.steps)} steps, S = {_STREAMS.value}, {seconds:.1f} s '
-    f'with compilation, weights of step {step}'
+    f'with compilation, weights of step {step}; the closest decision by {margin:.1e} nats'
   )
   if _JSON.value:
-    numbers = {'texts': texts, 'steps': int(generated.steps), 'step': step, 'seconds': seconds}
+    numbers = {
+      'texts': texts,
+      'steps': int(generated.steps),
+      'step': step,
+      'seconds': seconds,
+      'margin': margin,
+    }
     cli.write_json(_JSON.value, numbers)
 
 
@@ -222,4 +253,6 @@ if __name__ == '__main__':
   _TOP_P = flags.DEFINE_float('top_p', 1.0, 'Nucleus of the distribution to draw from.')
   _STOP = flags.DEFINE_enum('stop', 'none', ['none', 'eos'], 'Where a text ends.')
   _JSON = cli.json_flag()
+  _MESH = cli.mesh_flag()
+  _CLUSTER = distributed.define_flags()
   cli.run(main)

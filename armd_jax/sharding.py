@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,22 +11,18 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from armd_jax import axes
-from armd_jax.config import MeshConfig
+from armd_jax.config import MeshConfig, ModelConfig
 from armd_jax.errors import UserError
 
-# What a parameter's axes are, by the end of its path. A scanned layer has one more axis in front.
-PARAMETER_AXES = {
-  'vocabulary/embedding': ('vocab', 'embed'),
-  'vocabulary/bos': (None,),
-  'mask': (None,),
-  'pe': (None, None),
-  'query/kernel': ('embed', 'heads', None),
-  'key_value/kernel': ('embed', None, 'kv_heads', None),
-  'out/kernel': ('heads', None, 'embed'),
-  'up/kernel': ('embed', 'mlp'),
-  'down/kernel': ('mlp', 'embed'),
-  'scale': (None,),
-}
+
+def axis_sizes(config: MeshConfig, num_devices: int) -> dict[str, int] | None:
+  """Axis sizes whose product is the number of devices, or None if the config names no such."""
+  sizes = {'data': config.data, 'fsdp': config.fsdp, 'tensor': config.tensor}
+  known = math.prod(size for size in sizes.values() if size != -1)
+  free = [name for name, size in sizes.items() if size == -1]
+  if len(free) == 1 and known > 0 and num_devices % known == 0:
+    return sizes | {free[0]: num_devices // known}
+  return None if free or known != num_devices else sizes
 
 
 def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
@@ -37,18 +34,45 @@ def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
   devices = jax.devices() if devices is None else devices
   # A process's devices side by side, so that it holds one run of a batch's sequences.
   devices = sorted(devices, key=lambda device: (device.process_index, device.id))
-  sizes = {'data': config.data, 'fsdp': config.fsdp, 'tensor': config.tensor}
-  known = math.prod(size for size in sizes.values() if size != -1)
-  free = [name for name, size in sizes.items() if size == -1]
-  if len(free) == 1 and known > 0 and len(devices) % known == 0:
-    sizes[free[0]] = len(devices) // known
-  elif free or known != len(devices):
+  found = axis_sizes(config, len(devices))
+  if found is None:
+    given = dataclasses.asdict(config)
     raise UserError(
-      f'config.mesh is {sizes}, which does not make up {len(devices)} devices; write axis sizes '
+      f'config.mesh is {given}, which does not make up {len(devices)} devices; write axis sizes '
       f'whose product is {len(devices)}, at most one of them -1'
     )
   # Mesh(), not jax.make_mesh: the latter's axes are of the explicit-sharding kind.
-  return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), tuple(sizes))
+  return Mesh(np.asarray(devices).reshape(tuple(found.values())), tuple(found))
+
+
+def check_model(model: ModelConfig, vocab_size: int, mesh: Mesh) -> None:
+  """Refuses a model that the mesh cannot share evenly.
+
+  Raises:
+    UserError: naming the field, its value and the fix.
+  """
+  tensor, fsdp = mesh.shape['tensor'], mesh.shape['fsdp']
+  for name, value, axis, parts in (
+    ('embed_dim', model.embed_dim, 'fsdp', fsdp),
+    ('num_heads', model.num_heads, 'tensor', tensor),
+    ('mlp_dim', model.mlp_dim, 'tensor', tensor),
+  ):
+    if value % parts:
+      raise UserError(
+        f'config.model.{name} is {value}, which config.mesh.{axis} = {parts} does not divide; '
+        f'write a multiple of {parts}, or another mesh'
+      )
+  if model.num_kv_heads % tensor and tensor % model.num_kv_heads:
+    raise UserError(
+      f'config.model.num_kv_heads is {model.num_kv_heads}, neither a divisor nor a multiple of '
+      f'config.mesh.tensor = {tensor}; write one, or another mesh'
+    )
+  padded = model.padded(vocab_size)
+  if padded % tensor:
+    raise UserError(
+      f'the vocabulary of {padded} entries cannot be cut into config.mesh.tensor = {tensor} parts; '
+      f'write a multiple of {tensor} for config.model.vocab_multiple, now {model.vocab_multiple}'
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -76,6 +100,11 @@ def process_part(mesh: Mesh) -> tuple[int, int]:
   return first // max(tensor, local), mesh.size // max(tensor, local)
 
 
+def batch_parts(mesh: Mesh) -> int:
+  """How many parts of a batch there are; the number of sequences is a multiple of it."""
+  return mesh.shape['data'] * mesh.shape['fsdp']
+
+
 def global_batch(mesh: Mesh, local_BxN: np.ndarray) -> jax.Array:
   """The batch of all processes from each one's part, `[B/P, N]` to `[B, N]`."""
   return jax.make_array_from_process_local_data(batch_sharding(mesh), local_BxN)
@@ -99,30 +128,9 @@ def tree_sharding(mesh: Mesh, tree: Any) -> Any:
   Returns:
     The same tree of NamedShardings; scalars are replicated.
   Raises:
-    ValueError: naming the array that no row of PARAMETER_AXES matches.
+    ValueError: naming the array that no row of `axes.PARAMETER_AXES` matches.
   """
 
-  def sharding(path, x):
-    if x.ndim == 0:
-      return replicated(mesh)
-    name = path_name(path)
-    matches = [row for row in PARAMETER_AXES.items() if f'/{name}'.endswith(f'/{row[0]}')]
-    if len(matches) != 1:
-      raise ValueError(f'no row of PARAMETER_AXES matches {name!r} {x.shape}; add one')
-    ((_, names),) = matches
-    stacked = (None,) * (x.ndim - len(names))
-    # Key heads that the tensor axis outnumbers are whole on every device; `check` allows no others.
-    names = (
-      None if name == 'kv_heads' and count % mesh.shape['tensor'] else name
-      for name, count in zip(names, x.shape[len(stacked) :], strict=True)
-    )
-    return NamedSharding(mesh, axes.spec(*stacked, *names))
-
-  return jax.tree_util.tree_map_with_path(sharding, tree)
-
-
-def path_name(path: Any) -> str:
-  """A tree path as 'a/b/c'."""
-  return '/'.join(
-    str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key)))) for key in path
-  )
+  with axes.on(mesh):
+    specs = jax.tree_util.tree_map_with_path(lambda *x: axes.spec(*axes.of_parameter(*x)), tree)
+  return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)

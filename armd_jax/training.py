@@ -79,7 +79,12 @@ def init_state(config: Config, vocab_size: int) -> TrainState:
 
 
 def abstract_state(config: Config, vocab_size: int, mesh: Mesh) -> TrainState:
-  """Shapes, dtypes and shardings of the state."""
+  """Shapes, dtypes and shardings of the state.
+
+  Raises:
+    UserError: the mesh cannot share the model.
+  """
+  sharding.check_model(config.model, vocab_size, mesh)
   shapes = jax.eval_shape(functools.partial(init_state, config, vocab_size))
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -104,20 +109,20 @@ def loss_and_gradients(
     The loss and kinds_2xK, and the gradient of the loss. kinds_2xK holds, for every order of
     `armd.ORDER_KINDS`, the sum over its sequences of their nats per token, and their number.
 
-  Orders come from (seed, step, index in the batch), dropout from (seed, step, micro-batch), so
-  nothing depends on how many devices share the work.
+  Orders and dropout of a sequence come from (seed, step, index in the batch) alone, so nothing
+  depends on how many devices or micro-batches share the work.
   """
   model = models.build(config.model, vocab_size)
   micro_batches = config.train.accumulation
   batch, slots = text_BxN.shape[0], config.model.num_slots
   step_key = jax.random.fold_in(jax.random.key(config.seed), step)
   streams_key, orders_key, dropout_key = jax.random.split(step_key, 3)
-  keys_B = jax.vmap(jax.random.fold_in, (None, 0))(orders_key, jnp.arange(batch))
+  index_B = jnp.arange(batch)
 
-  def loss(params, text_MxN, keys_M, micro_batch):
+  def loss(params, text_MxN, index_M):
+    keys_M = jax.vmap(jax.random.fold_in, (None, 0))(orders_key, index_M)
     order, kind_M = armd.training_order(config.order, slots, step, streams_key, keys_M)
     weights_MxN = jnp.full((text_MxN.shape[0], slots), 1 / (batch * slots), jnp.float32)
-    key = jax.random.fold_in(dropout_key, micro_batch) if config.model.dropout else None
     total, nll_MxN = armd.nll(
       model,
       params,
@@ -125,7 +130,8 @@ def loss_and_gradients(
       order,
       weights_MxN,
       loss_chunk=config.train.loss_chunk,
-      dropout_key=key,
+      dropout_key=dropout_key if config.model.dropout else None,
+      index_B=index_M,
     )
     is_kind_MxK = jax.nn.one_hot(kind_M, len(armd.ORDER_KINDS))
     nats_MxK = jnp.mean(nll_MxN, axis=1)[:, None] * is_kind_MxK
@@ -133,7 +139,7 @@ def loss_and_gradients(
 
   gradient = jax.value_and_grad(loss, has_aux=True)
   if micro_batches == 1:
-    return gradient(params, text_BxN, keys_B, 0)
+    return gradient(params, text_BxN, index_B)
 
   def add(sums, xs):
     return jax.tree.map(jnp.add, sums, gradient(params, *xs)), None
@@ -142,7 +148,7 @@ def loss_and_gradients(
   split = lambda x: jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0)
   kinds_2xK = jnp.zeros((2, len(armd.ORDER_KINDS)), jnp.float32)
   zeros = ((jnp.float32(0), kinds_2xK), jax.tree.map(jnp.zeros_like, params))
-  sums, _ = jax.lax.scan(add, zeros, (split(text_BxN), split(keys_B), jnp.arange(micro_batches)))
+  sums, _ = jax.lax.scan(add, zeros, (split(text_BxN), split(index_B)))
   return sums
 
 

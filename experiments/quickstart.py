@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
   config = default_config()
   config.model.update(
     length=256, num_layers=3, embed_dim=256, num_heads=4, dropout=0.0, dtype='float32',
-    scan_layers=False,
+    scan_layers=False, vocab_multiple=1,
   )  # fmt: skip
   config.order.update(ar_steps=200, perm_steps=700, rho=8, sbp_start=900)
   config.optimizer.update(learning_rate=1.3e-3, warmup_steps=100, beta2=0.99)

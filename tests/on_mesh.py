@@ -16,7 +16,11 @@ MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)]
 def eight_devices():
   """`eight_devices(function, *args)`: what a test module's function returns or raises there."""
   context = multiprocessing.get_context('spawn')
-  variables = {'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu'}
+  variables = {
+    'JAX_NUM_CPU_DEVICES': '8',
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',  # compiling is most of the time
+  }
   with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
 
     def run(function, *args):

@@ -21,6 +21,7 @@ def model_config(**changes):
     dtype='float32',
     g0_chunk=5,
     pe_dim=8,
+    vocab_multiple=1,
   )
   raw = {'model': sizes | changes, 'order': {'rho': 1}}
   return config.parse(raw).model

@@ -11,12 +11,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from armd_jax import models
+from armd_jax import axes, models, sharding
 from armd_jax.config import ModelConfig
 from armd_jax.decode import sampling
 from armd_jax.decode.state import (
-  DecodeState,
   Task,
   decoding_form,
   fill,
@@ -38,11 +38,15 @@ class Generated:
     tokens_BxN: int32, in text order; positions past a sequence's length hold padding.
     length_B: int32, tokens of each sequence up to its end (an EOS it stopped at is not counted).
     steps: int32 scalar, forward passes after the prefill.
+    margin_B: float32, nats, the closest decision of each sequence: by how much a drawn token's
+      perturbed logit exceeded the second best. On other hardware, or other numbers of devices,
+      logits that differ by half of it may change a token.
   """
 
   tokens_BxN: Array
   length_B: Array
   steps: Array
+  margin_B: Array
 
 
 def task_of(
@@ -83,6 +87,7 @@ def generate(
   temperature: float = 1.0,
   top_p: float = 1.0,
   stop_token: int | None = None,
+  mesh: Mesh | None = None,
 ) -> Generated:
   """Generates what the task asks for.
 
@@ -97,6 +102,8 @@ def generate(
     top_p: in (0, 1].
     stop_token: a text ends at its first such token by position, and the batch ends early once every
       sequence has one with nothing missing before it; None: never.
+    mesh: where the parameters lie, which shares the batch and the heads; None: on one device. Every
+      process calls with the same arguments, and holds the result.
   Returns:
     The texts.
   Raises:
@@ -106,20 +113,61 @@ def generate(
     raise ValueError(f'temperature is {temperature}; write 0 or more')
   if not 0 < top_p <= 1:
     raise ValueError(f'top_p is {top_p}; write more than 0 and at most 1')
-  if sequence_B is None:
-    sequence_B = jnp.arange(tokens_BxN.shape[0])
+  batch = len(tokens_BxN)
+  sequence_B = np.arange(batch) if sequence_B is None else np.asarray(sequence_B)
+  rows = task, np.asarray(tokens_BxN, np.int32), sequence_B.astype(np.int32)
   return _generate(
     config,
     vocab_size,
     params,
-    task,
-    jnp.asarray(tokens_BxN, jnp.int32),
-    jax.random.key(seed),
-    jnp.asarray(sequence_B),
-    jnp.float32(temperature),
-    None if top_p == 1 else jnp.float32(top_p),
+    *(rows if mesh is None else _on_mesh(*rows, mesh, sharding.put)),
+    np.uint32(seed % 2**32),
+    np.float32(temperature),
+    None if top_p == 1 else np.float32(top_p),
     stop_token,
     *static_sizes(task),
+    batch,
+    mesh,
+  )
+
+
+def _on_mesh(task, tokens_BxN, sequence_B, mesh, put):
+  """The arguments laid out by `put`, with as many sequences as the devices can share."""
+
+  def rows(x):
+    x = np.asarray(x)
+    # More of the last sequence, which nobody waits for and nobody sees.
+    x = np.concatenate([x, np.repeat(x[-1:], -len(x) % sharding.batch_parts(mesh), axis=0)])
+    return put(x, sharding.batch_sharding(mesh))
+
+  def progress(x):
+    return put(np.asarray(x), sharding.replicated(mesh)) if len(x) == 1 else rows(x)
+
+  task = jax.tree.map(progress, task).replace(first_B=rows(task.first_B))
+  return task, rows(tokens_BxN), rows(sequence_B)
+
+
+def lower_generate(
+  config: ModelConfig, vocab_size: int, params: Any, task: Task, mesh: Mesh | None = None
+) -> jax.stages.Lowered:
+  """`generate` at temperature 1, traced and lowered, for those who time it or compile it ahead.
+
+  Compiled, it is a function of params, task, tokens_BxN, sequence_B (int32), the seed (uint32),
+  the temperature (float32) and None.
+
+  Args:
+    config, vocab_size: the network.
+    params: arrays, or shapes with shardings on the mesh.
+    task: what to generate.
+    mesh: real, or of described devices; None: one device.
+  """
+  batch = len(task.first_B)
+  rows = task, np.zeros((batch, config.num_slots), np.int32), np.zeros(batch, np.int32)
+  shape = lambda x, where=None: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+  rows = jax.tree.map(shape, rows) if mesh is None else _on_mesh(*rows, mesh, shape)
+  settings = np.uint32(0), np.float32(1), None, None
+  return _generate.lower(
+    config, vocab_size, params, *rows, *settings, *static_sizes(task), batch, mesh
   )
 
 
@@ -131,16 +179,11 @@ def compile_generate(
   Returns:
     A function of tokens_BxN (int32, text order), and the seconds that compiling took.
   """
-  batch = task.first_B.shape[0]
-  tokens_BxN = jnp.zeros((batch, config.num_slots), jnp.int32)
-  arrays = (jax.random.key(0), jnp.arange(batch), jnp.float32(1), None)
   start = time.perf_counter()
-  lowered = _generate.lower(
-    config, vocab_size, params, task, tokens_BxN, *arrays, None, *static_sizes(task)
-  )
-  compiled = lowered.compile()
+  compiled = lower_generate(config, vocab_size, params, task).compile()
   seconds = time.perf_counter() - start
-  return lambda tokens_BxN: compiled(params, task, tokens_BxN, *arrays), seconds
+  settings = jnp.arange(len(task.first_B), dtype=jnp.int32), np.uint32(0), np.float32(1), None
+  return lambda tokens_BxN: compiled(params, task, tokens_BxN, *settings), seconds
 
 
 def static_sizes(task: Task) -> tuple[int, int]:
@@ -154,41 +197,62 @@ def static_sizes(task: Task) -> tuple[int, int]:
 
 
 @functools.partial(
-  jax.jit, static_argnames=('config', 'vocab_size', 'stop_token', 'prefill', 'width')
+  jax.jit,
+  static_argnames=('config', 'vocab_size', 'stop_token', 'prefill', 'width', 'batch', 'mesh'),
 )
 def _generate(
-  config, vocab_size, params, task, tokens_BxN, key, sequence_B, temperature, top_p, stop_token,
-  prefill, width,
+  config, vocab_size, params, task, tokens_BxN, sequence_B, seed, temperature, top_p, stop_token,
+  prefill, width, batch, mesh,
+):  # fmt: skip
+  with axes.on(mesh):
+    return _generate_here(
+      config, vocab_size, params, task, tokens_BxN, sequence_B, jax.random.key(seed), temperature,
+      top_p, stop_token, prefill, width, batch,
+    )  # fmt: skip
+
+
+def _generate_here(
+  config, vocab_size, params, task, tokens_BxN, sequence_B, key, temperature, top_p, stop_token,
+  prefill, width, batch,
 ):  # fmt: skip
   config, params = decoding_form(config, params)
   model = models.build(config, vocab_size)
   state = start(model, params, task, to_generation(tokens_BxN, task.order), prefill, width)
+  carry = state, axes.constrain(jnp.full(len(tokens_BxN), jnp.inf), 'batch')
 
-  def step(width, state: DecodeState) -> DecodeState:
+  def step(width, carry):
+    state, margin_B = carry
     slot_BxW = state.filled_B[:, None] + jnp.arange(width)
     logits_BxWxV, width_B, state = predict(model, params, task, state, width)
     keys_BxW = sampling.slot_keys(key, sequence_B, slot_BxW)
-    return fill(state, sampling.draw(keys_BxW, logits_BxWxV, temperature, top_p), width_B)
+    tokens_BxW, gap_BxW = sampling.draw(keys_BxW, logits_BxWxV, temperature, top_p)
+    is_real_BxW = jnp.arange(width) < width_B[:, None]
+    margin_B = jnp.minimum(margin_B, jnp.min(jnp.where(is_real_BxW, gap_BxW, jnp.inf), axis=1))
+    return fill(state, tokens_BxW, width_B), margin_B
 
   # Heads come one by one and groups `width` at a time: two loops, so that heads cost one row each.
   for loop_width in sorted({1, width}):
 
-    def more(state, loop_width=loop_width):
+    def more(carry, loop_width=loop_width):
+      state, _ = carry
       width_B = next_width(task, state)
       fits = True if loop_width == width else jnp.max(width_B) <= loop_width
       wanted_B = width_B > 0
       if stop_token is not None:
         wanted_B &= ~_stopped(task, state, stop_token)
+        wanted_B &= jnp.arange(len(tokens_BxN)) < batch
       return jnp.any(wanted_B) & fits
 
-    state = jax.lax.while_loop(more, functools.partial(step, loop_width), state)
+    carry = jax.lax.while_loop(more, functools.partial(step, loop_width), carry)
+  state, margin_B = carry
 
   num_slots = tokens_BxN.shape[1]
   length_B = jnp.broadcast_to(task.length_B, tokens_BxN.shape[:1])
   if stop_token is not None:
     length_B = jnp.minimum(length_B, _first_stop(task, state, stop_token) - 1)
   tokens_BxN = to_text(state.tokens_BxM[:, :num_slots], task.order)
-  return Generated(tokens_BxN, length_B, state.steps)
+  whole = lambda x: axes.constrain(x, *[None] * x.ndim)[:batch]
+  return Generated(whole(tokens_BxN), whole(length_B), state.steps, whole(margin_B))
 
 
 def _first_stop(task, state, stop_token):

@@ -40,11 +40,12 @@ def nucleus(logits: Array, top_p: Array) -> Array:
 
 def draw(
   keys_BxW: Array, logits_BxWxV: Array, temperature: Array, top_p: Array | None = None
-) -> Array:
-  """Draws one token per row.
+) -> tuple[Array, Array]:
+  """Draws one token per row, and says how close it was.
 
   float32 Gumbel noise made from 23 random bits never exceeds 16, which cuts the tails and lowers
-  the temperature silently; `mode='high'` draws the tails too.
+  the temperature silently; `mode='high'` draws the tails too (the same draw as
+  `jax.random.categorical`).
 
   Args:
     keys_BxW: one key per draw.
@@ -52,12 +53,18 @@ def draw(
     temperature: float32 scalar >= 0; 0 takes the most likely token.
     top_p: float32 scalar in (0, 1], or None to skip the sort over the vocabulary.
   Returns:
-    tokens_BxW, int32.
+    tokens_BxW: int32.
+    gap_BxW: float32, by how much the best perturbed logit exceeds the second best, in nats; errors
+      below half of it cannot change the token (but may change what `top_p` cuts off).
   """
   scaled_BxWxV = logits_BxWxV / jnp.where(temperature > 0, temperature, 1.0)
   if top_p is not None:
     scaled_BxWxV = nucleus(scaled_BxWxV, top_p)
-  categorical = lambda key, logits_V: jax.random.categorical(key, logits_V, mode='high')
-  drawn_BxW = jax.vmap(jax.vmap(categorical))(keys_BxW, scaled_BxWxV)
-  likeliest_BxW = jnp.argmax(logits_BxWxV, axis=-1)
-  return jnp.where(temperature > 0, drawn_BxW, likeliest_BxW).astype(jnp.int32)
+  gumbel = lambda key: jax.random.gumbel(key, logits_BxWxV.shape[-1:], mode='high')
+  drawn_BxWxV = scaled_BxWxV + jax.vmap(jax.vmap(gumbel))(keys_BxW)
+  perturbed_BxWxV = jnp.where(temperature > 0, drawn_BxWxV, logits_BxWxV)
+  tokens_BxW = jnp.argmax(perturbed_BxWxV, axis=-1)
+  is_chosen_BxWxV = jnp.arange(logits_BxWxV.shape[-1]) == tokens_BxW[..., None]
+  best_BxW = jnp.max(perturbed_BxWxV, axis=-1)
+  second_BxW = jnp.max(jnp.where(is_chosen_BxWxV, -jnp.inf, perturbed_BxWxV), axis=-1)
+  return tokens_BxW.astype(jnp.int32), best_BxW - second_BxW

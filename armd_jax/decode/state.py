@@ -14,6 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from armd_jax import axes
 from armd_jax.config import ModelConfig
 from armd_jax.models.armd import Rows
 from armd_jax.models.layers import unstack_layers
@@ -59,13 +60,15 @@ class DecodeState:
 
 
 def decoding_form(config: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
-  """The same network, unrolled, without remat, its matrices cast once instead of per step."""
+  """The same network, unrolled, without remat, its matrices cast, and gathered over the fsdp axis,
+  once instead of per step."""
 
-  def cast(path, x):
+  def prepare(path, x):
     is_matrix = path[-1].key in ('kernel', 'embedding')
-    return x.astype(config.dtype) if is_matrix else x
+    names = (None if name == 'embed' else name for name in axes.of_parameter(path, x))
+    return axes.constrain(x.astype(config.dtype) if is_matrix else x, *names)
 
-  params = jax.tree_util.tree_map_with_path(cast, unstack_layers(params))
+  params = jax.tree_util.tree_map_with_path(prepare, unstack_layers(params))
   return dataclasses.replace(config, scan_layers=False, remat='none'), params
 
 
@@ -85,7 +88,7 @@ def start(
   """
   batch, num_slots = tokens_BxN.shape
   state = DecodeState(
-    tokens_BxM=jnp.pad(tokens_BxN, ((0, 0), (0, width))),
+    tokens_BxM=axes.constrain(jnp.pad(tokens_BxN, ((0, 0), (0, width))), 'batch', None),
     filled_B=task.num_given_B,
     committed_B=jnp.zeros_like(task.num_given_B),
     # Room for the padding of the widest call behind the last real row.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from armd_jax import models, sharding
+from armd_jax import axes, models, sharding
 from armd_jax.config import ModelConfig, check_streams
 from armd_jax.objectives import armd
 from armd_jax.order import GenerationOrder, left_to_right, one_by_one, strided, uniform
@@ -122,7 +122,8 @@ def _score(config, vocab_size, mesh):
 
   def score(params, text_BxN, order):
     weights_BxN = jnp.zeros(order.position_BxN.shape, jnp.float32)
-    _, nll_BxN = armd.nll(model, params, text_BxN, order, weights_BxN, loss_chunk=64)
+    with axes.on(mesh):
+      _, nll_BxN = armd.nll(model, params, text_BxN, order, weights_BxN, loss_chunk=64)
     return nll_BxN
 
   rows = sharding.batch_sharding(mesh)

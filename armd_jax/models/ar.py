@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from armd_jax.config import ModelConfig
 from armd_jax.models.armd import BOS, Rows, Vocabulary, full_rows
-from armd_jax.models.layers import KVCache, RMSNorm, Stack, View, rope_rotation
+from armd_jax.models.layers import Dropout, KVCache, RMSNorm, Stack, View, rope_rotation
 from armd_jax.order import GenerationOrder
 
 Array = jax.Array
@@ -36,15 +36,19 @@ class AR(nn.Module):
     self.vocabulary = Vocabulary(self.config, self.vocab_size)
     self.stack = Stack(self.config, self.config.num_layers)
     self.final_norm = RMSNorm(self.config.dtype)
-    self.embedding_dropout = nn.Dropout(self.config.dropout)
+    self.embedding_dropout = Dropout(self.config.dropout)
 
   def __call__(
-    self, tokens_BxN: Array, order: GenerationOrder, first_B: Array | None = None
+    self,
+    tokens_BxN: Array,
+    order: GenerationOrder,
+    first_B: Array | None = None,
+    index_B: Array | None = None,
   ) -> Array:
     """hidden_BxNxE whose row n predicts token n from the tokens before it; see `ARMD`."""
     first_B = jnp.full(tokens_BxN.shape[0], BOS, jnp.int32) if first_B is None else first_B
     content_BxN = jnp.concatenate([first_B[:, None], tokens_BxN[:, :-1]], axis=1)
-    return self._run(content_BxN, full_rows(order), None)[0]
+    return self._run(content_BxN, full_rows(order), None, index_B)[0]
 
   def extend(self, content_BxW: Array, rows: Rows, state: ArState) -> tuple[Array, ArState]:
     """Appends W tokens to the caches and predicts the token after each; see `ARMD.extend`."""
@@ -64,16 +68,17 @@ class AR(nn.Module):
     c = self.config
     return ArState(tuple(KVCache.empty(c, batch, rows) for _ in range(c.num_layers)))
 
-  def _run(self, content_BxW, rows, caches):
+  def _run(self, content_BxW, rows, caches, index_B=None):
     c = self.config
     x_BxWxE = self.vocabulary.embed(content_BxW)
-    x_BxWxE = self.embedding_dropout(x_BxWxE, deterministic=not self.has_rng('dropout'))
+    x_BxWxE = self.embedding_dropout(x_BxWxE, index_B)
     rotation = rope_rotation(rows.content_position_BxW, c.head_dim, c.rope_theta)
     view = View(
       rotation_BxRxNxD2=jax.tree.map(lambda x: x[:, None], rotation),
       source_rotation_BxKxD2=rotation,
       lengths_BxRxN=rows.content_length_BxW[:, None],
       offset_B=rows.content_offset_B,
+      index_B=index_B,
     )
     x_Bx1xWxE, caches = self.stack(x_BxWxE[:, None], view, caches)
     return self.final_norm(x_Bx1xWxE[:, 0]), caches

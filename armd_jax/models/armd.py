@@ -19,9 +19,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from armd_jax import axes
 from armd_jax.config import ModelConfig
 from armd_jax.models import prefix_aggregation
 from armd_jax.models.layers import (
+  Dropout,
   KVCache,
   RMSNorm,
   Stack,
@@ -101,22 +103,38 @@ class Vocabulary(nn.Module):
   vocab_size: int
 
   def setup(self):
-    multiple = self.config.vocab_multiple
-    padded = -(-self.vocab_size // multiple) * multiple
     init = nn.initializers.normal(0.02)
-    self.embedding_VxE = self.param('embedding', init, (padded, self.config.embed_dim))
+    shape = (self.config.padded(self.vocab_size), self.config.embed_dim)
+    self.embedding_VxE = self.param('embedding', init, shape)
     self.bos_E = self.param('bos', init, (self.config.embed_dim,))
 
   def embed(self, ids: Array) -> Array:
     """Rows of ids, `BOS` included, in the compute dtype."""
-    rows = self.embedding_VxE.astype(self.config.dtype)[jnp.maximum(ids, 0)]
+    find = axes.split(_look_up, (('vocab', 'embed'), ('batch', None)), ('batch', None, None))
+    rows = find(self.embedding_VxE, jnp.maximum(ids, 0)).astype(self.config.dtype)
     return jnp.where((ids == BOS)[..., None], self.bos_E.astype(self.config.dtype), rows)
 
   def logits(self, hidden: Array) -> Array:
     """float32 logits over the padded vocabulary; padding gets -inf."""
     embedding_VxE = self.embedding_VxE.astype(self.config.dtype)
     logits = jnp.einsum('...e,ve->...v', hidden, embedding_VxE, preferred_element_type=jnp.float32)
+    # Whole on every device that holds the sequence, for who draws from them.
+    logits = axes.constrain(logits, 'batch', *[None] * (logits.ndim - 1))
     return jnp.where(jnp.arange(embedding_VxE.shape[0]) < self.vocab_size, logits, -jnp.inf)
+
+
+def _look_up(table_VxE: Array, ids_BxW: Array) -> Array:
+  """Rows of the table on a mesh: few rows travel instead of the table.
+
+  A device looks up the ids of all sequences of its fsdp group, among the entries and in the columns
+  that it holds; then the group exchanges columns for sequences.
+  """
+  ids_BxW = axes.gather(ids_BxW, 'embed', axis=0)
+  ids_BxW -= axes.first_index('vocab', len(table_VxE))
+  is_here_BxW = (ids_BxW >= 0) & (ids_BxW < len(table_VxE))
+  rows_BxWxE = table_VxE[jnp.clip(ids_BxW, 0, len(table_VxE) - 1)]
+  rows_BxWxE = jnp.where(is_here_BxW[..., None], rows_BxWxE, 0)
+  return axes.total(axes.exchange(rows_BxWxE, 'embed', give=0, take=2), 'vocab')
 
 
 class ARMD(nn.Module):
@@ -138,14 +156,18 @@ class ARMD(nn.Module):
       self.last_two_stream = remat_block(dataclasses.replace(c, scan_layers=False))(c)
     self.causal = Stack(c, c.num_layers - c.num_two_stream_layers)
     self.final_norm = RMSNorm(c.dtype)
-    self.embedding_dropout = nn.Dropout(c.dropout)
+    self.embedding_dropout = Dropout(c.dropout)
     if c.g0 == 'mask_embedding':
       self.mask_E = self.param('mask', nn.initializers.normal(0.02), (c.embed_dim,))
     if c.g0 == 'prefix' and c.pe == 'learned':
       self.pe_table = self.param('pe', nn.initializers.normal(1.0), (c.length + 1, c.pe_dim))
 
   def __call__(
-    self, tokens_BxN: Array, order: GenerationOrder, first_B: Array | None = None
+    self,
+    tokens_BxN: Array,
+    order: GenerationOrder,
+    first_B: Array | None = None,
+    index_B: Array | None = None,
   ) -> Array:
     """All N conditionals in one pass.
 
@@ -153,12 +175,14 @@ class ARMD(nn.Module):
       tokens_BxN: int32 token ids in generation order.
       order: `[B or 1, N]`.
       first_B: int32, token that takes BOS's place (`bos='first_token_given'`), or None.
+      index_B: int32, index of each sequence in the whole batch, which its dropout depends on; 0..
+        if None.
     Returns:
       hidden_BxNxE of the query rows; `logits` of row n predict the token of slot n.
     """
     first_B = jnp.full(tokens_BxN.shape[0], BOS, jnp.int32) if first_B is None else first_B
     content_BxN = jnp.concatenate([first_B[:, None], tokens_BxN[:, :-1]], axis=1)
-    return self._run(content_BxN, full_rows(order), None)[0]
+    return self._run(content_BxN, full_rows(order), None, index_B)[0]
 
   def extend(self, content_BxW: Array, rows: Rows, state: ArmdState) -> tuple[Array, ArmdState]:
     """Commits W content rows to the caches and predicts W slots from all committed rows.
@@ -190,14 +214,17 @@ class ARMD(nn.Module):
     return ArmdState(
       two_stream=caches(c.num_two_stream_layers),
       causal=caches(c.num_layers - c.num_two_stream_layers),
-      aggregate_BxPxE=jnp.zeros((batch, c.pe_dim, c.embed_dim), jnp.float32),
+      aggregate_BxPxE=axes.constrain(
+        jnp.zeros((batch, c.pe_dim, c.embed_dim), jnp.float32), 'batch', None, None
+      ),
     )
 
-  def _run(self, content_BxW, rows, state):
+  def _run(self, content_BxW, rows, state, index_B=None):
     c = self.config
     x_BxWxE = self.vocabulary.embed(content_BxW)
-    x_BxWxE = self.embedding_dropout(x_BxWxE, deterministic=not self.has_rng('dropout'))
+    x_BxWxE = self.embedding_dropout(x_BxWxE, index_B)
     g_BxWxE, query_position_BxW, aggregate = self._seed(x_BxWxE, rows, state)
+    g_BxWxE = axes.constrain(g_BxWxE, 'batch', None, None)
 
     rotation = lambda position: rope_rotation(position, c.head_dim, c.rope_theta)
     content_rotation, query_rotation = map(
@@ -216,6 +243,7 @@ class ARMD(nn.Module):
         source_rotation_BxKxD2=content_rotation,
         lengths_BxRxN=both(rows.content_length_BxW, rows.query_length_BxW),
         offset_B=rows.content_offset_B,
+        index_B=index_B,
       )
       rows_BxRxWxE, first = self.two_stream(both(x_BxWxE, g_BxWxE), view, caches[0])
       view = view.replace(
@@ -231,6 +259,7 @@ class ARMD(nn.Module):
       source_rotation_BxKxD2=query_rotation,
       lengths_BxRxN=rows.causal_length_BxW[:, None],
       offset_B=rows.query_offset_B,
+      index_B=index_B,
     )
     g_Bx1xWxE, causal = self.causal(g_BxWxE[:, None], view, caches[2])
     hidden_BxWxE = self.final_norm(g_Bx1xWxE[:, 0])

@@ -9,13 +9,19 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from armd_jax import axes
 from armd_jax.attention import prefix_attention
 from armd_jax.config import ModelConfig
 
 Array = jax.Array
 
+# What the backward pass finds instead of computing it again.
 REMAT_POLICIES = {
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # Products with matrices, and what the attention kernels name: no product is computed twice.
+  'dots': jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names('prefix_attention_out', 'prefix_attention_stats'),
+  ),
   'full': jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -29,12 +35,15 @@ class View:
     source_rotation_BxKxD2: the same for the rows that keys and values are computed from.
     lengths_BxRxN: int32, prefix of the keys that each row sees, `[B or 1, R, N]`.
     offset_B: int32 `[B or 1]`, where in the cache this call's keys begin; None without a cache.
+    index_B: int32, index of each sequence in the whole batch, which its dropout depends on; None
+      counts from 0.
   """
 
   rotation_BxRxNxD2: tuple[Array, Array]
   source_rotation_BxKxD2: tuple[Array, Array]
   lengths_BxRxN: Array
   offset_B: Array | None = None
+  index_B: Array | None = None
 
 
 @flax.struct.dataclass
@@ -46,8 +55,9 @@ class KVCache:
 
   @classmethod
   def empty(cls, config: ModelConfig, batch: int, rows: int) -> KVCache:
-    shape = (batch, rows, config.num_kv_heads, config.head_dim)
-    return cls(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+    zeros = jnp.zeros((batch, rows, config.num_kv_heads, config.head_dim), config.dtype)
+    zeros = axes.constrain(zeros, 'batch', None, axes.kv_heads(config.num_kv_heads), None)
+    return cls(zeros, zeros)
 
   def write(self, k_BxWxGxD: Array, v_BxWxGxD: Array, offset_B: Array) -> KVCache:
     """Puts W rows at `offset_B` (`[1]` when all sequences are at the same place)."""
@@ -99,6 +109,25 @@ def kernel_init(scale: float) -> nn.initializers.Initializer:
   return nn.initializers.variance_scaling(scale**2, 'fan_in', 'normal')
 
 
+class Dropout(nn.Module):
+  """Dropout that is on exactly when a 'dropout' key is passed to `apply`.
+
+  What a sequence loses depends on the key, the layer and the sequence's index, and on nothing else:
+  neither on the sequences beside it nor on the devices that they share.
+  """
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, x: Array, index_B: Array | None) -> Array:
+    if self.rate == 0 or not self.has_rng('dropout'):
+      return x
+    index_B = jnp.arange(len(x)) if index_B is None else index_B
+    key, keep = self.make_rng('dropout'), 1 - self.rate
+    draw = lambda index, x: jax.random.bernoulli(jax.random.fold_in(key, index), keep, x.shape)
+    return jnp.where(jax.vmap(draw)(index_B, x), x / max(keep, 1e-6), 0)
+
+
 class Block(nn.Module):
   """Pre-norm attention and MLP with residual branches, over R streams that share keys and values.
 
@@ -120,8 +149,8 @@ class Block(nn.Module):
     project = lambda name, features, axis=-1, scale=1.0: nn.DenseGeneral(
       features, axis, use_bias=False, dtype=c.dtype, kernel_init=kernel_init(scale), name=name
     )
-    # Dropout is on exactly when the caller passes a 'dropout' key.
-    dropout = nn.Dropout(c.dropout, deterministic=not self.has_rng('dropout'))
+    dropout = lambda x: Dropout(c.dropout)(x, view.index_B)
+    rows = ('batch', None, None)
     # Branches that add to the residual stream start smaller, so that its variance does not grow
     # with depth (GPT-2).
     shrink = (2 * c.num_layers) ** -0.5
@@ -131,6 +160,8 @@ class Block(nn.Module):
     source_BxKxE = normed_BxRxNxE[:, 0] if source_BxKxE is None else norm(source_BxKxE)
     q_BxRxNxHxD = project('query', (c.num_heads, c.head_dim))(normed_BxRxNxE)
     kv_BxKx2xGxD = project('key_value', (2, c.num_kv_heads, c.head_dim))(source_BxKxE)
+    q_BxRxNxHxD = axes.constrain(q_BxRxNxHxD, *rows, 'heads', None)
+    kv_BxKx2xGxD = axes.constrain(kv_BxKx2xGxD, *rows, axes.kv_heads(c.num_kv_heads), None)
     q_BxRxNxHxD = rotate(q_BxRxNxHxD, view.rotation_BxRxNxD2)
     k_BxKxGxD = rotate(kv_BxKx2xGxD[:, :, 0], view.source_rotation_BxKxD2)
     v_BxKxGxD = kv_BxKx2xGxD[:, :, 1]
@@ -141,11 +172,13 @@ class Block(nn.Module):
       q_BxRxNxHxD, k_BxKxGxD, v_BxKxGxD, view.lengths_BxRxN, backend=c.attention
     )
     branch_BxRxNxE = project('out', c.embed_dim, (-2, -1), shrink)(seen_BxRxNxHxD)
-    rows_BxRxNxE += dropout(branch_BxRxNxE)
+    rows_BxRxNxE += dropout(axes.constrain(branch_BxRxNxE, *rows, None))
 
     hidden_BxRxNxF = project('up', c.mlp_dim)(RMSNorm(c.dtype, name='mlp_norm')(rows_BxRxNxE))
+    hidden_BxRxNxF = axes.constrain(hidden_BxRxNxF, *rows, 'mlp')
     branch_BxRxNxE = project('down', c.embed_dim, -1, shrink)(nn.gelu(hidden_BxRxNxF))
-    return rows_BxRxNxE + dropout(branch_BxRxNxE), cache
+    rows_BxRxNxE += dropout(axes.constrain(branch_BxRxNxE, *rows, None))
+    return rows_BxRxNxE, cache
 
 
 class Stack(nn.Module):

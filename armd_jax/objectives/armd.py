@@ -73,6 +73,7 @@ def nll(
   *,
   loss_chunk: int,
   dropout_key: Array | None = None,
+  index_B: Array | None = None,
 ) -> tuple[Array, Array]:
   """Weighted negative log-likelihood of texts under an order.
 
@@ -84,6 +85,8 @@ def nll(
     weights_BxN: float32 per slot, in generation order.
     loss_chunk: slots per sequence whose logits exist at once.
     dropout_key: turns dropout on.
+    index_B: int32, index of each sequence in the whole batch, which its dropout depends on; 0.. if
+      None.
   Returns:
     The weighted sum in nats, and nll_BxN per slot, in generation order.
   """
@@ -92,7 +95,7 @@ def nll(
     first_B, text_BxN = text_BxN[:, 0], text_BxN[:, 1:]
   tokens_BxN = to_generation(text_BxN, order)
   rngs = None if dropout_key is None else {'dropout': dropout_key}
-  hidden_BxNxE = model.apply({'params': params}, tokens_BxN, order, first_B, rngs=rngs)
+  hidden_BxNxE = model.apply({'params': params}, tokens_BxN, order, first_B, index_B, rngs=rngs)
   embedding_VxE = model.apply({'params': params}, method='embedding')
   return weighted_nll(
     hidden_BxNxE, embedding_VxE, tokens_BxN, weights_BxN, model.vocab_size, loss_chunk

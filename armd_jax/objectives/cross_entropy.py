@@ -2,7 +2,8 @@
 
 Positions are walked in chunks. The gradient of a weighted sum of losses is known as soon as the
 logits are, so the forward pass computes it chunk by chunk and the backward pass only scales it: no
-logits are kept and none are computed twice.
+logits are kept and none are computed twice. On a mesh every device has logits of its own sequences
+and its own part of the vocabulary only.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
+
+from armd_jax import axes
 
 Array = jax.Array
 
@@ -64,11 +67,29 @@ def _walk(
   hidden_BxNxE, embedding_VxE, targets_BxN, weights_BxN, vocab_size, chunk, *, with_gradient
 ):
   """Total, nll_BxN and, if asked for, d total / d hidden and d total / d embedding."""
+  rows = ('batch', None)
+  walk = axes.split(
+    functools.partial(_walk_part, vocab_size, chunk, with_gradient),
+    ((*rows, None), ('vocab', 'embed'), rows, rows),
+    ((), rows, ((*rows, None), ('vocab', 'embed')) if with_gradient else None),
+  )
+  return walk(hidden_BxNxE, embedding_VxE, targets_BxN, weights_BxN)
+
+
+def _walk_part(
+  vocab_size, chunk, with_gradient, hidden_BxNxE, embedding_VxE, targets_BxN, weights_BxN
+):
+  """`_walk` of one device: its sequences, and V its part of the vocabulary.
+
+  Per chunk, devices exchange a few numbers per position. The embedding is gathered once, and both
+  gradients are added up once, after the last chunk.
+  """
   num_positions = targets_BxN.shape[1]
   chunk = min(chunk, num_positions)
   num_chunks = -(-num_positions // chunk)
-  matrix_VxE = embedding_VxE.astype(hidden_BxNxE.dtype)
-  is_real_V = jnp.arange(embedding_VxE.shape[0]) < vocab_size
+  matrix_VxE = axes.gather(embedding_VxE.astype(hidden_BxNxE.dtype), 'embed', axis=1)
+  index_V = jnp.arange(len(matrix_VxE)) + axes.first_index('vocab', len(matrix_VxE))
+  is_real_V = index_V < vocab_size
 
   def split(x):
     tail = [(0, 0)] * (x.ndim - 2)
@@ -79,30 +100,39 @@ def _walk(
     x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :num_positions]
 
-  def walk(carry, xs):
-    total, gradient_VxE = carry
+  def walk(gradient_VxE, xs):
     hidden_BxCxE, targets_BxC, weights_BxC = xs
     logits_BxCxV = jnp.einsum(
       'bce,ve->bcv', hidden_BxCxE, matrix_VxE, preferred_element_type=jnp.float32
     )
     logits_BxCxV = jnp.where(is_real_V, logits_BxCxV, -jnp.inf)
-    log_total_BxC = jax.nn.logsumexp(logits_BxCxV, axis=-1)
-    chosen_BxC = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], axis=-1)[..., 0]
+    is_target_BxCxV = index_V == targets_BxC[..., None]
+    top_BxC = axes.largest(jnp.max(logits_BxCxV, axis=-1), 'vocab')
+    sums_2xBxC = jnp.stack(
+      [
+        jnp.sum(jnp.exp(logits_BxCxV - top_BxC[..., None]), axis=-1),
+        jnp.sum(jnp.where(is_target_BxCxV, logits_BxCxV, 0), axis=-1),
+      ]
+    )
+    sum_BxC, chosen_BxC = axes.total(sums_2xBxC, 'vocab')
+    log_total_BxC = top_BxC + jnp.log(sum_BxC)
     nll_BxC = log_total_BxC - chosen_BxC
-    total += jnp.sum(nll_BxC * weights_BxC)
     if not with_gradient:
-      return (total, gradient_VxE), (nll_BxC, None)
-    is_target_BxCxV = jnp.arange(embedding_VxE.shape[0]) == targets_BxC[..., None]
+      return gradient_VxE, (nll_BxC, None)
     error_BxCxV = jnp.exp(logits_BxCxV - log_total_BxC[..., None]) - is_target_BxCxV
     error_BxCxV = (error_BxCxV * weights_BxC[..., None]).astype(hidden_BxCxE.dtype)
     gradient_BxCxE = jnp.einsum('bcv,ve->bce', error_BxCxV, matrix_VxE)
     gradient_VxE += jnp.einsum(
       'bcv,bce->ve', error_BxCxV, hidden_BxCxE, preferred_element_type=jnp.float32
     )
-    return (total, gradient_VxE), (nll_BxC, gradient_BxCxE)
+    return gradient_VxE, (nll_BxC, gradient_BxCxE)
 
-  carry = (jnp.float32(0), jnp.zeros(embedding_VxE.shape, jnp.float32) if with_gradient else None)
+  carry = axes.zeros(matrix_VxE.shape, jnp.float32) if with_gradient else None
   xs = tuple(map(split, (hidden_BxNxE, targets_BxN, weights_BxN)))
-  (total, gradient_VxE), (nll_CxBxC, gradient_CxBxCxE) = jax.lax.scan(walk, carry, xs)
-  gradients = (join(gradient_CxBxCxE), gradient_VxE) if with_gradient else None
-  return total, join(nll_CxBxC), gradients
+  gradient_VxE, (nll_CxBxC, gradient_CxBxCxE) = jax.lax.scan(walk, carry, xs)
+  nll_BxN = join(nll_CxBxC)
+  total = axes.total(jnp.sum(nll_BxN * weights_BxN), 'batch')
+  if not with_gradient:
+    return total, nll_BxN, None
+  hidden_gradient = axes.total(join(gradient_CxBxCxE), 'vocab')
+  return total, nll_BxN, (hidden_gradient, axes.total_part(gradient_VxE, 'embed', 'batch', axis=1))

@@ -175,7 +175,7 @@ def test_draws_are_exact_in_the_tail():
   """A token of probability 1e-4 comes as often as it should (float32 noise alone loses tails)."""
   logits = jnp.log(jnp.array([1 - 1e-4, 1e-4]))
   keys = jax.random.split(jax.random.key(0), (1000, 1000))
-  tokens = draw(keys, jnp.broadcast_to(logits, (1000, 1000, 2)), 1.0)
+  tokens, _ = draw(keys, jnp.broadcast_to(logits, (1000, 1000, 2)), 1.0)
   assert 60 < int(tokens.sum()) < 140  # Poisson of mean 100, four standard deviations
 
 
