@@ -26,7 +26,7 @@ from tqdm import tqdm
 from armd_jax import config as config_lib
 from armd_jax import distributed, flops, training
 from armd_jax.attention import device
-from armd_jax.attention.device import PEAK_FLOPS
+from armd_jax.chips import PEAK_FLOPS
 from armd_jax.errors import MetByAll, UserError
 from armd_jax.objectives.armd import ORDER_KINDS
 

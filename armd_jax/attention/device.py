@@ -18,16 +18,6 @@ HOPPER_INTERPRETER = hasattr(plgpu, 'InterpretGPUParams')
 
 HOPPER = 'H100'  # and every other chip of its generation: H200, GH200
 
-# Peak bf16 FLOP/s of one jax device: a v4 or v5p chip, half a 7x chip, an SXM H100.
-PEAK_FLOPS = {
-  'v4': 275e12,
-  'v5e': 197e12,
-  'v5p': 459e12,
-  'v6e': 918e12,
-  '7x': 1155e12,
-  HOPPER: 989e12,
-}
-
 # What `jax.Device.device_kind` calls the chips.
 _TPU_KINDS = {
   'TPU v4': 'v4',

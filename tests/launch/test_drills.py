@@ -23,6 +23,7 @@ pytestmark = pytest.mark.drill
 DRILL_SOURCES = (
   'launch/*.py',
   'armd_jax/checkpoint.py',
+  'armd_jax/chips.py',
   'armd_jax/cli.py',
   'armd_jax/data/pipeline.py',
   'armd_jax/data/workers.py',
