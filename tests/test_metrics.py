@@ -16,6 +16,7 @@ from tiny import VOCAB
 
 from armd_jax import flops, metrics, sharding, training
 from armd_jax.attention import device
+from armd_jax.chips import PEAK_FLOPS
 from armd_jax.errors import UserError
 
 BATCH, SLOTS = 8, 16  # of small_config
@@ -217,7 +218,7 @@ def test_mfu_counts_what_is_seen_and_6nd_beside_it(monkeypatch):
   config = small_config(model__num_layers=4, order__sbp_start=5, order__sbp_streams=(4,))
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
   assert metrics.ideal_seconds(config, VOCAB, mesh, 0) == {}  # no peak is known of a CPU
-  monkeypatch.setitem(device.PEAK_FLOPS, device.current().chip, 1e9)
+  monkeypatch.setitem(PEAK_FLOPS, device.current().chip, 1e9)
   before, after = (metrics.ideal_seconds(config, VOCAB, mesh, step) for step in (0, 5))
   params = training.abstract_state(config, VOCAB, mesh).params
   num_parameters = sum(x.size for x in jax.tree.leaves(params))
