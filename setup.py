@@ -36,6 +36,8 @@ setuptools.setup(
     'tqdm>=4.66',
   ],
   extras_require={
+    # Compilers for TPUs and H100s, which need neither; the plugins in jax's own version.
+    'aot': ['jax[tpu]', 'jax-cuda12-pjrt', 'jax-cuda12-plugin', 'nvidia-cuda-nvcc-cu12'],
     'gcs': ['gcsfs>=2024.6'],  # texts and corpora on gs://
     # Hugging Face models that judge generated texts, GGUF files included.
     'judge': ['accelerate>=1.0', 'gguf>=0.10', 'torch>=2.4', 'transformers>=4.50'],

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -194,9 +193,7 @@ def _fingerprint(*parts: str) -> str:
   return hashlib.sha256('\n'.join(parts).encode('utf-8')).hexdigest()
 
 
-_TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
-  kind.name: kind for kind in (ByteTokenizer, Gpt2Tokenizer, BertTokenizer)
-}
+_TOKENIZERS = {kind.name: kind for kind in (ByteTokenizer, Gpt2Tokenizer, BertTokenizer)}
 
 
 def get_tokenizer(name: str) -> Tokenizer:
@@ -205,7 +202,20 @@ def get_tokenizer(name: str) -> Tokenizer:
   Raises:
     UserError: for an unknown name, or a vocabulary that is nowhere to be had.
   """
+  return _kind(name)()
+
+
+def vocab_size(name: str) -> int:
+  """V of the tokenizer of that name, whose vocabulary need not be there.
+
+  Raises:
+    UserError: for an unknown name.
+  """
+  return _kind(name).vocab_size
+
+
+def _kind(name: str) -> type[Tokenizer]:
   if name not in _TOKENIZERS:
     known = ', '.join(map(repr, sorted(_TOKENIZERS)))
     raise UserError(f'tokenizer {name!r} is unknown; write one of {known}')
-  return _TOKENIZERS[name]()
+  return _TOKENIZERS[name]

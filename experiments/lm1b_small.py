@@ -1,0 +1,22 @@
+"""ARMD with GPT-2 small's shape on LM1B (paper section 6): packed to 128 tokens, 1M steps.
+
+  python -m armd_jax.data.prepare --source=tfds:lm1b --tokenizer=bert-base-uncased --out=work/lm1b
+  python -m armd_jax.train --config=experiments/lm1b_small.py --workdir=work/lm1b_small
+
+Hardware and time: python -m armd_jax.aot --config=experiments/lm1b_small.py --topology=v5p:8x8x16,
+or --target=h100, says whether it fits and the least time a step takes; nothing of it was run.
+Published perplexity: 23.64 after 300K steps, 22.36 after 1M (MDLM 31.78, Transformer 22.83).
+"""
+
+import ml_collections
+
+from armd_jax.config import default_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = default_config()
+  config.model.update(length=128, num_two_stream_layers=6, remat='dots')
+  config.order.update(ar_steps=100_000, perm_steps=300_000, rho=8)
+  config.data.update(source='work/lm1b', tokenizer='bert-base-uncased', packing='wrapped')
+  config.train.update(steps=1_000_000)
+  return config

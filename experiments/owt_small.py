@@ -1,0 +1,23 @@
+"""ARMD with GPT-2 small's size on OpenWebText (paper section 6): 512 x 1024 tokens, 400K steps.
+
+  python -m armd_jax.data.prepare --source='openwebtext/*.parquet' --tokenizer=gpt2 --out=work/owt
+  python -m armd_jax.train --config=experiments/owt_small.py --workdir=work/owt_small \\
+    --config.data.source=work/owt
+
+Hardware and time: on 1024 v5p chips (fsdp 256 x tensor 4) the roofline of docs/scaling.md gives 4.4
+to 8.1 ms per step at least, half an hour to an hour in all; nothing of it was run. For others,
+python -m armd_jax.aot --config=experiments/owt_small.py --target=h100 says memory and least time.
+Published zero-shot perplexity after 400K steps: LAMBADA 45.35, WikiText2 35.64, PTB 123.43,
+WikiText103 35.15, 1BW 52.94; after 180K: 44.66, 36.25, 130.31, 35.66, 53.18.
+"""
+
+import ml_collections
+
+from armd_jax.config import default_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = default_config()  # whose defaults are this model and its recipe
+  config.model.update(remat='dots')
+  config.data.update(source='work/owt', tokenizer='gpt2')
+  return config
