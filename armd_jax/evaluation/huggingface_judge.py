@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from armd_jax.data.readers import first_line
-from armd_jax.errors import UserError
+from armd_jax.errors import UserError, sentence
 
 _TOKENS_AT_ONCE = 4096  # of padded windows, so that logits of large vocabularies fit
 
@@ -48,7 +47,7 @@ class HuggingFaceJudge:
     except Exception as error:  # whatever transformers raises for files it cannot read
       raise UserError(
         f'{path!r} holds no causal language model that transformers can open '
-        f'({first_line(error)}); give the folder of one, with its tokenizer'
+        f'({sentence(error)}); give the folder of one, with its tokenizer'
       ) from error
     self._model = model.eval()
     self.context = min(model.config.max_position_embeddings, 1024)

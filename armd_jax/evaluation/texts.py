@@ -16,9 +16,8 @@ from etils import epath
 from pyarrow import parquet
 
 from armd_jax.data import tfds_reader
-from armd_jax.data.readers import first_line
 from armd_jax.data.sources import TFDS
-from armd_jax.errors import UserError
+from armd_jax.errors import UserError, sentence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +136,7 @@ def _parquet_rows(text: Text, path: epath.Path) -> list[str]:
     with path.open('rb') as file:
       table = parquet.read_table(file)
   except pyarrow.ArrowException as error:
-    raise UserError(f'{path} is no parquet file ({first_line(error)}); get it anew') from error
+    raise UserError(f'{path} is no parquet file ({sentence(error)}); get it anew') from error
   return _joined(text, table.to_pylist(), str(path))
 
 
