@@ -42,6 +42,12 @@ PARAMETER_AXES = {
   'up/kernel': ('embed', 'mlp'),
   'down/kernel': ('mlp', 'embed'),
   'scale': (None,),
+  'modulation/kernel': (None, None, None, 'embed'),
+  'modulation/bias': (None, None, 'embed'),
+  'noise_in/kernel': (None, None),
+  'noise_in/bias': (None,),
+  'noise_out/kernel': (None, None),
+  'noise_out/bias': (None,),
 }
 
 

@@ -25,10 +25,20 @@ def _one_of(*values):
 
 
 @dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+  """The masking process of the diffusion baselines; ARMD and AR read none of it."""
+
+  schedule: str = _one_of('log_linear', 'cosine')  # of MDLM, SEDD and RADD; see objectives.masking
+  d3pm_steps: int = 1000  # T
+  d3pm_aux: float = 0.01  # weight of D3PM's auxiliary cross-entropy in every step (its eq. 5)
+  radd_loss: str = _one_of('lambda_dce', 't_dce', 'any_order')  # what RADD trains on
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """Shape and variants of the network (method: paper section 3)."""
 
-  family: str = _one_of('armd', 'ar')
+  family: str = _one_of('armd', 'ar', 'mdlm', 'd3pm', 'sedd', 'radd')
   length: int = 1024  # N, tokens scored per sequence
   num_layers: int = 12
   num_two_stream_layers: int = -1  # first layers with a content stream; -1: half of them
@@ -48,6 +58,7 @@ class ModelConfig:
   dtype: str = _one_of('bfloat16', 'float32')  # of activations; parameters are float32
   remat: str = _one_of('none', 'dots', 'full')  # what the backward pass recomputes
   scan_layers: bool = True  # one compiled layer in a loop; False unrolls
+  diffusion: DiffusionConfig = DiffusionConfig()
   vocab_multiple: int = 128  # the vocabulary is padded to a multiple of this, for sharding
 
   @property
@@ -72,7 +83,9 @@ class OrderConfig:
   perm_steps: int = 48_000  # i_perm
   rho: int = 32  # most tokens shuffled
   perm_mode: str = _one_of('scatter', 'window')
-  uniform_order_prob: float = 0.0  # share of sequences in uniform order, once shuffling starts
+  uniform_order_prob: float = 0.0  # share of sequences in random order, once shuffling starts
+  block_steps: int = 0  # T: random orders are blocks of a T-step masking process; 0: singletons
+  block_schedule: str = _one_of('linear', 'cosine')  # of that process
   sbp_start: int = -1  # from this step on orders are strided (SBP); -1: never
   sbp_streams: tuple[int, ...] = (1, 2, 4)  # S is drawn uniformly from these at every step
 
@@ -118,7 +131,7 @@ class TrainConfig:
   checkpoint_every: int = 1_000
   keep_last: int = 2  # newest checkpoints
   keep_every: int = 50_000  # checkpoints of multiples of this are kept for good; 0: none
-  keep_best: int = 1  # by held-out left-to-right nats
+  keep_best: int = 1  # by held-out nats
   max_not_finite: int = 20  # steps in a row that may be skipped before training stops
   hang_seconds: int = 1_800  # without progress, after which the process ends; 0: it waits for ever
   profile_steps: tuple[int, ...] = ()  # first and last step of a profiler's trace
@@ -211,7 +224,7 @@ def _cast(kind, value, where):
 
 
 def _resolve(config: Config) -> Config:
-  """Fills in the model sizes that default to others."""
+  """Fills in the model sizes that default to others; an AR model's orders are left-to-right."""
   model = config.model
   filled = {
     'num_two_stream_layers': model.num_layers // 2,
@@ -219,7 +232,10 @@ def _resolve(config: Config) -> Config:
     'mlp_dim': 4 * model.embed_dim,
   }
   unset = {name: value for name, value in filled.items() if getattr(model, name) == -1}
-  return dataclasses.replace(config, model=dataclasses.replace(model, **unset))
+  order = config.order
+  if model.family == 'ar':  # which cannot tell where a token stands that is not the next one
+    order = dataclasses.replace(order, rho=0, uniform_order_prob=0.0)
+  return dataclasses.replace(config, model=dataclasses.replace(model, **unset), order=order)
 
 
 def _require(condition: bool, sentence: str) -> None:
@@ -291,9 +307,15 @@ def _check(config: Config) -> Config:
   )
   _require(
     m.family == 'armd' or o.sbp_start < 0,
-    "config.order.sbp_start is set but config.model.family is 'ar', which has no strided orders; "
-    'write -1',
+    f'config.order.sbp_start is set but config.model.family is {m.family!r}, which has no strided '
+    'orders; write -1',
   )
+  _require(o.block_steps >= 0, f'config.order.block_steps is {o.block_steps}; write 0 or more')
+  f = m.diffusion
+  _require(
+    f.d3pm_steps >= 1, f'config.model.diffusion.d3pm_steps is {f.d3pm_steps}; write 1 or more'
+  )
+  _require(f.d3pm_aux >= 0, f'config.model.diffusion.d3pm_aux is {f.d3pm_aux}; write 0 or more')
   return config
 
 

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from armd_jax import distributed, sample
 from armd_jax.config import Config
 from armd_jax.data.corpus import Corpus
+from armd_jax.decode import diffusion
 from armd_jax.errors import CRASHED
 from armd_jax.evaluation import likelihood
 from armd_jax.metrics import Record
@@ -41,7 +42,8 @@ class Hook:
 
 
 def evaluation(config: Config, corpus: Corpus, mesh: Mesh) -> Hook:
-  """Logs `held_out`: left-to-right nats per token of the averaged weights."""
+  """Logs `held_out`: nats per token of the averaged weights, left-to-right, or the bound of a
+  diffusion baseline."""
   batch_size = config.train.batch_size // config.train.accumulation
   windows_WxN = corpus.held_out_WxN[: config.train.eval_windows]
 
@@ -51,7 +53,7 @@ def evaluation(config: Config, corpus: Corpus, mesh: Mesh) -> Hook:
       corpus.tokenizer.vocab_size,
       state.ema,
       windows_WxN,
-      likelihood.LEFT_TO_RIGHT,
+      likelihood.standard_suite(config.model, ())[0],
       mesh,
       batch_size=batch_size,
     )
@@ -66,6 +68,12 @@ def samples(config: Config, corpus: Corpus) -> Hook:
   request = sample.continue_prompts([''], config.model.num_slots, corpus.tokenizer)
 
   def run(state):
+    if config.model.family in diffusion.SAMPLERS:
+      sampler = diffusion.SAMPLERS[config.model.family][0]
+      (text,), _ = sample.denoise(
+        config, corpus.tokenizer, state.ema, request, steps=0, sampler=sampler
+      )
+      return {'sample': text}
     is_strided = 0 <= config.order.sbp_start < state.step
     streams = max(config.order.sbp_streams) if is_strided else 1
     (text,), _ = sample.complete(config, corpus.tokenizer, state.ema, request, streams=streams)

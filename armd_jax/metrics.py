@@ -71,7 +71,7 @@ def line(step: int, steps: int, record: Record) -> str:
   if 'loss' in record:
     parts.append('not finite' if record['loss'] is None else f'loss {record["loss"]:.4f}')
   if 'held_out' in record:
-    parts.append(f'held-out left-to-right {record["held_out"]:.4f} nats per token')
+    parts.append(f'held-out {record["held_out"]:.4f} nats per token')
   if 'tokens_per_second' in record:
     parts.append(f'{record["tokens_per_second"]:,.0f} tokens/s')
   for name in ('step', 'input'):

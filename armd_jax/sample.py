@@ -1,7 +1,7 @@
 """Generates text: `python -m armd_jax.sample --workdir=DIR --streams=4 --prompt="Once upon"`.
 
 With --prompt the text goes on from the prompt; with --infill every run of three or more underscores
-is a gap, and the rest is kept.
+is a gap, and the rest is kept. A diffusion baseline takes --steps in place of --streams.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from absl import flags
 from armd_jax import checkpoint, cli, distributed, sharding, training
 from armd_jax.config import Config, MeshConfig
 from armd_jax.data.tokenizers import Tokenizer, get_tokenizer
+from armd_jax.decode import diffusion
 from armd_jax.decode.generate import Generated, generate, task_of
 from armd_jax.errors import UserError
 from armd_jax.models.armd import BOS
@@ -168,6 +169,50 @@ def complete(
   return [tokenizer.decode(ids_N[:length]) for ids_N, length in rows], generated
 
 
+def denoise(
+  config: Config,
+  tokenizer: Tokenizer,
+  params: Any,
+  request: Request,
+  *,
+  steps: int,
+  sampler: str,
+  seed: int = 0,
+  temperature: float = 1.0,
+  top_p: float = 1.0,
+  stop: str = 'none',
+) -> tuple[list[str], Generated]:
+  """`complete` by a diffusion baseline.
+
+  Args:
+    steps: of the sampler; 0: as many as there are tokens to generate.
+    sampler: one of `decode.diffusion.SAMPLERS`.
+  """
+  is_free_BxN = ~request.given_BxN
+  is_free_BxN &= np.arange(is_free_BxN.shape[1]) < request.length_B[:, None]
+  generated = diffusion.generate(
+    config.model,
+    tokenizer.vocab_size,
+    params,
+    request.tokens_BxN,
+    request.given_BxN,
+    request.length_B,
+    steps=steps or int(is_free_BxN.sum(axis=1).max()),
+    sampler=sampler,
+    seed=seed,
+    first_token=tokenizer.eos_id,
+    temperature=temperature,
+    top_p=top_p,
+    mesh=sharding.make_mesh(config.mesh),
+  )
+  tokens_BxN, length_B = np.asarray(generated.tokens_BxN), request.length_B
+  if stop == 'eos':
+    is_stop_BxN = is_free_BxN & (tokens_BxN == tokenizer.eos_id)
+    length_B = np.where(is_stop_BxN.any(axis=1), is_stop_BxN.argmax(axis=1), length_B)
+  texts = [tokenizer.decode(ids_N[:n]) for ids_N, n in zip(tokens_BxN, length_B, strict=True)]
+  return texts, generated.replace(length_B=length_B)
+
+
 def check_sampling(streams: int, temperature: float, top_p: float, num_samples: int) -> None:
   """Refuses what cannot be sampled with.
 
@@ -184,10 +229,30 @@ def check_sampling(streams: int, temperature: float, top_p: float, num_samples: 
       raise UserError(f'--{name} is {value}; write {fix}')
 
 
+def _sampler(config: Config) -> str:
+  """The sampler of a diffusion baseline that is asked for, or its family's first.
+
+  Raises:
+    UserError: the family has no such sampler.
+  """
+  names = diffusion.SAMPLERS[config.model.family]
+  if _SAMPLER.value and _SAMPLER.value not in names:
+    raise UserError(
+      f'--sampler is {_SAMPLER.value!r}; for {config.model.family!r} write one of '
+      f'{", ".join(map(repr, names))}'
+    )
+  return _SAMPLER.value or names[0]
+
+
 def _request(config: Config, tokenizer: Tokenizer) -> Request:
   """What the flags ask for."""
   if config.model.family == 'ar' and (_STREAMS.value > 1 or _INFILL.value):
     raise UserError("the model is auto-regressive ('ar'); leave out --infill and write --streams=1")
+  if config.model.family not in diffusion.SAMPLERS and (_STEPS.value or _SAMPLER.value):
+    raise UserError(
+      f'--steps and --sampler are for diffusion baselines; the model is {config.model.family!r}, '
+      'write --streams'
+    )
   num_slots = config.model.num_slots
   if _INFILL.value is None:
     return continue_prompts([_PROMPT.value] * _NUM_SAMPLES.value, num_slots, tokenizer)
@@ -205,17 +270,20 @@ def main() -> None:
   )
   request = distributed.together(lambda: _request(config, tokenizer))
   start = time.perf_counter()
-  texts, generated = complete(
-    config,
-    tokenizer,
-    params,
-    request,
-    streams=_STREAMS.value,
-    seed=_SEED.value,
-    temperature=_TEMPERATURE.value,
-    top_p=_TOP_P.value,
-    stop=_STOP.value,
+  options = dict(
+    seed=_SEED.value, temperature=_TEMPERATURE.value, top_p=_TOP_P.value, stop=_STOP.value
   )
+  if config.model.family in diffusion.SAMPLERS:
+    sampler = distributed.together(lambda: _sampler(config))
+    how = f'sampler {sampler}'
+    texts, generated = denoise(
+      config, tokenizer, params, request, steps=_STEPS.value, sampler=sampler, **options
+    )
+  else:
+    how = f'S = {_STREAMS.value}'
+    texts, generated = complete(
+      config, tokenizer, params, request, streams=_STREAMS.value, **options
+    )
   seconds = time.perf_counter() - start
   if not distributed.is_first():
     return
@@ -225,7 +293,7 @@ def main() -> None:
     print(text)
   print('-' * 80)
   print(
-    f'{len(texts)} texts in {int(generated.steps)} steps, S = {_STREAMS.value}, {seconds:.1f} s '
+    f'{len(texts)} texts in {int(generated.steps)} steps, {how}, {seconds:.1f} s '
     f'with compilation, weights of step {step}; the closest decision by {margin:.1e} nats'
   )
   if _JSON.value:
@@ -242,6 +310,10 @@ def main() -> None:
 if __name__ == '__main__':
   _WORKDIR = cli.workdir_flag('A training run.')
   _STREAMS = flags.DEFINE_integer('streams', 4, 'S: tokens generated at once.')
+  _STEPS = flags.DEFINE_integer(
+    'steps', 0, "Steps of a diffusion baseline's sampler; 0: one per token.", lower_bound=0
+  )
+  _SAMPLER = flags.DEFINE_string('sampler', '', "Of a diffusion baseline; '': its family's first.")
   _PROMPT = flags.DEFINE_string('prompt', '', 'Text to go on from.')
   _INFILL = flags.DEFINE_string('infill', None, 'Text whose gaps (___) are filled.')
   _GAP_TOKENS = flags.DEFINE_integer(

@@ -105,6 +105,11 @@ def batch_parts(mesh: Mesh) -> int:
   return mesh.shape['data'] * mesh.shape['fsdp']
 
 
+def filled_up(rows: np.ndarray, mesh: Mesh) -> np.ndarray:
+  """As many rows as the devices can share: more of the last one, which nobody looks at."""
+  return np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % batch_parts(mesh), axis=0)])
+
+
 def global_batch(mesh: Mesh, local_BxN: np.ndarray) -> jax.Array:
   """The batch of all processes from each one's part, `[B/P, N]` to `[B, N]`."""
   return jax.make_array_from_process_local_data(batch_sharding(mesh), local_BxN)

@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 
 from armd_jax import axes, models, sharding
 from armd_jax.config import Config, OptimizerConfig
-from armd_jax.objectives import armd
-from armd_jax.order import left_to_right, progressive_budget
+from armd_jax.objectives import armd, diffusion
+from armd_jax.order import progressive_budget
 
 Array = jax.Array
 
@@ -68,9 +68,7 @@ def ema_decay_at(config: OptimizerConfig, step: Array) -> Array:
 def init_state(config: Config, vocab_size: int) -> TrainState:
   """Parameters drawn from the config's seed, and an empty optimizer; runs under jit."""
   model = models.build(config.model, vocab_size)
-  tokens_1xN = jnp.zeros((1, config.model.num_slots), jnp.int32)
-  order = left_to_right(config.model.num_slots)
-  params = model.init(jax.random.key(config.seed), tokens_1xN, order)['params']
+  params = models.init(model, jax.random.key(config.seed))
   # EMA starts as a copy, not as the same buffers, which a donating step could not take twice.
   ema = jax.tree.map(jnp.copy, params)
   # Two arrays, for the same reason.
@@ -121,18 +119,17 @@ def loss_and_gradients(
 
   def loss(params, text_MxN, index_M):
     keys_M = jax.vmap(jax.random.fold_in, (None, 0))(orders_key, index_M)
-    order, kind_M = armd.training_order(config.order, slots, step, streams_key, keys_M)
-    weights_MxN = jnp.full((text_MxN.shape[0], slots), 1 / (batch * slots), jnp.float32)
-    total, nll_MxN = armd.nll(
-      model,
-      params,
-      text_MxN,
-      order,
-      weights_MxN,
+    options = dict(
       loss_chunk=config.train.loss_chunk,
       dropout_key=dropout_key if config.model.dropout else None,
       index_B=index_M,
     )
+    if config.model.family in diffusion.FAMILIES:
+      total, _ = diffusion.loss(model, params, text_MxN, keys_M, batch, **options)
+      return total, jnp.zeros((2, len(armd.ORDER_KINDS)))
+    order, kind_M = armd.training_order(config.order, slots, step, streams_key, keys_M)
+    weights_MxN = jnp.full((text_MxN.shape[0], slots), 1 / (batch * slots), jnp.float32)
+    total, nll_MxN = armd.nll(model, params, text_MxN, order, weights_MxN, **options)
     is_kind_MxK = jax.nn.one_hot(kind_M, len(armd.ORDER_KINDS))
     nats_MxK = jnp.mean(nll_MxN, axis=1)[:, None] * is_kind_MxK
     return total, jnp.stack([jnp.sum(nats_MxK, axis=0), jnp.sum(is_kind_MxK, axis=0)])

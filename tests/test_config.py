@@ -50,6 +50,11 @@ def test_defaults_are_the_published_small_recipe():
     ({'train': {'profile_steps': (0, 2)}}, 'write the first and the last step of a trace'),
     ({'train': {'accumulation': 3}}, 'write a divisor of batch_size = 512'),
     ({'model': {'family': 'ar'}, 'order': {'sbp_start': 0}}, 'has no strided orders'),
+    ({'model': {'family': 'mdlm'}, 'order': {'sbp_start': 0}}, "family is 'mdlm', which has no"),
+    ({'model': {'diffusion': {'d3pm_steps': 0}}}, 'd3pm_steps is 0; write 1 or more'),
+    ({'model': {'diffusion': {'d3pm_aux': -1.0}}}, 'd3pm_aux is -1.0; write 0 or more'),
+    ({'model': {'diffusion': {'schedule': 'sine'}}}, "write one of 'log_linear', 'cosine'"),
+    ({'order': {'block_steps': -1}}, 'block_steps is -1; write 0 or more'),
     ({'model': 3}, 'must hold the fields of ModelConfig'),
   ],
 )
@@ -63,3 +68,8 @@ def test_refusals(raw, message):
 def test_length_counts_the_given_first_token():
   raw = {'model': {'bos': 'first_token_given', 'length': 1025}, 'order': {'sbp_start': 0}}
   assert config.parse(raw).model.num_slots == 1024
+
+
+def test_an_ar_model_knows_one_order():
+  raw = {'model': {'family': 'ar'}, 'order': {'rho': 8, 'uniform_order_prob': 0.5}}
+  assert config.parse(raw).order == config.OrderConfig(rho=0)

@@ -15,6 +15,7 @@ import tiny
 from armd_jax import axes, sharding, training
 from armd_jax import config as config_lib
 from armd_jax.attention import device
+from armd_jax.decode import diffusion
 from armd_jax.decode.generate import generate, task_of
 from armd_jax.errors import UserError
 from armd_jax.evaluation import likelihood
@@ -223,6 +224,30 @@ def test_decoding(eight_devices, mesh_sizes):
     np.testing.assert_array_equal(found.length_B, expected.length_B)
     assert found.steps == expected.steps
     np.testing.assert_allclose(found.margin_B, expected.margin_B, atol=1e-4)
+
+
+def denoised(mesh_sizes):
+  """A diffusion baseline's bound of texts, and five texts it generates."""
+  config = tiny.model_config(family='sedd', num_layers=1, vocab_multiple=8)
+  mesh = on_mesh.mesh(mesh_sizes)
+  _, params = tiny.init(config)
+  params = jax.device_put(params, sharding.tree_sharding(mesh, params))
+  text = np.random.default_rng(0).integers(0, tiny.VOCAB, (8, 16))
+  bound = likelihood.nll(config, tiny.VOCAB, params, text, likelihood.DENOISING, mesh, batch_size=8)
+  given, length = text[:5] < 2, np.array([16, 16, 16, 11, 16])
+  run = diffusion.generate(
+    config, tiny.VOCAB, params, text[:5], given, length, steps=6, sampler='tweedie', mesh=mesh
+  )
+  return next(bound), jax.device_get(run)
+
+
+def test_denoising(eight_devices):
+  nats, run = denoised((1, 1, 1))
+  found_nats, found = eight_devices(denoised, (2, 2, 2))
+  np.testing.assert_allclose(found_nats, nats, rtol=1e-5)
+  closest = f'the closest decisions: {run.margin_B} nats'
+  np.testing.assert_array_equal(found.tokens_BxN, run.tokens_BxN, err_msg=closest)
+  assert found.steps == run.steps
 
 
 # ----- what a mesh cannot share

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -30,9 +32,7 @@ def model_config(**changes):
 def init(model_config, vocab_size=VOCAB, seed=0, scale=3.0):
   """Model and random parameters; larger than at initialisation, so that every path matters."""
   model = models.build(model_config, vocab_size)
-  tokens = jnp.zeros((1, model_config.num_slots), jnp.int32)
-  left_to_right = order.left_to_right(model_config.num_slots)
-  params = jax.jit(model.init)(jax.random.key(seed), tokens, left_to_right)['params']
+  params = jax.jit(functools.partial(models.init, model))(jax.random.key(seed))
 
   def enlarge(path, x):
     return x if path[-1].key == 'scale' else scale * x

@@ -135,10 +135,7 @@ def _on_mesh(task, tokens_BxN, sequence_B, mesh, put):
   """The arguments laid out by `put`, with as many sequences as the devices can share."""
 
   def rows(x):
-    x = np.asarray(x)
-    # More of the last sequence, which nobody waits for and nobody sees.
-    x = np.concatenate([x, np.repeat(x[-1:], -len(x) % sharding.batch_parts(mesh), axis=0)])
-    return put(x, sharding.batch_sharding(mesh))
+    return put(sharding.filled_up(np.asarray(x), mesh), sharding.batch_sharding(mesh))
 
   def progress(x):
     return put(np.asarray(x), sharding.replicated(mesh)) if len(x) == 1 else rows(x)

@@ -14,10 +14,13 @@ from jax.sharding import Mesh
 
 from armd_jax import axes, models, sharding
 from armd_jax.config import ModelConfig, check_streams
-from armd_jax.objectives import armd
+from armd_jax.objectives import armd, diffusion
 from armd_jax.order import GenerationOrder, left_to_right, one_by_one, strided, uniform
 
 Array = jax.Array
+
+
+TIMES = 8  # per window, at which a diffusion baseline's bound is estimated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Protocol:
 
 LEFT_TO_RIGHT = Protocol('left-to-right', 'exact', 1)
 UNIFORM = Protocol('uniform orders', 'bound', 0)
+DENOISING = Protocol('denoising, random orders', 'bound', 0)  # a diffusion baseline's own bound
 
 
 def strided_protocols(streams: int) -> tuple[Protocol, Protocol]:
@@ -61,10 +65,13 @@ def strided_protocols(streams: int) -> tuple[Protocol, Protocol]:
 
 def standard_suite(config: ModelConfig, streams: Sequence[int]) -> list[Protocol]:
   """Left-to-right, strided for every S > 1 both ways, and uniform orders; AR: the first only.
+  The diffusion baselines have their own bound and nothing else.
 
   Raises:
     UserError: if an S does not divide the length.
   """
+  if config.family in diffusion.FAMILIES:
+    return [DENOISING]
   suite = [LEFT_TO_RIGHT]
   if config.family == 'ar':
     return suite
@@ -96,9 +103,11 @@ def nll(
     batch_size: windows per call; the last batch is filled up with empty weight.
     seed: of random orders; window w's orders depend on (seed, w) alone.
   Yields:
-    nll_BxN: float32 nats per slot, in generation order.
+    nll_BxN: float32 nats per slot, in generation order; of a diffusion baseline, each sequence's
+      bound spread evenly over its slots.
   """
-  score = _score(config, vocab_size, mesh)
+  is_diffusion = config.family in diffusion.FAMILIES
+  score = (_score_bound if is_diffusion else _score)(config, vocab_size, mesh)
   rows = sharding.batch_sharding(mesh)
   keys_W = jax.vmap(jax.random.fold_in, (None, 0))(
     jax.random.key(seed), jnp.arange(len(windows_WxN))
@@ -110,9 +119,12 @@ def nll(
     pad = batch_size - count
     text_BxN = np.pad(text_BxN, ((0, pad), (0, 0)))
     index_B = np.minimum(first + np.arange(batch_size), len(windows_WxN) - 1)
-    order = jax.tree.map(np.asarray, make_order(keys_W[index_B]))
-    text_BxN, order = jax.tree.map(lambda x: sharding.put(x, rows), (text_BxN, order))
-    yield np.asarray(score(params, text_BxN, order))[:count]
+    if is_diffusion:
+      how = np.asarray(jax.random.key_data(keys_W[index_B]))
+    else:
+      how = jax.tree.map(np.asarray, make_order(keys_W[index_B]))
+    text_BxN, how = jax.tree.map(lambda x: sharding.put(x, rows), (text_BxN, how))
+    yield np.asarray(score(params, text_BxN, how))[:count]
 
 
 @functools.lru_cache(maxsize=8)
@@ -125,6 +137,24 @@ def _score(config, vocab_size, mesh):
     with axes.on(mesh):
       _, nll_BxN = armd.nll(model, params, text_BxN, order, weights_BxN, loss_chunk=64)
     return nll_BxN
+
+  rows = sharding.batch_sharding(mesh)
+  return jax.jit(score, in_shardings=(None, rows, rows), out_shardings=sharding.replicated(mesh))
+
+
+@functools.lru_cache(maxsize=8)
+def _score_bound(config, vocab_size, mesh):
+  """`_score` of a diffusion baseline, which takes a key per sequence in place of an order."""
+  model = models.build(config, vocab_size)
+
+  def score(params, text_BxN, key_data_Bx2):
+    keys_B = jax.random.wrap_key_data(key_data_Bx2)
+    with axes.on(mesh):
+      nats_B = diffusion.bound(
+        model, params, text_BxN, keys_B, config.diffusion, samples=TIMES, loss_chunk=64
+      )
+    slots = config.num_slots
+    return jnp.broadcast_to(nats_B[:, None] / slots, (len(nats_B), slots))
 
   rows = sharding.batch_sharding(mesh)
   return jax.jit(score, in_shardings=(None, rows, rows), out_shardings=sharding.replicated(mesh))

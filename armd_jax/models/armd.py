@@ -35,7 +35,8 @@ from armd_jax.order import GenerationOrder, block_bounds
 
 Array = jax.Array
 
-BOS = -1  # stands for the BOS row among token ids; it is a learned vector, not a vocabulary entry
+SPECIAL = -1  # among token ids, a learned vector that is not a vocabulary entry
+BOS = SPECIAL  # here it is the row before the text
 
 
 @flax.struct.dataclass
@@ -97,22 +98,24 @@ class ArmdState:
 
 
 class Vocabulary(nn.Module):
-  """The tied embedding and the BOS vector (paper section 3)."""
+  """The tied embedding and one vector beside it: BOS (paper section 3), or a denoiser's mask."""
 
   config: ModelConfig
   vocab_size: int
+  special: str = 'bos'
 
   def setup(self):
     init = nn.initializers.normal(0.02)
     shape = (self.config.padded(self.vocab_size), self.config.embed_dim)
     self.embedding_VxE = self.param('embedding', init, shape)
-    self.bos_E = self.param('bos', init, (self.config.embed_dim,))
+    self.special_E = self.param(self.special, init, (self.config.embed_dim,))
 
   def embed(self, ids: Array) -> Array:
-    """Rows of ids, `BOS` included, in the compute dtype."""
+    """Rows of ids, `SPECIAL` included, in the compute dtype."""
     find = axes.split(_look_up, (('vocab', 'embed'), ('batch', None)), ('batch', None, None))
     rows = find(self.embedding_VxE, jnp.maximum(ids, 0)).astype(self.config.dtype)
-    return jnp.where((ids == BOS)[..., None], self.bos_E.astype(self.config.dtype), rows)
+    special_E = self.special_E.astype(self.config.dtype)
+    return jnp.where((ids == SPECIAL)[..., None], special_E, rows)
 
   def logits(self, hidden: Array) -> Array:
     """float32 logits over the padded vocabulary; padding gets -inf."""

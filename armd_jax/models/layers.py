@@ -37,6 +37,7 @@ class View:
     offset_B: int32 `[B or 1]`, where in the cache this call's keys begin; None without a cache.
     index_B: int32, index of each sequence in the whole batch, which its dropout depends on; None
       counts from 0.
+    condition_BxC: what shifts, scales and gates every branch (adaLN); None without conditioning.
   """
 
   rotation_BxRxNxD2: tuple[Array, Array]
@@ -44,6 +45,7 @@ class View:
   lengths_BxRxN: Array
   offset_B: Array | None = None
   index_B: Array | None = None
+  condition_BxC: Array | None = None
 
 
 @flax.struct.dataclass
@@ -154,9 +156,10 @@ class Block(nn.Module):
     # Branches that add to the residual stream start smaller, so that its variance does not grow
     # with depth (GPT-2).
     shrink = (2 * c.num_layers) ** -0.5
+    enter, leave = self._modulation(view.condition_BxC)
 
     norm = RMSNorm(c.dtype, name='attention_norm')
-    normed_BxRxNxE = norm(rows_BxRxNxE)
+    normed_BxRxNxE = enter(0, norm(rows_BxRxNxE))
     source_BxKxE = normed_BxRxNxE[:, 0] if source_BxKxE is None else norm(source_BxKxE)
     q_BxRxNxHxD = project('query', (c.num_heads, c.head_dim))(normed_BxRxNxE)
     kv_BxKx2xGxD = project('key_value', (2, c.num_kv_heads, c.head_dim))(source_BxKxE)
@@ -172,13 +175,31 @@ class Block(nn.Module):
       q_BxRxNxHxD, k_BxKxGxD, v_BxKxGxD, view.lengths_BxRxN, backend=c.attention
     )
     branch_BxRxNxE = project('out', c.embed_dim, (-2, -1), shrink)(seen_BxRxNxHxD)
-    rows_BxRxNxE += dropout(axes.constrain(branch_BxRxNxE, *rows, None))
+    rows_BxRxNxE += leave(0, dropout(axes.constrain(branch_BxRxNxE, *rows, None)))
 
-    hidden_BxRxNxF = project('up', c.mlp_dim)(RMSNorm(c.dtype, name='mlp_norm')(rows_BxRxNxE))
+    normed_BxRxNxE = enter(1, RMSNorm(c.dtype, name='mlp_norm')(rows_BxRxNxE))
+    hidden_BxRxNxF = project('up', c.mlp_dim)(normed_BxRxNxE)
     hidden_BxRxNxF = axes.constrain(hidden_BxRxNxF, *rows, 'mlp')
     branch_BxRxNxE = project('down', c.embed_dim, -1, shrink)(nn.gelu(hidden_BxRxNxF))
-    rows_BxRxNxE += dropout(axes.constrain(branch_BxRxNxE, *rows, None))
+    rows_BxRxNxE += leave(1, dropout(axes.constrain(branch_BxRxNxE, *rows, None)))
     return rows_BxRxNxE, cache
+
+  def _modulation(self, condition_BxC):
+    """How the condition changes what enters and leaves branch 0, attention, and 1, the MLP: adaLN,
+    whose gates start at zero, so that a layer starts as the identity (DiT, as in SEDD)."""
+    if condition_BxC is None:
+      return lambda branch, x: x, lambda branch, x: x
+    dense = nn.DenseGeneral(
+      (2, 3, self.config.embed_dim),
+      dtype=self.config.dtype,
+      kernel_init=nn.initializers.zeros,
+      name='modulation',
+    )
+    parts_Bx2x3x1x1xE = dense(condition_BxC)[:, :, :, None, None]
+    shift, scale, gate = (parts_Bx2x3x1x1xE[:, :, i] for i in range(3))
+    enter = lambda branch, x: x * (1 + scale[:, branch]) + shift[:, branch]
+    leave = lambda branch, x: x * gate[:, branch]
+    return enter, leave
 
 
 class Stack(nn.Module):

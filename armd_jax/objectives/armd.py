@@ -15,6 +15,7 @@ from armd_jax.config import OrderConfig
 from armd_jax.objectives.cross_entropy import weighted_nll
 from armd_jax.order import (
   GenerationOrder,
+  masking_blocks,
   progressive_budget,
   select,
   shuffled,
@@ -35,8 +36,10 @@ def training_order(
 ) -> tuple[GenerationOrder, Array]:
   """The orders of one training step (paper sections 3.1 and 5).
 
-  Left-to-right, then progressively shuffled, then, from `sbp_start` on, strided with S drawn
-  uniformly from `sbp_streams` once per step (which tokens are shuffled is drawn per sequence).
+  Left-to-right, then progressively shuffled, with a share of `uniform_order_prob` in random order
+  (singletons, or the blocks of a `block_steps`-step masking process, paper section 2); then, from
+  `sbp_start` on, strided with S drawn uniformly from `sbp_streams` once per step (which tokens are
+  shuffled is drawn per sequence).
 
   Args:
     num_slots: N.
@@ -54,7 +57,11 @@ def training_order(
     coin_keys_B, order_keys_B = jax.vmap(jax.random.split, out_axes=1)(keys_B)
     is_uniform_B = jax.vmap(jax.random.bernoulli, (0, None))(coin_keys_B, config.uniform_order_prob)
     is_uniform_B &= step >= config.ar_steps
-    order = select(is_uniform_B, uniform(order_keys_B, num_slots), order)
+    if config.block_steps:
+      random = masking_blocks(order_keys_B, num_slots, config.block_steps, config.block_schedule)
+    else:
+      random = uniform(order_keys_B, num_slots)
+    order = select(is_uniform_B, random, order)
     kind_B = jnp.where(is_uniform_B, _UNIFORM, kind_B)
   if config.sbp_start >= 0:
     streams = jax.random.choice(step_key, jnp.array(config.sbp_streams, jnp.int32))

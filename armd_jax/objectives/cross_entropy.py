@@ -9,6 +9,7 @@ and its own part of the vocabulary only.
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from armd_jax import axes
 Array = jax.Array
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def weighted_nll(
   hidden_BxNxE: Array,
   embedding_VxE: Array,
@@ -26,8 +27,12 @@ def weighted_nll(
   weights_BxN: Array,
   vocab_size: int,
   chunk: int,
+  kind: str = 'cross_entropy',
 ) -> tuple[Array, Array]:
   """Sum over positions of `weight * -log softmax(hidden embedding^T)[target]`.
+
+  With `kind='score_entropy'` a position costs `mean_v e^{x_v} - 1 - (x_target - log V)` instead,
+  which is the cross-entropy where logits x have `mean_v e^{x_v} = 1`, and more elsewhere (SEDD).
 
   Args:
     hidden_BxNxE: rows in the compute dtype.
@@ -36,24 +41,27 @@ def weighted_nll(
     weights_BxN: float32; no gradient flows to them.
     vocab_size: entries of V that are real; the others take no part.
     chunk: positions per sequence whose logits exist at once.
+    kind: 'cross_entropy' or 'score_entropy'.
   Returns:
     float32 scalar in nats, and nll_BxN in nats per position, through which no gradient flows.
   """
   total, nll_BxN, _ = _walk(
-    hidden_BxNxE, embedding_VxE, targets_BxN, weights_BxN, vocab_size, chunk, with_gradient=False
-  )
+    hidden_BxNxE, embedding_VxE, targets_BxN, weights_BxN, vocab_size, chunk, kind,
+    with_gradient=False,
+  )  # fmt: skip
   return total, nll_BxN
 
 
-def _forward(hidden_BxNxE, embedding_VxE, targets_BxN, weights_BxN, vocab_size, chunk):
+def _forward(hidden_BxNxE, embedding_VxE, targets_BxN, weights_BxN, vocab_size, chunk, kind):
   total, nll_BxN, gradients = _walk(
-    hidden_BxNxE, embedding_VxE, targets_BxN, weights_BxN, vocab_size, chunk, with_gradient=True
-  )
+    hidden_BxNxE, embedding_VxE, targets_BxN, weights_BxN, vocab_size, chunk, kind,
+    with_gradient=True,
+  )  # fmt: skip
   return (total, nll_BxN), gradients
 
 
-def _backward(vocab_size, chunk, gradients, cotangents):
-  del vocab_size, chunk
+def _backward(vocab_size, chunk, kind, gradients, cotangents):
+  del vocab_size, chunk, kind
   scale, _ = cotangents
   hidden_BxNxE, embedding_VxE = gradients
   hidden_BxNxE = (hidden_BxNxE * scale).astype(hidden_BxNxE.dtype)
@@ -64,12 +72,12 @@ weighted_nll.defvjp(_forward, _backward)
 
 
 def _walk(
-  hidden_BxNxE, embedding_VxE, targets_BxN, weights_BxN, vocab_size, chunk, *, with_gradient
+  hidden_BxNxE, embedding_VxE, targets_BxN, weights_BxN, vocab_size, chunk, kind, *, with_gradient
 ):
   """Total, nll_BxN and, if asked for, d total / d hidden and d total / d embedding."""
   rows = ('batch', None)
   walk = axes.split(
-    functools.partial(_walk_part, vocab_size, chunk, with_gradient),
+    functools.partial(_walk_part, vocab_size, chunk, kind, with_gradient),
     ((*rows, None), ('vocab', 'embed'), rows, rows),
     ((), rows, ((*rows, None), ('vocab', 'embed')) if with_gradient else None),
   )
@@ -77,7 +85,7 @@ def _walk(
 
 
 def _walk_part(
-  vocab_size, chunk, with_gradient, hidden_BxNxE, embedding_VxE, targets_BxN, weights_BxN
+  vocab_size, chunk, kind, with_gradient, hidden_BxNxE, embedding_VxE, targets_BxN, weights_BxN
 ):
   """`_walk` of one device: its sequences, and V its part of the vocabulary.
 
@@ -116,7 +124,13 @@ def _walk_part(
     )
     sum_BxC, chosen_BxC = axes.total(sums_2xBxC, 'vocab')
     log_total_BxC = top_BxC + jnp.log(sum_BxC)
-    nll_BxC = log_total_BxC - chosen_BxC
+    if kind == 'score_entropy':
+      # What cross-entropy normalises by is V here, and its own distance from V costs.
+      log_size_BxC = jnp.full_like(log_total_BxC, math.log(vocab_size))
+      nll_BxC = jnp.expm1(log_total_BxC - log_size_BxC) + log_size_BxC - chosen_BxC
+      log_total_BxC = log_size_BxC
+    else:
+      nll_BxC = log_total_BxC - chosen_BxC
     if not with_gradient:
       return gradient_VxE, (nll_BxC, None)
     error_BxCxV = jnp.exp(logits_BxCxV - log_total_BxC[..., None]) - is_target_BxCxV

@@ -103,3 +103,25 @@ def test_first_token_given_is_not_scored():
   assert score(text).shape == (2, 16)
   changed = text.at[:, 0].set((text[:, 0] + 1) % tiny.VOCAB)
   assert (np.abs(score(changed) - score(text)).max(axis=1) > 1e-4).all()
+
+
+def test_random_blocks_replace_random_singletons():
+  """Their number of blocks follows T, and the schedule how many tokens the first ones hold."""
+  config = OrderConfig(ar_steps=0, perm_steps=0, rho=0, uniform_order_prob=1.0)
+  singletons = step_order(config, 0)
+  assert (order.num_blocks(singletons) == 16).all()
+  first = {}
+  for schedule in ('linear', 'cosine'):
+    blocks = step_order(
+      OrderConfig(
+        ar_steps=0, perm_steps=0, rho=0, uniform_order_prob=1.0, block_steps=4,
+        block_schedule=schedule,
+      ),
+      0, batch=500,
+    )  # fmt: skip
+    assert int(order.num_blocks(blocks).max()) == 4
+    assert (np.sort(blocks.position_BxN, axis=1) == np.arange(1, 17)).all()
+    # Block label 1 is masking step T, revealed first: alpha(3/4) of the tokens.
+    first[schedule] = (np.asarray(blocks.block_BxN) == 1).mean()
+  assert abs(first['linear'] - 1 / 4) < 0.02
+  assert abs(first['cosine'] - (1 - np.cos(np.pi / 8))) < 0.02

@@ -1,0 +1,179 @@
+"""Samplers of the masked-diffusion baselines, in one compiled loop.
+
+All of them go through times 1 = t_0 > t_1 > ... > t_K = 0 and, in step i, reveal each masked token
+with some probability, as what the network says at t_i. The families differ in that probability:
+
+  ancestral, tweedie   (alpha_s - alpha_t) / (1 - alpha_t), from t to s: the exact posterior
+                       (MDLM, D3PM, RADD; in scores it is SEDD's Tweedie tau-leaping, theorem 4.2)
+  euler                dt times the rate -alpha' / (1 - alpha) (SEDD section 4, RADD: tau-leaping)
+
+SEDD's scores are not normalised, and what they sum to multiplies it. The last step reveals all.
+Which token a slot becomes is drawn when the network runs and used when the slot is revealed. Until
+some slot of the batch is, a network without a noise input would say the same again, so it does not
+run (MDLM's caching, section 4; RADD's E-NFEs): that changes the cost and not the distribution.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from armd_jax import axes, models, sharding
+from armd_jax.config import ModelConfig
+from armd_jax.decode import sampling
+from armd_jax.decode.generate import Generated
+from armd_jax.models.denoiser import MASK, READS_NOISE
+from armd_jax.objectives.diffusion import FAMILIES
+
+Array = jax.Array
+
+SAMPLERS = {  # by family, the default first
+  'mdlm': ('ancestral',),
+  'd3pm': ('ancestral',),
+  'sedd': ('tweedie', 'euler'),
+  'radd': ('tweedie', 'euler'),
+}
+LOGITS_AT_ONCE = 64  # slots of every sequence whose logits exist at once
+
+
+def generate(
+  config: ModelConfig,
+  vocab_size: int,
+  params: Any,
+  tokens_BxN: np.ndarray,
+  given_BxN: np.ndarray,
+  length_B: np.ndarray,
+  *,
+  steps: int,
+  sampler: str,
+  seed: int = 0,
+  sequence_B: np.ndarray | None = None,
+  first_token: int | None = None,
+  temperature: float = 1.0,
+  top_p: float = 1.0,
+  mesh: Mesh | None = None,
+) -> Generated:
+  """Fills in what is not given.
+
+  Args:
+    config, vocab_size, params: the network, as trained.
+    tokens_BxN: int32 in text order; only given positions are read.
+    given_BxN: bool, which are given.
+    length_B: int, tokens of each text; positions above are left alone.
+    steps: K; texts of more tokens than steps get several in one step.
+    sampler: one of the family's `SAMPLERS`.
+    seed: of all draws, which depend on (seed, sequence index) alone, never on the batch.
+    sequence_B: int, index of each sequence among all that are generated; 0.. if None.
+    first_token: token given before the text, for `bos='first_token_given'`.
+    temperature, top_p: of the draw of a token, see `sampling.draw`; when slots are revealed does
+      not depend on them.
+    mesh: where the parameters lie, which shares the batch; None: on one device. Every process calls
+      with the same arguments, and holds the result.
+  Returns:
+    The texts, with the number of times the network ran.
+  """
+  batch = tokens_BxN.shape[0]
+  rows = [
+    tokens_BxN.astype(np.int32),
+    given_BxN,
+    length_B.astype(np.int32),
+    np.arange(batch) if sequence_B is None else sequence_B,
+  ]
+  if config.bos == 'first_token_given':
+    rows.append(np.full(batch, first_token, np.int32))
+  if mesh is not None:
+    rows = [sharding.put(sharding.filled_up(x, mesh), sharding.batch_sharding(mesh)) for x in rows]
+  generated = sample(
+    models.build(config, vocab_size),
+    config.diffusion,
+    params,
+    *rows,
+    seed=np.uint32(seed % 2**32),
+    temperature=np.float32(temperature),
+    top_p=None if top_p == 1 else np.float32(top_p),
+    steps=steps,
+    is_euler=sampler == 'euler',
+    mesh=mesh,
+  )
+  return jax.tree.map(lambda x: x[:batch] if x.ndim else x, generated)
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'settings', 'steps', 'is_euler', 'mesh'))
+def sample(model, settings, params, *rows, mesh=None, **options) -> Generated:
+  """`generate`, for a network that is made already."""
+  with axes.on(mesh):
+    generated = _sample(model, settings, params, *rows, **options)
+    return jax.tree.map(lambda x: axes.constrain(x, *[None] * x.ndim), generated)
+
+
+def _sample(
+  model, settings, params, tokens_BxN, given_BxN, length_B, sequence_B, first_B=None, *, seed,
+  temperature, top_p, steps, is_euler,
+) -> Generated:  # fmt: skip
+  batch, num_slots = tokens_BxN.shape
+  family = FAMILIES[model.config.family]
+  reads_noise = model.config.family in READS_NOISE
+  process = family.schedule(settings)
+  is_real_BxN = jnp.arange(num_slots) < length_B[:, None]
+  text_BxN = jnp.where(is_real_BxN & ~given_BxN, MASK, jnp.where(is_real_BxN, tokens_BxN, 0))
+  reveal_key, draw_key = jax.random.split(jax.random.key(seed))
+  slot_keys_BxN = sampling.slot_keys(draw_key, sequence_B, jnp.arange(num_slots)[None])
+  reveal_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(reveal_key, sequence_B)
+
+  def run(text_BxN, t):
+    """What every slot would become, how close a decision that was, and the log of what its scores
+    sum to, over their due."""
+    noise_B = family.noise(settings, jnp.full(batch, t)) if reads_noise else None
+    hidden_BxNxE = model.apply({'params': params}, text_BxN, noise_B, first_B, length_B)
+    # What is drawn and not used may be drawn again: a sequence's draws follow its own changes, so
+    # that those of others, which make the network run, do not matter.
+    left_B = jnp.sum(text_BxN == MASK, axis=1)
+    keys_BxN = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))(slot_keys_BxN, left_B)
+
+    def draw(slot):
+      hidden_BxE, keys_B = slot
+      logits_BxV = model.apply({'params': params}, hidden_BxE, method='logits')
+      drawn_Bx1, gap_Bx1 = sampling.draw(keys_B[:, None], logits_BxV[:, None], temperature, top_p)
+      excess_B = jax.nn.logsumexp(logits_BxV, axis=-1) - math.log(model.vocab_size)
+      return drawn_Bx1[:, 0], gap_Bx1[:, 0], excess_B
+
+    slots = (jnp.moveaxis(hidden_BxNxE, 1, 0), jnp.moveaxis(keys_BxN, 1, 0))
+    return jax.tree.map(jnp.transpose, jax.lax.map(draw, slots, batch_size=LOGITS_AT_ONCE))
+
+  def body(state):
+    step, text_BxN, predicted, is_new, runs, margin_B = state
+    t, s = (steps - step) / steps, (steps - step - 1) / steps
+    if reads_noise:
+      predicted, runs = run(text_BxN, t), runs + 1
+    else:
+      predicted = jax.lax.cond(is_new, lambda: run(text_BxN, t), lambda: predicted)
+      runs += is_new
+    drawn_BxN, gap_BxN, excess_BxN = predicted
+    if is_euler:
+      probability = (t - s) * process.rate(t) / process.masked(t)
+    else:
+      probability = 1 - process.masked(s) / process.masked(t)
+    if model.config.family == 'sedd':
+      probability *= jnp.exp(excess_BxN)
+    probability = jnp.where(step == steps - 1, 1.0, probability)
+    keys_B = jax.vmap(jax.random.fold_in, (0, None))(reveal_keys_B, step)
+    u_BxN = jax.vmap(lambda key: jax.random.uniform(key, (num_slots,)))(keys_B)
+    is_revealed_BxN = (text_BxN == MASK) & (u_BxN < probability)
+    text_BxN = jnp.where(is_revealed_BxN, drawn_BxN, text_BxN)
+    gap_B = jnp.min(jnp.where(is_revealed_BxN, gap_BxN, jnp.inf), axis=1)
+    margin_B = jnp.minimum(margin_B, gap_B)
+    return step + 1, text_BxN, predicted, jnp.any(is_revealed_BxN), runs, margin_B
+
+  zeros_BxN = jnp.zeros((batch, num_slots))
+  predicted = (zeros_BxN.astype(jnp.int32), zeros_BxN, zeros_BxN)
+  margin_B = jnp.full(batch, jnp.inf)
+  state = (jnp.int32(0), text_BxN, predicted, jnp.bool_(True), jnp.int32(0), margin_B)
+  more = lambda state: (state[0] < steps) & jnp.any(state[1] == MASK)
+  _, text_BxN, _, _, runs, margin_B = jax.lax.while_loop(more, body, state)
+  return Generated(text_BxN, length_B, runs, margin_B)

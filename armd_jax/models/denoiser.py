@@ -1,0 +1,118 @@
+"""The bidirectional transformer of the masked-diffusion baselines: MDLM, D3PM, SEDD, RADD.
+
+Rows are tokens in text order, some of them masked; every row sees every row. It is the same stack
+of blocks as the AR model's and ARMD's, so that families of one size differ by their masks, their
+objective and, where a family's paper has it, the noise level as an input.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from armd_jax.config import ModelConfig
+from armd_jax.models.armd import SPECIAL, Vocabulary
+from armd_jax.models.layers import (
+  Dropout,
+  RMSNorm,
+  Stack,
+  View,
+  kernel_init,
+  rope_rotation,
+)
+
+Array = jax.Array
+
+MASK = SPECIAL  # stands for a masked token among ids; it is a learned vector and never predicted
+
+# SEDD's and D3PM's networks read the noise level. MDLM's does not by default and RADD's never does:
+# conditionals of clean tokens do not depend on it (RADD theorem 1).
+READS_NOISE = ('d3pm', 'sedd')
+CONDITION_DIM = 128  # width of the noise embedding (SEDD, MDLM)
+FREQUENCIES = 128  # of its sinusoids, between 1 and 1e-4 radians per unit of noise (DiT)
+
+
+class NoiseEmbedding(nn.Module):
+  """Sinusoids of the noise level through a two-layer MLP (DiT, as in SEDD)."""
+
+  dtype: str
+
+  @nn.compact
+  def __call__(self, noise_B: Array) -> Array:
+    """condition_BxC in the compute dtype, from float32 noise levels."""
+    frequency = 1e4 ** (-jnp.arange(FREQUENCIES, dtype=jnp.float32) / FREQUENCIES)
+    angle_BxK = noise_B.astype(jnp.float32)[:, None] * frequency
+    x_BxC = jnp.concatenate([jnp.cos(angle_BxK), jnp.sin(angle_BxK)], axis=-1)
+    for name in ('noise_in', 'noise_out'):
+      dense = nn.Dense(CONDITION_DIM, dtype=self.dtype, kernel_init=kernel_init(1.0), name=name)
+      x_BxC = nn.silu(dense(x_BxC))
+    return x_BxC
+
+
+class Denoiser(nn.Module):
+  """Predicts every token from the unmasked ones.
+
+  Dropout is on exactly when a 'dropout' key is passed to `apply`.
+  """
+
+  config: ModelConfig
+  vocab_size: int
+
+  def setup(self):
+    c = self.config
+    self.vocabulary = Vocabulary(c, self.vocab_size, special='mask')
+    self.stack = Stack(c, c.num_layers)
+    self.final_norm = RMSNorm(c.dtype)
+    self.embedding_dropout = Dropout(c.dropout)
+    if c.family in READS_NOISE:
+      self.noise_embedding = NoiseEmbedding(c.dtype)
+
+  def __call__(
+    self,
+    tokens_BxN: Array,
+    noise_B: Array | None = None,
+    first_B: Array | None = None,
+    length_B: Array | None = None,
+    index_B: Array | None = None,
+  ) -> Array:
+    """One denoising pass.
+
+    Args:
+      tokens_BxN: int32 ids in text order, `MASK` where masked.
+      noise_B: float32 noise level, for a family of `READS_NOISE`; None for the others.
+      first_B: int32, token given at position 0 (`bos='first_token_given'`), or None. BOS would tell
+        a bidirectional network nothing, so there is no row for it.
+      length_B: int32, tokens of each text, later rows are never seen; None: all.
+      index_B: int32, index of each sequence in the whole batch, which its dropout depends on.
+    Returns:
+      hidden_BxNxE; `logits` of row n predict token n. What they say of unmasked tokens has no
+      meaning.
+    """
+    c = self.config
+    given = 0 if first_B is None else 1
+    ids_BxK = tokens_BxN if first_B is None else jnp.append(first_B[:, None], tokens_BxN, axis=1)
+    x_BxKxE = self.vocabulary.embed(ids_BxK)
+    x_BxKxE = self.embedding_dropout(x_BxKxE, index_B)
+    rows = ids_BxK.shape[1]
+    length_B = jnp.full(1, tokens_BxN.shape[1]) if length_B is None else length_B
+    rotation = rope_rotation(jnp.arange(rows)[None] + 1 - given, c.head_dim, c.rope_theta)
+    view = View(
+      rotation_BxRxNxD2=jax.tree.map(lambda x: x[:, None], rotation),
+      source_rotation_BxKxD2=rotation,
+      lengths_BxRxN=jnp.broadcast_to(
+        (length_B + given).astype(jnp.int32)[:, None, None], (length_B.shape[0], 1, rows)
+      ),
+      index_B=index_B,
+      condition_BxC=self.noise_embedding(noise_B) if c.family in READS_NOISE else None,
+    )
+    x_Bx1xKxE, _ = self.stack(x_BxKxE[:, None], view)
+    return self.final_norm(x_Bx1xKxE[:, 0, given:])
+
+  def logits(self, hidden: Array) -> Array:
+    """float32 logits; see `ARMD.logits`. There is none for the mask (MDLM's SUBS)."""
+    return self.vocabulary.logits(hidden)
+
+  def embedding(self) -> Array:
+    """The tied float32 embedding, `[V padded, E]`."""
+    return self.vocabulary.embedding_VxE

@@ -1,0 +1,135 @@
+"""What the masked-diffusion baselines share: noise schedules, times, masks and the weighted loss.
+
+Time t runs from 0, the text, to 1, where (nearly) all is masked. A token is masked at time t with
+probability `1 - alpha(t)`, independently of the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from armd_jax.models.denoiser import MASK
+from armd_jax.objectives.cross_entropy import weighted_nll
+
+Array = jax.Array
+
+EPSILON = 1e-3  # alpha(1), and the least time of a training step (SEDD, MDLM, RADD)
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """How fast tokens are masked.
+
+  Attributes:
+    name: 'log_linear', alpha = 1 - (1 - epsilon) t (SEDD section 5, MDLM, RADD); or 'cosine',
+      alpha = epsilon + (1 - epsilon) cos(pi t / 2) (MDLM appendix).
+    epsilon: alpha(1), what is left of the text at the end.
+  """
+
+  name: str
+  epsilon: float = EPSILON
+
+  def alpha(self, t: Array) -> Array:
+    """Probability that a token is not masked."""
+    kept = {'log_linear': lambda: 1 - t, 'cosine': lambda: jnp.cos(jnp.pi / 2 * t)}[self.name]()
+    return self.epsilon + (1 - self.epsilon) * kept
+
+  def masked(self, t: Array) -> Array:
+    """1 - alpha, without its rounding errors near t = 0."""
+    lost = {'log_linear': lambda: t, 'cosine': lambda: 2 * jnp.sin(jnp.pi / 4 * t) ** 2}
+    return (1 - self.epsilon) * lost[self.name]()
+
+  def rate(self, t: Array) -> Array:
+    """-d alpha / dt."""
+    slope = {
+      'log_linear': lambda: jnp.ones_like(t),
+      'cosine': lambda: jnp.pi / 2 * jnp.sin(jnp.pi / 2 * t),
+    }
+    return (1 - self.epsilon) * slope[self.name]()
+
+
+def times(keys_B: Array, index_B: Array, count: int, least: float) -> Array:
+  """Low-discrepancy times: draw i of `count` is uniform in its own 1/count of [least, 1].
+
+  MDLM appendix, after VDM. It lowers the variance of all families' losses, so all get it.
+
+  Args:
+    keys_B: one key per draw.
+    index_B: int32, which of the `count` draws each is.
+    count: draws that share the interval.
+    least: smallest time.
+  Returns:
+    float32 t_B in (least, 1], and positive.
+  """
+  # Small numbers first: 1 - (count - 1 + u) / count would round to 0 for u near 1.
+  u_B = (count - 1 - index_B) + (1 - jax.vmap(jax.random.uniform)(keys_B))
+  return least + (1 - least) * u_B / count
+
+
+def draw_mask(keys_B: Array, probability_B: Array, num_slots: int) -> Array:
+  """bool [B, N], true with the sequence's probability, one key per sequence."""
+  u_BxN = jax.vmap(lambda key: jax.random.uniform(key, (num_slots,)))(keys_B)
+  return u_BxN < probability_B[:, None]
+
+
+def draw_exactly(keys_B: Array, count_B: Array, num_slots: int) -> Array:
+  """bool [B, N] with exactly `count` true per sequence, all subsets alike."""
+  rank_BxN = jax.vmap(lambda key: jax.random.permutation(key, num_slots))(keys_B)
+  return rank_BxN < count_B[:, None]
+
+
+def masked_loss(
+  model: Any,
+  params: Any,
+  text_BxN: Array,
+  is_masked_BxN: Array,
+  weights_B: Array,
+  *,
+  scale: float,
+  loss_chunk: int,
+  noise_B: Array | None = None,
+  dropout_key: Array | None = None,
+  index_B: Array | None = None,
+  kind: str = 'cross_entropy',
+) -> tuple[Array, Array]:
+  """Weighted loss of the masked tokens; unmasked ones cost nothing (MDLM's carry-over).
+
+  Args:
+    model, params: a `Denoiser`.
+    text_BxN: int32 ids; with `bos='first_token_given'` the first is given and never masked, so that
+      a mask has one slot less.
+    is_masked_BxN: bool.
+    weights_B: float32, of each sequence's sum over masked tokens.
+    scale: of the returned total, like 1 / (sequences x slots).
+    loss_chunk: slots per sequence whose logits exist at once.
+    noise_B: what the network reads, see `Denoiser`.
+    dropout_key: turns dropout on.
+    index_B: int32, index of each sequence in the whole batch, which its dropout depends on.
+    kind: see `weighted_nll`.
+  Returns:
+    `scale` times the sum over sequences, and nats_B of each, through which no gradient flows.
+  """
+  first_B = None
+  if model.config.bos == 'first_token_given':
+    first_B, text_BxN = text_BxN[:, 0], text_BxN[:, 1:]
+  rngs = None if dropout_key is None else {'dropout': dropout_key}
+  tokens_BxN = jnp.where(is_masked_BxN, MASK, text_BxN)
+  hidden_BxNxE = model.apply(
+    {'params': params}, tokens_BxN, noise_B, first_B, None, index_B, rngs=rngs
+  )
+  embedding_VxE = model.apply({'params': params}, method='embedding')
+  weights_BxN = weights_B[:, None] * is_masked_BxN
+  total, loss_BxN = weighted_nll(
+    hidden_BxNxE,
+    embedding_VxE,
+    text_BxN,
+    weights_BxN * scale,
+    model.vocab_size,
+    loss_chunk,
+    kind,
+  )
+  return total, jnp.sum(weights_BxN * loss_BxN, axis=1)

@@ -1,0 +1,153 @@
+"""Every sampler with enough steps follows an exactly known distribution; what is given stays."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+import toy
+
+from armd_jax.config import DiffusionConfig
+from armd_jax.decode import diffusion
+
+CASES = [(family, name) for family, names in diffusion.SAMPLERS.items() for name in names]
+COUNT, STEPS = 4000, 64
+SETTINGS = DiffusionConfig(d3pm_steps=STEPS)
+
+
+def sample(family, name, count, steps, settings=SETTINGS, sequence=None, given=None, text=None):
+  logits = toy.exact() + (np.log(3) if family == 'sedd' else 0)
+  none = np.zeros((count, toy.N), bool)
+  return diffusion.sample(
+    toy.network(family),
+    settings,
+    jnp.asarray(logits),
+    jnp.asarray(np.zeros((count, toy.N), int) if text is None else text),
+    jnp.asarray(none if given is None else given),
+    jnp.full(count, toy.N),
+    jnp.arange(count) if sequence is None else sequence,
+    seed=1,
+    temperature=1.0,
+    top_p=None,
+    steps=steps,
+    is_euler=name == 'euler',
+  )
+
+
+@pytest.mark.parametrize(
+  ('family', 'name', 'schedule'),
+  [*[(*case, 'log_linear') for case in CASES], ('mdlm', 'ancestral', 'cosine'),
+   ('sedd', 'euler', 'cosine')],
+)  # fmt: skip
+def test_sampler_follows_the_source(family, name, schedule):
+  """Enough steps. Chi-square over 27 texts: the 99.9% point of 26 degrees of freedom is 54.1."""
+  settings = DiffusionConfig(schedule=schedule, d3pm_steps=STEPS)
+  tokens = np.asarray(sample(family, name, COUNT, STEPS, settings).tokens_BxN)
+  seen = np.bincount(tokens @ [9, 3, 1], minlength=27)
+  expected = COUNT * toy.PROBABILITY
+  assert ((seen - expected) ** 2 / expected).sum() < 54.1
+  assert expected.min() > 5
+
+
+@pytest.mark.parametrize(('family', 'name'), CASES)
+def test_one_step_reveals_all_tokens_independently(family, name):
+  """The other end: marginals right, the joint distribution not."""
+  count = COUNT
+  tokens = np.asarray(sample(family, name, count, 1).tokens_BxN)
+  seen = np.bincount(tokens @ [9, 3, 1], minlength=27)
+  marginals = [np.bincount(toy.TEXTS[:, n], toy.PROBABILITY) for n in range(3)]
+  product = np.prod([p[toy.TEXTS[:, n]] for n, p in enumerate(marginals)], axis=0)
+  assert ((seen - count * product) ** 2 / (count * product)).sum() < 54.1
+  expected = count * toy.PROBABILITY
+  assert ((seen - expected) ** 2 / expected).sum() > 500
+
+
+def test_a_network_without_time_runs_only_after_a_change():
+  """One text of 3 tokens changes at most 3 times in 64 steps; with a time input it runs until
+  nothing is masked."""
+  for family, name in (('mdlm', 'ancestral'), ('radd', 'euler'), ('sedd', 'tweedie')):
+    runs = [int(sample(family, name, 1, STEPS, sequence=jnp.array([i])).steps) for i in range(5)]
+    assert max(runs) <= 3 if family in ('mdlm', 'radd') else min(runs) > 3, family
+
+
+def test_given_tokens_stay_and_condition_the_rest():
+  count = COUNT
+  given = np.zeros((count, 3), bool)
+  given[:, 1] = True
+  text = np.full((count, 3), 2)
+  tokens = np.asarray(sample('mdlm', 'ancestral', count, STEPS, given=given, text=text).tokens_BxN)
+  assert (tokens[:, 1] == 2).all()
+  p = (
+    np.where(toy.TEXTS[:, 1] == 2, toy.PROBABILITY, 0) / toy.PROBABILITY[toy.TEXTS[:, 1] == 2].sum()
+  )
+  seen = np.bincount(tokens @ [9, 3, 1], minlength=27)[p > 0]
+  expected = count * p[p > 0]
+  assert ((seen - expected) ** 2 / expected).sum() < 26.1  # 99.9% point of 8 degrees of freedom
+
+
+@functools.cache
+def network(family):
+  config = tiny.model_config(family=family, num_layers=2)
+  return config, tiny.init(config)[1]
+
+
+def generate(config, params, text, given, length, steps=8, **options):
+  sampler = diffusion.SAMPLERS[config.family][0]
+  return diffusion.generate(
+    config, tiny.VOCAB, params, text, given, length, steps=steps, sampler=sampler,
+    **options,
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize('family', ['mdlm', 'sedd'])
+def test_batching_changes_nothing_and_padding_is_never_seen(family):
+  config, params = network(family)
+  text = np.asarray(jax.random.randint(jax.random.key(0), (3, 16), 0, tiny.VOCAB))
+  given = np.zeros((3, 16), bool)
+  given[1, :5] = True
+  length = np.array([16, 16, 11])
+  together = np.asarray(generate(config, params, text, given, length, seed=3).tokens_BxN)
+  np.testing.assert_array_equal(together[given], text[given])
+  assert (together[0] >= 0).all() and (together[0] < tiny.VOCAB).all()
+  for b in range(3):
+    row = slice(b, b + 1)
+    # What stands after the end of a text is its own business.
+    other = np.where(np.arange(16) < length[b], text[row], (text[row] + 1) % tiny.VOCAB)
+    alone = generate(
+      config, params, other, given[row], length[row], seed=3, sequence_B=np.array([b])
+    )
+    np.testing.assert_array_equal(
+      np.asarray(alone.tokens_BxN)[0, : length[b]], together[b, : length[b]]
+    )
+  again = np.asarray(generate(config, params, text, given, length, seed=4).tokens_BxN)
+  assert (again[0] != together[0]).any()
+
+
+def test_temperature_and_nucleus_sharpen():
+  config, params = network('mdlm')
+  nothing = np.zeros((100, 16), bool)
+  run = lambda **options: np.asarray(
+    generate(
+      config, params, np.zeros((100, 16), int), nothing, np.full(100, 16), **options
+    ).tokens_BxN
+  )
+
+  def entropy(tokens):
+    p = np.bincount(tokens.ravel(), minlength=tiny.VOCAB) / tokens.size
+    return -(p[p > 0] * np.log(p[p > 0])).sum()
+
+  plain = entropy(run())
+  assert entropy(run(temperature=0.3)) < plain - 0.05
+  assert entropy(run(top_p=0.3)) < plain - 0.05
+
+
+def test_a_first_token_that_is_given_conditions_the_text():
+  config = tiny.model_config(family='mdlm', num_layers=2, bos='first_token_given', length=17)
+  params = tiny.init(config)[1]
+  nothing, text = np.zeros((4, 16), bool), np.zeros((4, 16), int)
+  run = lambda first: np.asarray(
+    generate(config, params, text, nothing, np.full(4, 16), first_token=first).tokens_BxN
+  )
+  assert (run(1) != run(2)).any()

@@ -1,0 +1,91 @@
+"""The denoiser sees all but masked values and padding, and noise where its family reads it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from armd_jax import models
+from armd_jax.models.denoiser import MASK, READS_NOISE
+
+TEXT = jax.random.randint(jax.random.key(0), (2, 16), 0, tiny.VOCAB).at[:, ::3].set(MASK)
+
+
+@functools.cache
+def network(family):
+  # Larger parameters would saturate the attention.
+  model, params = tiny.init(tiny.model_config(family=family, num_layers=1), scale=1.0)
+
+  def enlarge(path, x):  # gates and shifts start at zero
+    if 'modulation' in jax.tree_util.keystr(path):
+      return 0.1 * jax.random.normal(jax.random.key(len(path)), x.shape)
+    return x
+
+  params = jax.tree_util.tree_map_with_path(enlarge, params)
+
+  @jax.jit
+  def run(text, noise=None, length=None):
+    return model.apply({'params': params}, text, noise, None, length)
+
+  return run
+
+
+@pytest.mark.parametrize('family', ['mdlm', 'sedd'])
+def test_every_row_sees_every_token(family):
+  run, noise = network(family), jnp.array([0.5, 3.0]) if family in READS_NOISE else None
+  base = run(TEXT, noise)
+  for n in range(16):
+    changed = TEXT.at[:, n].set(jnp.where(TEXT[:, n] == MASK, 0, (TEXT[:, n] + 1) % tiny.VOCAB))
+    assert (np.abs(run(changed, noise) - base).max(-1) > 1e-5).all(), n
+
+
+def test_padding_is_never_seen():
+  run, length = network('mdlm'), jnp.array([16, 9])
+  base = run(TEXT, length=length)
+  changed = TEXT.at[1, 9:].set(3)
+  np.testing.assert_array_equal(run(changed, length=length)[1, :9], base[1, :9])
+  assert (run(TEXT.at[0, 9:].set(3), length=length)[0, :9] != base[0, :9]).any()
+  np.testing.assert_allclose(base[1:, :9], run(TEXT[1:, :9]), atol=1e-5)
+
+
+def shapes(family):
+  """Of all parameters, by name."""
+  model = models.build(tiny.model_config(family=family, num_layers=2), tiny.VOCAB)
+  leaves = jax.tree_util.tree_leaves_with_path(
+    jax.eval_shape(functools.partial(models.init, model), jax.random.key(0))
+  )
+  return {jax.tree_util.keystr(path): x.shape for path, x in leaves}
+
+
+@pytest.mark.parametrize('family', ['mdlm', 'd3pm', 'sedd', 'radd'])
+def test_noise_is_an_input_exactly_where_the_paper_has_it(family):
+  assert any('modulation' in name for name in shapes(family)) == (family in ('d3pm', 'sedd'))
+
+
+def test_noise_matters():
+  """To its own sequence, in all digits."""
+  run = network('sedd')
+  a, b = run(TEXT, jnp.array([0.1, 0.1])), run(TEXT, jnp.array([0.1, 5.0]))
+  np.testing.assert_array_equal(a[0], b[0])
+  assert np.abs(a[1] - b[1]).max() > 1e-2
+
+
+def test_a_conditioned_layer_starts_as_the_identity():
+  config = tiny.model_config(family='sedd', num_layers=1)
+  model, params = tiny.init(config, scale=1.0)
+  hidden = jax.jit(model.apply)({'params': params}, TEXT, jnp.zeros(2))
+  vocabulary = params['vocabulary']
+  rows = jnp.where(
+    (TEXT == MASK)[..., None], vocabulary['mask'], vocabulary['embedding'][jnp.maximum(TEXT, 0)]
+  )
+  expected = rows / jnp.sqrt(jnp.mean(rows**2, -1, keepdims=True) + 1e-6)
+  np.testing.assert_allclose(hidden, expected, rtol=1e-4)
+
+
+def test_the_layers_are_those_of_the_ar_model():
+  """Same parameters in the same shapes, but for BOS and the mask."""
+  as_bos = lambda shapes: {name.replace('mask', 'bos'): shape for name, shape in shapes.items()}
+  assert as_bos(shapes('mdlm')) == as_bos(shapes('radd')) == shapes('ar')
