@@ -89,7 +89,7 @@ def test_given_tokens_stay_and_condition_the_rest():
 
 @functools.cache
 def network(family):
-  config = tiny.model_config(family=family, num_layers=2)
+  config = tiny.model_config(family=family, num_layers=1)
   return config, tiny.init(config)[1]
 
 
@@ -101,9 +101,9 @@ def generate(config, params, text, given, length, steps=8, **options):
   )  # fmt: skip
 
 
-@pytest.mark.parametrize('family', ['mdlm', 'sedd'])
-def test_batching_changes_nothing_and_padding_is_never_seen(family):
-  config, params = network(family)
+def test_batching_changes_nothing_and_padding_is_never_seen():
+  """Not even when others' changes make the network run again."""
+  config, params = network('mdlm')
   text = np.asarray(jax.random.randint(jax.random.key(0), (3, 16), 0, tiny.VOCAB))
   given = np.zeros((3, 16), bool)
   given[1, :5] = True
@@ -144,7 +144,7 @@ def test_temperature_and_nucleus_sharpen():
 
 
 def test_a_first_token_that_is_given_conditions_the_text():
-  config = tiny.model_config(family='mdlm', num_layers=2, bos='first_token_given', length=17)
+  config = tiny.model_config(family='mdlm', num_layers=1, bos='first_token_given', length=17)
   params = tiny.init(config)[1]
   nothing, text = np.zeros((4, 16), bool), np.zeros((4, 16), int)
   run = lambda first: np.asarray(
