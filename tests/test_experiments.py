@@ -1,15 +1,21 @@
 """Experiment files are valid, and their models have the published sizes."""
 
+import dataclasses
 import math
 import pathlib
+import runpy
 
 import jax
+import numpy as np
 import pytest
 
-from armd_jax import training
+from armd_jax import config as config_lib
+from armd_jax import recipes, sharding, training
 from armd_jax.bench import scaling
 from armd_jax.data import tokenizers
+from armd_jax.errors import UserError
 
+DRILL_SOURCES = ('experiments/*.py', 'armd_jax/recipes.py', 'armd_jax/training.py')
 NAMES = [path.stem for path in pathlib.Path('experiments').glob('*.py')]
 
 
@@ -28,3 +34,77 @@ def test_number_of_parameters(name, millions):
   params = jax.eval_shape(lambda: training.init_state(config, vocab_size).params)
   found = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
   assert found == pytest.approx(millions * 1e6, rel=0.03)
+
+
+RECIPES = ('owt_small', 'owt_medium', 'lm1b_small', 'text8')
+FAMILIES = ('armd', 'ar', 'mdlm', 'd3pm', 'sedd', 'radd')
+
+
+def recipe(name, options):
+  """As `--config=experiments/NAME.py:OPTIONS` reads it."""
+  raw = runpy.run_path(f'experiments/{name}.py')['get_config'](options)
+  return config_lib.parse(raw)
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_twins_differ_by_their_family_alone(name):
+  armd = recipe(name, '')
+  for family in FAMILIES:
+    twin = recipe(name, f'family={family}')
+    assert twin.model == dataclasses.replace(armd.model, family=family)
+    assert (twin.data, twin.optimizer, twin.train) == (armd.data, armd.optimizer, armd.train)
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_fine_tunes_go_on_from_the_base(name):
+  base, tuned = recipe(name, ''), recipe(name, 'sbp_steps=50000')
+  assert tuned.order.sbp_start == base.train.steps and tuned.order.sbp_streams == (1, 2, 4)
+  assert tuned.train.steps == base.train.steps + 50_000
+  assert tuned.init_from == f'work/{name}'
+  assert (tuned.model, tuned.optimizer) == (base.model, base.optimizer)
+  with pytest.raises(UserError, match='has no strided orders'):
+    recipe(name, 'family=radd,sbp_steps=10000')
+
+
+def test_options_that_mean_nothing_are_refused():
+  for text in ('family', 'sbp_steps=many', 'runlocally', 'family=', 'runlocal=1'):
+    with pytest.raises(UserError, match='takes family=NAME, sbp_steps=NUMBER and runlocal'):
+      recipes.options(text)
+  with pytest.raises(UserError, match="family is 'sed'; write one of"):
+    recipe('text8', 'family=sed')
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_small_versions_keep_the_schedule_and_need_nothing(name):
+  whole, small = recipe(name, ''), recipe(name, 'runlocal')
+  assert (small.data.source, small.data.tokenizer) == ('stdlib', 'bytes')
+  for field in ('ar_steps', 'perm_steps'):
+    share = getattr(small.order, field) / getattr(whole.order, field)
+    assert share == pytest.approx(small.train.steps / whole.train.steps, rel=0.05)
+  assert small.model.num_two_stream_layers == 1
+  tuned = recipe(name, 'sbp_steps=50000,runlocal')
+  assert tuned.order.sbp_start == small.train.steps < tuned.train.steps < 1000
+
+
+def take_a_step(config):
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  state = training.new_state(config, 257, mesh)
+  text = np.random.RandomState(0).randint(257, size=(config.train.batch_size, config.model.length))
+  before = jax.device_get(state.params)
+  state, metrics = training.train_step(config, 257, mesh)(state, text.astype(np.int32))
+  assert np.isfinite(metrics['loss']) and metrics['skipped'] == 0
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, jax.device_get(state.params))
+  assert max(jax.tree.leaves(moved)) > 0
+
+
+def test_a_small_version_trains():
+  take_a_step(recipe('text8', 'family=radd,runlocal'))
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('name', RECIPES)
+def test_every_small_version_trains(name, family):
+  take_a_step(recipe(name, f'family={family},runlocal'))
+  if family == 'armd':
+    take_a_step(recipe(name, 'sbp_steps=10000,runlocal'))

@@ -1,0 +1,101 @@
+"""What experiment files share: the options after their name, baselines, fine-tunes, small versions.
+
+--config=experiments/owt_small.py:family=mdlm         a baseline's twin: all else is the same
+--config=experiments/owt_small.py:sbp_steps=50000     SBP fine-tuning of the base model
+--config=experiments/owt_small.py:family=sedd,runlocal   the same, small, on this machine
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import ml_collections
+
+from armd_jax.config import default_config
+from armd_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What may stand after an experiment's name.
+
+  Attributes:
+    family: of the model, see `config.ModelConfig`.
+    sbp_steps: i_SBP (paper section 3.1), steps of fine-tuning after the base model's; 0: train the
+      base model.
+    runlocal: shrinks model, text and steps to a machine without accelerators.
+  """
+
+  family: str = 'armd'
+  sbp_steps: int = 0
+  runlocal: bool = False
+
+
+def options(text: str) -> Options:
+  """Reads `name=value,name`.
+
+  Raises:
+    UserError: for a name or value that means nothing.
+
+  >>> options('family=sedd,runlocal')
+  Options(family='sedd', sbp_steps=0, runlocal=True)
+  """
+  values = {}
+  for item in filter(None, text.split(',')):
+    name, _, value = item.partition('=')
+    if name == 'family' and value:
+      values[name] = value
+    elif name == 'sbp_steps' and value.isdecimal():
+      values[name] = int(value)
+    elif item == 'runlocal':
+      values[name] = True
+    else:
+      raise UserError(
+        f'an experiment takes family=NAME, sbp_steps=NUMBER and runlocal; {item!r} is none of them'
+      )
+  return Options(**values)
+
+
+def finish(config: ml_collections.ConfigDict, text: str, base_run: str) -> None:
+  """Applies `options(text)` to the config of a base model.
+
+  Args:
+    config: the experiment's; changed.
+    text: what stands after the experiment's name.
+    base_run: work directory of the base model, which fine-tuning goes on from; for another one
+      there is --config.init_from.
+  """
+  chosen = options(text)
+  config.model.family = chosen.family
+  if chosen.runlocal:
+    _shrink(config)
+  if chosen.sbp_steps:
+    # Optimizer, average and learning rate go on (our choice); orders are strided from here on.
+    steps = min(chosen.sbp_steps, config.train.steps) if chosen.runlocal else chosen.sbp_steps
+    config.order.sbp_start = config.train.steps
+    config.train.steps += steps
+    config.init_from = base_run
+
+
+def _shrink(config: ml_collections.ConfigDict) -> None:
+  """Minutes on two cores: the schedule in proportion, bytes of the text that needs no download."""
+  small = default_config()
+  steps = 300
+  share = steps / config.train.steps
+  two_stream = config.model.num_two_stream_layers
+  config.model.update(
+    length=64, num_layers=2, num_two_stream_layers=min(two_stream, 1), embed_dim=64, num_heads=2,
+    dtype='float32', remat='none', vocab_multiple=1,
+  )  # fmt: skip
+  config.order.update(
+    ar_steps=round(config.order.ar_steps * share),
+    perm_steps=round(config.order.perm_steps * share),
+    rho=min(config.order.rho, 8),
+  )
+  config.data.update(small.data)
+  config.optimizer.update(learning_rate=3e-3, warmup_steps=20, ema_decay=0.99)
+  config.train.update(
+    steps=steps, batch_size=8, loss_chunk=64, log_every=25, eval_every=100, eval_windows=64,
+    checkpoint_every=100,
+  )  # fmt: skip
+  config.mesh.update(small.mesh)

@@ -1,0 +1,112 @@
+"""Runs an experiment once per set of overrides:
+
+  python -m armd_jax.sweep --sweep=experiments/sweeps/standard.py:learning_rate \\
+    --config=experiments/owt_small.py:runlocal --workdir=work/lr [--dry_run]
+  python -m armd_jax.sweep ... --launcher='python launch/slurm.py --processes=8 --time=24:00:00'
+
+A sweep is a function without arguments that returns the overrides of every run, such as
+[{'optimizer.learning_rate': 3e-4}, {'optimizer.learning_rate': 1e-3}]. Run i trains in a folder of
+the work directory named after its overrides, here one after the other, or each as a job of a
+launcher. A sweep that was stopped goes on where it was: a finished run trains no further step.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+from armd_jax import cli
+from armd_jax.errors import UserError, sentence
+
+
+def overrides_of(name: str) -> list[Mapping[str, Any]]:
+  """What the sweep `FILE:FUNCTION` returns.
+
+  Raises:
+    UserError: there is no such function, or it returns something else.
+  """
+  path, _, function = name.partition(':')
+  if not pathlib.Path(path).is_file() or not function:
+    raise UserError(
+      f'--sweep is {name!r}; write FILE:FUNCTION, like experiments/sweeps/standard.py:seeds'
+    )
+  spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+  except Exception as error:  # whatever a user's file raises
+    raise UserError(f'{path} cannot be run ({sentence(error)}); mend it') from error
+  if not callable(found := getattr(module, function, None)):
+    raise UserError(f'{path} has no function {function!r}; write one that it has')
+  runs = found()
+  if not isinstance(runs, list) or not runs or not all(isinstance(run, Mapping) for run in runs):
+    raise UserError(f'{name} returns {runs!r}; return a list of dicts from field to value')
+  if len({run_name(run) for run in runs}) < len(runs):
+    raise UserError(f'{name} returns the same overrides twice; return each once')
+  return runs
+
+
+def run_name(overrides: Mapping[str, Any]) -> str:
+  """A folder's name.
+
+  >>> run_name({'optimizer.learning_rate': 3e-4, 'order.sbp_streams': (1, 2)})
+  'learning_rate=0.0003,sbp_streams=1_2'
+  """
+  text = lambda value: '_'.join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+  name = ','.join(f'{field.split(".")[-1]}={text(value)}' for field, value in overrides.items())
+  return name.replace('/', '_') or 'base'
+
+
+def commands(
+  runs: Sequence[Mapping[str, Any]], config: str, workdir: str, launcher: str = ''
+) -> list[list[str]]:
+  """The command line of every run.
+
+  Args:
+    runs: overrides, see `overrides_of`.
+    config: experiment file, as for `armd_jax.train`.
+    workdir: folder of the runs' work directories.
+    launcher: command line of a launcher; '': run here.
+  """
+  found = []
+  for overrides in runs:
+    train = [
+      'python' if launcher else sys.executable, '-m', 'armd_jax.train', f'--config={config}',
+      f'--workdir={pathlib.Path(workdir) / run_name(overrides)}',
+    ]  # fmt: skip
+    train += [f'--config.{field}={value}' for field, value in overrides.items()]
+    found.append([*shlex.split(launcher), '--', *train] if launcher else train)
+  return found
+
+
+def main() -> None:
+  runs = overrides_of(_SWEEP.value)
+  launcher = _LAUNCHER.value
+  for command in commands(runs, _CONFIG.value, _WORKDIR.value, launcher):
+    print(shlex.join(command), flush=True)
+    if _DRY_RUN.value:
+      continue
+    code = subprocess.run(command).returncode
+    if code:
+      raise UserError(
+        f'{shlex.join(command)} ended with code {code}; mend what it says, and give the same '
+        'command again to go on'
+      )
+
+
+if __name__ == '__main__':
+  _SWEEP = flags.DEFINE_string(
+    'sweep', None, 'FILE:FUNCTION that returns overrides.', required=True
+  )
+  _CONFIG = flags.DEFINE_string('config', None, 'Experiment file.', required=True)
+  _WORKDIR = cli.workdir_flag('Folder of the work directories.')
+  _LAUNCHER = flags.DEFINE_string('launcher', '', "A launcher's command line; '': run here.")
+  _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands only.')
+  cli.run(main)

@@ -1,0 +1,72 @@
+"""A sweep's runs, in turn or as jobs of a launcher."""
+
+import pathlib
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from armd_jax import config, sweep
+from armd_jax.errors import UserError
+
+STANDARD = 'experiments/sweeps/standard.py'
+
+
+@pytest.mark.parametrize('name', ['learning_rate', 'seeds', 'rho'])
+def test_standard_sweeps_are_valid_overrides(name):
+  runs = sweep.overrides_of(f'{STANDARD}:{name}')
+  for overrides in runs:
+    raw = config.default_config()
+    raw.update_from_flattened_dict(overrides)
+    config.parse(raw)  # or raises
+  assert len({sweep.run_name(run) for run in runs}) == len(runs) >= 3
+
+
+def test_commands_here_and_by_a_launcher():
+  runs = [{'optimizer.learning_rate': 3e-4, 'order.rho': 8}, {'order.sbp_streams': (1, 2)}]
+  here = sweep.commands(runs, 'experiments/a.py:runlocal', 'work/s')
+  assert here[0] == [
+    sys.executable, '-m', 'armd_jax.train', '--config=experiments/a.py:runlocal',
+    '--workdir=work/s/learning_rate=0.0003,rho=8', '--config.optimizer.learning_rate=0.0003',
+    '--config.order.rho=8',
+  ]  # fmt: skip
+  assert here[1][-2:] == ['--workdir=work/s/sbp_streams=1_2', '--config.order.sbp_streams=(1, 2)']
+  job = sweep.commands(runs, 'experiments/a.py', 'work/s', 'python launch/slurm.py --nodes=2')[0]
+  assert job[:7] == shlex.split('python launch/slurm.py --nodes=2 -- python -m armd_jax.train')
+
+
+def run(tmp_path, text, *more):
+  (tmp_path / 's.py').write_text(text)
+  command = [
+    sys.executable, '-m', 'armd_jax.sweep', f'--sweep={tmp_path / "s.py"}:runs',
+    f'--config={tmp_path / "none.py"}', f'--workdir={tmp_path / "work"}', *more,
+  ]  # fmt: skip
+  return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_dry_run_prints_what_would_run(tmp_path):
+  done = run(tmp_path, 'runs = lambda: [{"seed": 0}, {"seed": 1}]', '--dry_run')
+  assert done.returncode == 0, done.stderr
+  assert [line.split()[-1] for line in done.stdout.splitlines()] == [
+    '--config.seed=0', '--config.seed=1',
+  ]  # fmt: skip
+  assert not (tmp_path / 'work').exists()
+
+
+@pytest.mark.parametrize(
+  ('name', 'text', 'message'),
+  [
+    ('s.py', '', 'write FILE:FUNCTION'),
+    ('none.py:runs', '', 'write FILE:FUNCTION'),
+    ('s.py:runs', '1 / 0', 'cannot be run (division by zero); mend it'),
+    ('s.py:runs', 'run = list', "has no function 'runs'"),
+    ('s.py:runs', 'runs = dict', 'return a list of dicts'),
+    ('s.py:runs', 'runs = lambda: [{}, {}]', 'the same overrides twice'),
+  ],
+)
+def test_refusals(tmp_path, name, text, message):
+  (tmp_path / 's.py').write_text(text)
+  with pytest.raises(UserError) as caught:
+    sweep.overrides_of(str(pathlib.Path(tmp_path) / name))
+  assert message in str(caught.value)
