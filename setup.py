@@ -29,6 +29,7 @@ setuptools.setup(
     'orbax-checkpoint>=0.11.25',
     'pyarrow>=17.0',
     'pyyaml>=6.0',
+    'safetensors>=0.4',
     'tensorflow-datasets>=4.9.9',
     'tensorboardX>=2.6.2',
     'tiktoken>=0.9',

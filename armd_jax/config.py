@@ -48,8 +48,9 @@ class ModelConfig:
   mlp_dim: int = -1  # -1: 4 * embed_dim
   dropout: float = 0.1  # on embeddings and residual branches, none on attention probabilities
   rope_theta: float = 1e4
+  style: str = _one_of('rope', 'gpt2')  # 'gpt2': learned positions, LayerNorm, biases (ARMD, AR)
   bos: str = _one_of('prepend', 'first_token_given')
-  g0: str = _one_of('prefix', 'mask_embedding', 'shift')  # seed of the query rows (paper eq. 6)
+  g0: str = _one_of('prefix', 'mask_embedding', 'shift', 'warm')  # query rows' seed (paper eq. 6)
   g0_norm: str = _one_of('none', 'rms')
   g0_chunk: int = 128  # slots per chunk of the linear form of eq. 6; 0: the quadratic form
   pe: str = _one_of('sinusoidal', 'learned')  # position rows of eq. 6, of unit length
@@ -309,6 +310,11 @@ def _check(config: Config) -> Config:
     m.family == 'armd' or o.sbp_start < 0,
     f'config.order.sbp_start is set but config.model.family is {m.family!r}, which has no strided '
     'orders; write -1',
+  )
+  _require(
+    m.family in ('armd', 'ar') or m.style == 'rope',
+    f'config.model.style is {m.style!r} but config.model.family is {m.family!r}, which has RoPE '
+    "only; write 'rope'",
   )
   _require(o.block_steps >= 0, f'config.order.block_steps is {o.block_steps}; write 0 or more')
   f = m.diffusion

@@ -54,6 +54,7 @@ def test_defaults_are_the_published_small_recipe():
     ({'model': {'diffusion': {'d3pm_steps': 0}}}, 'd3pm_steps is 0; write 1 or more'),
     ({'model': {'diffusion': {'d3pm_aux': -1.0}}}, 'd3pm_aux is -1.0; write 0 or more'),
     ({'model': {'diffusion': {'schedule': 'sine'}}}, "write one of 'log_linear', 'cosine'"),
+    ({'model': {'family': 'sedd', 'style': 'gpt2'}}, "which has RoPE only; write 'rope'"),
     ({'order': {'block_steps': -1}}, 'block_steps is -1; write 0 or more'),
     ({'model': 3}, 'must hold the fields of ModelConfig'),
   ],

@@ -35,6 +35,8 @@ def init(model_config, vocab_size=VOCAB, seed=0, scale=3.0):
   params = jax.jit(functools.partial(models.init, model))(jax.random.key(seed))
 
   def enlarge(path, x):
+    if path[-1].key == 'gain':  # starts at 0
+      return x + 0.3
     return x if path[-1].key == 'scale' else scale * x
 
   return model, jax.tree_util.tree_map_with_path(enlarge, params)

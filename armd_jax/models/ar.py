@@ -1,4 +1,4 @@
-"""The auto-regressive transformer of the same size: one stream, causal attention, RoPE.
+"""The auto-regressive transformer of the same size: one stream, causal attention.
 
 ARMD with `g0='shift'` and left-to-right order computes exactly this, which the tests use as their
 strongest oracle; benchmarks use it as the cost that ARMD is compared with.
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from armd_jax.config import ModelConfig
 from armd_jax.models.armd import BOS, Rows, Vocabulary, full_rows
-from armd_jax.models.layers import Dropout, KVCache, RMSNorm, Stack, View, rope_rotation
+from armd_jax.models.layers import Dropout, KVCache, Stack, View, make_norm, rope_rotation
 from armd_jax.order import GenerationOrder
 
 Array = jax.Array
@@ -35,7 +35,7 @@ class AR(nn.Module):
   def setup(self):
     self.vocabulary = Vocabulary(self.config, self.vocab_size)
     self.stack = Stack(self.config, self.config.num_layers)
-    self.final_norm = RMSNorm(self.config.dtype)
+    self.final_norm = make_norm(self.config)
     self.embedding_dropout = Dropout(self.config.dropout)
 
   def __call__(
@@ -70,9 +70,9 @@ class AR(nn.Module):
 
   def _run(self, content_BxW, rows, caches, index_B=None):
     c = self.config
-    x_BxWxE = self.vocabulary.embed(content_BxW)
+    x_BxWxE = self.vocabulary.embed(content_BxW, rows.content_position_BxW)
     x_BxWxE = self.embedding_dropout(x_BxWxE, index_B)
-    rotation = rope_rotation(rows.content_position_BxW, c.head_dim, c.rope_theta)
+    rotation = rope_rotation(c, rows.content_position_BxW)
     view = View(
       rotation_BxRxNxD2=jax.tree.map(lambda x: x[:, None], rotation),
       source_rotation_BxKxD2=rotation,

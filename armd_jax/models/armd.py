@@ -25,9 +25,9 @@ from armd_jax.models import prefix_aggregation
 from armd_jax.models.layers import (
   Dropout,
   KVCache,
-  RMSNorm,
   Stack,
   View,
+  make_norm,
   remat_block,
   rope_rotation,
 )
@@ -109,13 +109,26 @@ class Vocabulary(nn.Module):
     shape = (self.config.padded(self.vocab_size), self.config.embed_dim)
     self.embedding_VxE = self.param('embedding', init, shape)
     self.special_E = self.param(self.special, init, (self.config.embed_dim,))
+    if self.config.style == 'gpt2':
+      # Query rows stand at 1..N, content rows, which GPT-2 has, at 0..N-1.
+      self.positions_MxE = self.param('positions', init, (self.config.length + 1, shape[1]))
 
-  def embed(self, ids: Array) -> Array:
-    """Rows of ids, `SPECIAL` included, in the compute dtype."""
+  def embed(self, ids: Array, position: Array | None = None) -> Array:
+    """Rows of ids, `SPECIAL` included, in the compute dtype.
+
+    Args:
+      ids: int32.
+      position: int32, read in the style that has learned positions.
+    """
     find = axes.split(_look_up, (('vocab', 'embed'), ('batch', None)), ('batch', None, None))
     rows = find(self.embedding_VxE, jnp.maximum(ids, 0)).astype(self.config.dtype)
     special_E = self.special_E.astype(self.config.dtype)
-    return jnp.where((ids == SPECIAL)[..., None], special_E, rows)
+    rows = jnp.where((ids == SPECIAL)[..., None], special_E, rows)
+    return rows + self.at(position) if self.config.style == 'gpt2' else rows
+
+  def at(self, position: Array) -> Array:
+    """Learned position rows in the compute dtype."""
+    return self.positions_MxE[position].astype(self.config.dtype)
 
   def logits(self, hidden: Array) -> Array:
     """float32 logits over the padded vocabulary; padding gets -inf."""
@@ -158,11 +171,13 @@ class ARMD(nn.Module):
     if c.num_two_stream_layers:
       self.last_two_stream = remat_block(dataclasses.replace(c, scan_layers=False))(c)
     self.causal = Stack(c, c.num_layers - c.num_two_stream_layers)
-    self.final_norm = RMSNorm(c.dtype)
+    self.final_norm = make_norm(c)
     self.embedding_dropout = Dropout(c.dropout)
     if c.g0 == 'mask_embedding':
       self.mask_E = self.param('mask', nn.initializers.normal(0.02), (c.embed_dim,))
-    if c.g0 == 'prefix' and c.pe == 'learned':
+    if c.g0 == 'warm':
+      self.gain = self.param('gain', nn.initializers.zeros, ())
+    if c.g0 in ('prefix', 'warm') and c.pe == 'learned':
       self.pe_table = self.param('pe', nn.initializers.normal(1.0), (c.length + 1, c.pe_dim))
 
   def __call__(
@@ -224,15 +239,13 @@ class ARMD(nn.Module):
 
   def _run(self, content_BxW, rows, state, index_B=None):
     c = self.config
-    x_BxWxE = self.vocabulary.embed(content_BxW)
+    x_BxWxE = self.vocabulary.embed(content_BxW, rows.content_position_BxW)
     x_BxWxE = self.embedding_dropout(x_BxWxE, index_B)
     g_BxWxE, query_position_BxW, aggregate = self._seed(x_BxWxE, rows, state)
     g_BxWxE = axes.constrain(g_BxWxE, 'batch', None, None)
 
-    rotation = lambda position: rope_rotation(position, c.head_dim, c.rope_theta)
-    content_rotation, query_rotation = map(
-      rotation, (rows.content_position_BxW, query_position_BxW)
-    )
+    content_rotation = rope_rotation(c, rows.content_position_BxW)
+    query_rotation = rope_rotation(c, query_position_BxW)
     one = lambda pair: jax.tree.map(lambda x: x[:, None], pair)
     caches = (None, None, None)
     if state is not None:
@@ -283,16 +296,7 @@ class ARMD(nn.Module):
         aggregate,
       )
     if c.g0 == 'shift':
-      # The latest row that the slot may see, seen from that row's own position: an AR model.
-      batch, width, _ = x_BxWxE.shape
-      latest_BxW = jnp.clip(local_BxW - 1, 0, width - 1)
-      position_BxW = jnp.take_along_axis(
-        jnp.broadcast_to(rows.content_position_BxW, (latest_BxW.shape[0], width)),
-        latest_BxW,
-        axis=1,
-      )
-      latest_BxW = jnp.broadcast_to(latest_BxW, (batch, width))
-      return jnp.take_along_axis(x_BxWxE, latest_BxW[..., None], axis=1), position_BxW, aggregate
+      return *_latest(x_BxWxE, rows.content_position_BxW, local_BxW), aggregate
     pe_q_BxWxP, pe_k_BxWxP = map(self._pe, (rows.query_position_BxW, rows.content_position_BxW))
     if state is not None:
       g_BxWxE = prefix_aggregation.read(aggregate, pe_q_BxWxP)
@@ -304,10 +308,27 @@ class ARMD(nn.Module):
       g_BxWxE = prefix_aggregation.quadratic(pe_q_BxWxP, pe_k_BxWxP, x_BxWxE, local_BxW)
     if c.g0_norm == 'rms':
       g_BxWxE *= jax.lax.rsqrt(jnp.mean(jnp.square(g_BxWxE), axis=-1, keepdims=True) + 1e-6)
-    return g_BxWxE.astype(c.dtype), rows.query_position_BxW, aggregate
+    if c.g0 == 'prefix':
+      return g_BxWxE.astype(c.dtype), rows.query_position_BxW, aggregate
+    # 'warm': an AR model as long as the gain is 0 (our choice).
+    shift_BxWxE, position_BxW = _latest(x_BxWxE, rows.content_position_BxW, local_BxW)
+    if c.style == 'gpt2':
+      g_BxWxE += self.vocabulary.at(rows.query_position_BxW) - self.vocabulary.at(position_BxW)
+    g_BxWxE = (shift_BxWxE + self.gain * g_BxWxE).astype(c.dtype)
+    return g_BxWxE, position_BxW + self.gain * (rows.query_position_BxW - position_BxW), aggregate
 
   def _pe(self, position):
     if self.config.pe == 'sinusoidal':
       return prefix_aggregation.sinusoidal(position, self.config.pe_dim)
     rows = self.pe_table[position]
     return rows * jax.lax.rsqrt(jnp.sum(jnp.square(rows), axis=-1, keepdims=True))
+
+
+def _latest(x_BxWxE, position_BxW, length_BxW):
+  """The latest content row that each slot may see, and its position: the seed of an AR model."""
+  batch, width, _ = x_BxWxE.shape
+  latest_BxW = jnp.clip(length_BxW - 1, 0, width - 1)
+  position_BxW = jnp.broadcast_to(position_BxW, (latest_BxW.shape[0], width))
+  position_BxW = jnp.take_along_axis(position_BxW, latest_BxW, axis=1)
+  latest_BxW = jnp.broadcast_to(latest_BxW, (batch, width))
+  return jnp.take_along_axis(x_BxWxE, latest_BxW[..., None], axis=1), position_BxW

@@ -15,10 +15,10 @@ from armd_jax.config import ModelConfig
 from armd_jax.models.armd import SPECIAL, Vocabulary
 from armd_jax.models.layers import (
   Dropout,
-  RMSNorm,
   Stack,
   View,
   kernel_init,
+  make_norm,
   rope_rotation,
 )
 
@@ -63,7 +63,7 @@ class Denoiser(nn.Module):
     c = self.config
     self.vocabulary = Vocabulary(c, self.vocab_size, special='mask')
     self.stack = Stack(c, c.num_layers)
-    self.final_norm = RMSNorm(c.dtype)
+    self.final_norm = make_norm(c)
     self.embedding_dropout = Dropout(c.dropout)
     if c.family in READS_NOISE:
       self.noise_embedding = NoiseEmbedding(c.dtype)
@@ -96,7 +96,7 @@ class Denoiser(nn.Module):
     x_BxKxE = self.embedding_dropout(x_BxKxE, index_B)
     rows = ids_BxK.shape[1]
     length_B = jnp.full(1, tokens_BxN.shape[1]) if length_B is None else length_B
-    rotation = rope_rotation(jnp.arange(rows)[None] + 1 - given, c.head_dim, c.rope_theta)
+    rotation = rope_rotation(c, jnp.arange(rows)[None] + 1 - given)
     view = View(
       rotation_BxRxNxD2=jax.tree.map(lambda x: x[:, None], rotation),
       source_rotation_BxKxD2=rotation,

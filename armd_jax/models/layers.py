@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -31,7 +32,8 @@ class View:
   """What the rows of a layer are and what they may see; shared by all layers of a stack.
 
   Attributes:
-    rotation_BxRxNxD2: float32 (cos, sin) of the rows' RoPE angles, `[B or 1, R, N, D/2]` each.
+    rotation_BxRxNxD2: float32 (cos, sin) of the rows' RoPE angles, `[B or 1, R, N, D/2]` each;
+      None without RoPE.
     source_rotation_BxKxD2: the same for the rows that keys and values are computed from.
     lengths_BxRxN: int32, prefix of the keys that each row sees, `[B or 1, R, N]`.
     offset_B: int32 `[B or 1]`, where in the cache this call's keys begin; None without a cache.
@@ -40,8 +42,8 @@ class View:
     condition_BxC: what shifts, scales and gates every branch (adaLN); None without conditioning.
   """
 
-  rotation_BxRxNxD2: tuple[Array, Array]
-  source_rotation_BxKxD2: tuple[Array, Array]
+  rotation_BxRxNxD2: tuple[Array, Array] | None
+  source_rotation_BxKxD2: tuple[Array, Array] | None
   lengths_BxRxN: Array
   offset_B: Array | None = None
   index_B: Array | None = None
@@ -75,15 +77,21 @@ def _put(cache_BxKxGxD: Array, rows_BxWxGxD: Array, offset_B: Array) -> Array:
   return jax.vmap(put)(cache_BxKxGxD, rows_BxWxGxD, offset_B)
 
 
-def rope_rotation(position: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
-  """cos and sin of the rotary angles, float32, `position.shape + (head_dim / 2,)`."""
-  frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+def rope_rotation(config: ModelConfig, position: Array) -> tuple[Array, Array] | None:
+  """cos and sin of the rotary angles, float32, `position.shape + (head_dim / 2,)`; None in a style
+  without RoPE."""
+  if config.style == 'gpt2':
+    return None
+  frequency = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
+  frequency = config.rope_theta**-frequency
   angle = position[..., None].astype(jnp.float32) * frequency
   return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x: Array, rotation: tuple[Array, Array]) -> Array:
-  """Applies rotary embeddings to `[..., H, D]`, pairing feature i with i + D/2."""
+def rotate(x: Array, rotation: tuple[Array, Array] | None) -> Array:
+  """Applies rotary embeddings, if any, to `[..., H, D]`, pairing feature i with i + D/2."""
+  if rotation is None:
+    return x
   cos, sin = (r[..., None, :] for r in rotation)
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
@@ -100,6 +108,13 @@ class RMSNorm(nn.Module):
     x = x.astype(jnp.float32)
     x *= jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
     return (x * scale_E).astype(self.dtype)
+
+
+def make_norm(config: ModelConfig, name: str | None = None) -> nn.Module:
+  """The norm of the config's style; statistics are float32 in both."""
+  if config.style == 'gpt2':
+    return nn.LayerNorm(epsilon=1e-5, dtype=config.dtype, use_fast_variance=False, name=name)
+  return RMSNorm(config.dtype, name=name)
 
 
 def kernel_init(scale: float) -> nn.initializers.Initializer:
@@ -149,8 +164,9 @@ class Block(nn.Module):
   ) -> tuple[Array, KVCache | None]:
     c = self.config
     project = lambda name, features, axis=-1, scale=1.0: nn.DenseGeneral(
-      features, axis, use_bias=False, dtype=c.dtype, kernel_init=kernel_init(scale), name=name
-    )
+      features, axis, use_bias=c.style == 'gpt2', dtype=c.dtype, kernel_init=kernel_init(scale),
+      name=name,
+    )  # fmt: skip
     dropout = lambda x: Dropout(c.dropout)(x, view.index_B)
     rows = ('batch', None, None)
     # Branches that add to the residual stream start smaller, so that its variance does not grow
@@ -158,7 +174,7 @@ class Block(nn.Module):
     shrink = (2 * c.num_layers) ** -0.5
     enter, leave = self._modulation(view.condition_BxC)
 
-    norm = RMSNorm(c.dtype, name='attention_norm')
+    norm = make_norm(c, 'attention_norm')
     normed_BxRxNxE = enter(0, norm(rows_BxRxNxE))
     source_BxKxE = normed_BxRxNxE[:, 0] if source_BxKxE is None else norm(source_BxKxE)
     q_BxRxNxHxD = project('query', (c.num_heads, c.head_dim))(normed_BxRxNxE)
@@ -177,7 +193,7 @@ class Block(nn.Module):
     branch_BxRxNxE = project('out', c.embed_dim, (-2, -1), shrink)(seen_BxRxNxHxD)
     rows_BxRxNxE += leave(0, dropout(axes.constrain(branch_BxRxNxE, *rows, None)))
 
-    normed_BxRxNxE = enter(1, RMSNorm(c.dtype, name='mlp_norm')(rows_BxRxNxE))
+    normed_BxRxNxE = enter(1, make_norm(c, 'mlp_norm')(rows_BxRxNxE))
     hidden_BxRxNxF = project('up', c.mlp_dim)(normed_BxRxNxE)
     hidden_BxRxNxF = axes.constrain(hidden_BxRxNxF, *rows, 'mlp')
     branch_BxRxNxE = project('down', c.embed_dim, -1, shrink)(nn.gelu(hidden_BxRxNxF))
@@ -243,8 +259,15 @@ def remat_block(config: ModelConfig):
   return nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
 
 
+def stack_of(config: ModelConfig, layers: Sequence[Any]) -> dict[str, Any]:
+  """The parameters of a `Stack` from those of its blocks."""
+  if not config.scan_layers:
+    return {f'layer_{number}': layer for number, layer in enumerate(layers)}
+  return {'layers': jax.tree.map(lambda *x: jnp.stack(x), *layers)} if layers else {}
+
+
 def unstack_layers(params: Any) -> Any:
-  """Parameters of a scanned model as those of the unrolled one; the inverse of `stack_layers`."""
+  """Parameters of a scanned model as those of the unrolled one; see `stack_of`."""
   if not isinstance(params, dict):
     return params
   unstacked = {}

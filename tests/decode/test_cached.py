@@ -90,6 +90,7 @@ def test_every_order(name):
   'changes',
   [
     {'g0': 'shift'},
+    {'g0': 'warm'},
     {'g0': 'mask_embedding'},
     {'g0_norm': 'rms'},
     {'pe': 'learned'},

@@ -67,6 +67,7 @@ def test_probabilities_of_all_texts_sum_to_one(name):
   ('name', 'changes'),
   [(name, {}) for name in sorted(tiny.orders())]
   + [('blocks', {'g0': 'shift'}), ('left_to_right', {'g0': 'shift'})]
+  + [('blocks', {'g0': 'warm', 'style': 'gpt2'})]
   + [('blocks', {'num_two_stream_layers': 4}), ('blocks', {'num_two_stream_layers': 0})],
   ids=str,
 )

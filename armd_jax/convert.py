@@ -1,0 +1,107 @@
+"""Starts a run from other weights: GPT-2's, or an AR run's as ARMD.
+
+  python -m armd_jax.convert --gpt2=FOLDER --workdir=DIR      config.json, model.safetensors of it
+  python -m armd_jax.convert --warm_start=AR_RUN --workdir=DIR
+
+DIR then holds a run at step 0, which `evaluate` and `sample` read, and another run can go on from:
+
+  python -m armd_jax.train --config=... --config.model.g0=warm --config.init_from=DIR --workdir=...
+
+A warm start says at step 0 what the AR run says; of GPT-2's it has --config.model.style=gpt2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from armd_jax import checkpoint, cli, sample, training
+from armd_jax.config import Config, DataConfig, OrderConfig
+from armd_jax.data import tokenizers
+from armd_jax.errors import UserError
+from armd_jax.models import conversion, gpt2
+
+
+def write(config: Config, params: Any, workdir: pathlib.Path) -> None:
+  """A run that has not begun, with these parameters.
+
+  Raises:
+    UserError: something is in the work directory, or it cannot be written to.
+  """
+  if workdir.exists() and any(workdir.iterdir()):
+    raise UserError(f'{workdir} is not empty; use another --workdir')
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+  state = training.TrainState(
+    step=jnp.zeros((), jnp.int32),
+    skipped=jnp.zeros((), jnp.int32),
+    params=params,
+    ema=params,
+    opt_state=training.make_optimizer(config.optimizer).init(params),
+  )
+  checkpoint.write_config(workdir, config)
+  checkpoints = checkpoint.Checkpoints(workdir)
+  checkpoints.save(0, state, 0, None)
+  checkpoints.close()
+
+
+def from_gpt2(folder: str, source: str, tokenizer: str) -> tuple[Config, Any]:
+  """A run of GPT-2's weights.
+
+  Args:
+    folder: see `gpt2.load`.
+    source, tokenizer: of the text that it is to be measured on, see `config.DataConfig`.
+  Raises:
+    UserError: there is no GPT-2, or it has another vocabulary.
+  """
+  model, vocab_size, params = gpt2.load(folder)
+  expected = tokenizers.vocab_size(tokenizer)
+  if vocab_size != expected:
+    raise UserError(
+      f'the model in {folder} has a vocabulary of {vocab_size} but --tokenizer={tokenizer} one of '
+      f'{expected}; name the tokenizer it was trained with'
+    )
+  data = DataConfig(source=source, tokenizer=tokenizer)
+  return Config(model=model, order=OrderConfig(ar_steps=0, perm_steps=0, rho=0), data=data), params
+
+
+def from_ar(workdir: str, num_two_stream_layers: int) -> tuple[Config, Any]:
+  """ARMD's run from an AR run; see `conversion.warm_start`.
+
+  Raises:
+    UserError: no AR run is there, or it has fewer layers.
+  """
+  config, tokenizer, params, _ = sample.load_ema(workdir)
+  layers = config.model.num_layers
+  count = layers // 2 if num_two_stream_layers < 0 else num_two_stream_layers
+  if count > layers:
+    raise UserError(f'--two_stream_layers is {count}; write at most the {layers} of the run')
+  model, params = conversion.warm_start(config.model, tokenizer.vocab_size, params, count)
+  return dataclasses.replace(config, model=model, init_from=''), params
+
+
+def main() -> None:
+  if (_GPT2.value is None) == (_WARM_START.value is None):
+    raise UserError('write either --gpt2=FOLDER or --warm_start=AR_RUN')
+  if _GPT2.value is not None:
+    config, params = from_gpt2(_GPT2.value, _SOURCE.value, _TOKENIZER.value)
+  else:
+    config, params = from_ar(_WARM_START.value, _TWO_STREAM_LAYERS.value)
+  write(config, params, pathlib.Path(_WORKDIR.value))
+  print(f'{_WORKDIR.value} holds a run of family {config.model.family!r} at step 0')
+
+
+if __name__ == '__main__':
+  _WORKDIR = cli.workdir_flag('Where the new run goes.')
+  _GPT2 = flags.DEFINE_string('gpt2', None, "Folder with GPT-2's config.json, model.safetensors.")
+  _SOURCE = flags.DEFINE_string('source', DataConfig.source, 'With --gpt2: config.data.source.')
+  _TOKENIZER = flags.DEFINE_string('tokenizer', 'gpt2', 'With --gpt2: its tokenizer.')
+  _WARM_START = flags.DEFINE_string('warm_start', None, 'An AR run, to go on from as ARMD.')
+  _TWO_STREAM_LAYERS = flags.DEFINE_integer(
+    'two_stream_layers', -1, 'With --warm_start: layers with a content stream; -1: half of them.'
+  )
+  cli.run(main)

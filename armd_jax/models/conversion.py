@@ -1,0 +1,56 @@
+"""ARMD from the weights of an AR model, which it computes exactly until training changes them.
+
+`G^0` starts from the shifted seed (paper section 3 rejects it as the only one), so that on
+left-to-right orders query row n is the AR model's row n - 1; a learned gain, 0 at the start, brings
+in prefix aggregation and the rows' own positions (our choice).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from armd_jax import models
+from armd_jax.config import ModelConfig
+from armd_jax.errors import UserError
+from armd_jax.models.layers import stack_of, unstack_layers
+
+
+def warm_start(
+  config: ModelConfig, vocab_size: int, params: Any, num_two_stream_layers: int
+) -> tuple[ModelConfig, Any]:
+  """An ARMD whose left-to-right likelihood is the AR model's.
+
+  Args:
+    config: of the AR model.
+    vocab_size: its vocabulary.
+    params: its parameters.
+    num_two_stream_layers: how many of its layers get a content stream.
+  Returns:
+    ARMD's config, with `g0='warm'`, and parameters; what an AR model has not is as at the start of
+    any training.
+  Raises:
+    UserError: the model is no AR model.
+  """
+  if config.family != 'ar':
+    raise UserError(f"the run is of family {config.family!r}; a warm start needs one of 'ar'")
+  split = num_two_stream_layers
+  new_config = dataclasses.replace(config, family='armd', g0='warm', num_two_stream_layers=split)
+  params = unstack_layers(params)
+  layers = [params['stack'][f'layer_{number}'] for number in range(config.num_layers)]
+  new_model = models.build(new_config, vocab_size)
+
+  @jax.jit
+  def fresh(key):  # what is not used of it is not computed
+    made = models.init(new_model, key)
+    return {name: made[name] for name in ('gain', 'pe') if name in made}
+
+  new_params = fresh(jax.random.key(0))
+  for name, part in (('two_stream', layers[: max(split - 1, 0)]), ('causal', layers[split:])):
+    if part:
+      new_params[name] = stack_of(config, part)
+  if split:
+    new_params['last_two_stream'] = layers[split - 1]
+  return new_config, new_params | {name: params[name] for name in ('vocabulary', 'final_norm')}
