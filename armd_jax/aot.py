@@ -29,6 +29,7 @@ from ml_collections import config_flags
 from armd_jax import cli, flops, hlo, models, roofline, sharding, targets, train, training
 from armd_jax import config as config_lib
 from armd_jax.attention import device
+from armd_jax.chips import GIB
 from armd_jax.config import Config, MeshConfig
 from armd_jax.data import tokenizers
 from armd_jax.decode import generate
@@ -39,7 +40,6 @@ from armd_jax.errors import UserError
 DECODE_STREAMS = 4
 SEQUENCES_PER_DEVICE = 8
 REMAT_POLICIES = ('none', 'dots', 'full')  # what each recomputes grows
-GIB = roofline.GIB
 
 
 # ----- the mesh

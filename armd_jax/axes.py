@@ -113,8 +113,8 @@ def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
 
 def size(name: str) -> int:
   """How many parts an axis is cut into; 1 without a mesh."""
-  mesh = _mesh()
-  return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in MESH_AXES[name])
+  shape = jax.sharding.get_abstract_mesh().shape
+  return math.prod(shape.get(axis, 1) for axis in MESH_AXES[name])
 
 
 def batch(x: Array) -> str | None:
@@ -143,63 +143,75 @@ def split(
       what `out_axes` says.
   """
   is_axes = lambda x: isinstance(x, tuple) and not any(isinstance(name, tuple) for name in x)
-  specs = lambda tree: jax.tree.map(lambda names: spec(*names), tree, is_leaf=is_axes)
+  specs = lambda tree: jax.tree.map(lambda names: _cut_spec(*names), tree, is_leaf=is_axes)
   in_specs, out_specs = specs(in_axes), specs(out_axes)
   if _mesh() is None:
     return function
   return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=check)
 
 
-# ----- inside `split`; without a mesh an axis is one part, and these change nothing
+# ----- inside `split`; an axis that nothing cuts is one part, and these change nothing
 
 
 def total(x: Array, name: str) -> Array:
   """The sum over the parts of an axis."""
-  return jax.lax.psum(x, MESH_AXES[name]) if _is_split() else x
+  cut = _cut(name)
+  return jax.lax.psum(x, cut) if cut else x
 
 
 def total_part(x: Array, name: str, over: str, axis: int) -> Array:
   """The sum over the parts of `over`, of which each device keeps its part of array axis `axis`,
   called `name`, whose mesh axes are among those of `over`."""
-  if not _is_split():
-    return x
-  others = tuple(a for a in MESH_AXES[over] if a not in MESH_AXES[name])
-  x = jax.lax.psum_scatter(x, MESH_AXES[name], scatter_dimension=axis, tiled=True)
-  return jax.lax.psum(x, others)
+  cut = _cut(name)
+  others = tuple(a for a in _cut(over) if a not in cut)
+  if cut:
+    x = jax.lax.psum_scatter(x, cut, scatter_dimension=axis, tiled=True)
+  return jax.lax.psum(x, others) if others else x
 
 
 def largest(x: Array, name: str) -> Array:
   """The largest value over the parts of an axis."""
-  return jax.lax.pmax(x, MESH_AXES[name]) if _is_split() else x
+  cut = _cut(name)
+  return jax.lax.pmax(x, cut) if cut else x
 
 
 def first_index(name: str, count: int) -> Array | int:
   """Where this device's part of an axis begins, of parts of `count` entries."""
-  return count * jax.lax.axis_index(MESH_AXES[name]) if _is_split() else 0
+  cut = _cut(name)
+  return count * jax.lax.axis_index(cut) if cut else 0
 
 
 def gather(x: Array, name: str, axis: int) -> Array:
   """All parts of an axis, one after the other along array axis `axis`."""
-  return jax.lax.all_gather(x, MESH_AXES[name], axis=axis, tiled=True) if _is_split() else x
+  cut = _cut(name)
+  return jax.lax.all_gather(x, cut, axis=axis, tiled=True) if cut else x
 
 
 def exchange(x: Array, name: str, give: int, take: int) -> Array:
   """Array axis `give` is cut into one piece per part of `name`; what comes back for them is laid
   along array axis `take`."""
-  if not _is_split():
-    return x
-  return jax.lax.all_to_all(x, MESH_AXES[name], give, take, tiled=True)
+  cut = _cut(name)
+  return jax.lax.all_to_all(x, cut, give, take, tiled=True) if cut else x
 
 
 def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
   """Zeros, for jax other ones on every device, as what a loop adds to them will be."""
   x = jnp.zeros(shape, dtype)
-  inside = jax.sharding.get_abstract_mesh().manual_axes
-  return jax.lax.pcast(x, tuple(inside), to='varying') if inside else x
+  mesh = jax.sharding.get_abstract_mesh()
+  cut = tuple(a for a in mesh.manual_axes if mesh.shape[a] > 1)
+  return jax.lax.pcast(x, cut, to='varying') if cut else x
 
 
-def _is_split() -> bool:
-  return bool(jax.sharding.get_abstract_mesh().manual_axes)
+def _cut_spec(*names: str | None) -> PartitionSpec:
+  """`spec` without mesh axes of one device, along which jax would have sums that change nothing."""
+  spec(*names)  # refuses names that are not known
+  return PartitionSpec(*(name and _cut(name) for name in names))
+
+
+def _cut(name: str) -> tuple[str, ...]:
+  """The mesh axes that cut an axis into more than one part."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return () if mesh.empty else tuple(a for a in MESH_AXES[name] if mesh.shape[a] > 1)
 
 
 def _mesh() -> AbstractMesh | None:

@@ -2,14 +2,55 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from armd_jax.attention.device import HOPPER
 
-# Peak bf16 FLOP/s of one jax device: a v4 or v5p chip, half a 7x chip, an SXM H100.
-PEAK_FLOPS = {
-  'v4': 275e12,
-  'v5e': 197e12,
-  'v5p': 459e12,
-  'v6e': 918e12,
-  '7x': 1155e12,
-  HOPPER: 989e12,
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """A vendor's figures of one chip.
+
+  Attributes:
+    flops: per second, bfloat16, dense.
+    hbm: bytes of memory.
+    reserved: bytes of it that a program cannot have.
+    hbm_bandwidth: bytes per second.
+    links: bytes per second that a chip can send over all its links together (half of what is called
+      bidirectional bandwidth).
+    torus: size at which a dimension of the interconnect closes to a ring: multiples of it do, and
+      smaller ones are lines; 0 where a switch joins all chips at full speed.
+    devices: as how many devices jax shows it.
+  """
+
+  flops: float
+  hbm: float
+  reserved: float
+  hbm_bandwidth: float
+  links: float
+  torus: int
+  devices: int = 1
+
+
+# By the names of `attention.device`.
+# https://docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e, /tpu7x (specifications, slice shapes
+# with wrap-around links), https://www.nvidia.com/en-us/data-center/h100 (SXM). Reserved: the TPU
+# compiler grants 15.75 of v5e's 16 GiB; on a GPU a CUDA context, libraries and NCCL take their
+# part, and jax gets a share of the rest (XLA_PYTHON_CLIENT_MEM_FRACTION, .75 unless told
+# otherwise; .92 is meant here).
+CHIPS = {
+  'v4': Chip(275e12, 32 * GIB, GIB / 4, 1228e9, 300e9, 4),
+  'v5e': Chip(197e12, 16 * GIB, GIB / 4, 819e9, 200e9, 16),
+  'v5p': Chip(459e12, 95 * GIB, GIB / 4, 2765e9, 600e9, 4),
+  'v6e': Chip(918e12, 32 * GIB, GIB / 4, 1638e9, 400e9, 16),
+  '7x': Chip(2310e12, 192 * GIB, GIB / 4, 7380e9, 600e9, 4, devices=2),
+  HOPPER: Chip(989e12, 84978434048, 0.08 * 84978434048, 3352e9, 450e9, 0),
 }
+
+
+def peak_flops(name: str) -> float | None:
+  """Peak bfloat16 FLOP/s of one jax device of a chip; None of a chip that is not known here."""
+  chip = CHIPS.get(name)
+  return chip and chip.flops / chip.devices

@@ -217,7 +217,7 @@ def axes_of(groups: Sequence[Sequence[int]], mesh_shape: dict[str, int]) -> str:
     for name in mesh_shape
     if any(place(device, name) != place(group[0], name) for group in groups for device in group)
   ]
-  return '+'.join(differ) or 'none'
+  return '+'.join(differ)
 
 
 class Program:
@@ -261,34 +261,30 @@ class Program:
     if x.opcode in ('call', 'async-start'):
       cost.add(self._cost(x.calls('to_apply') or x.calls('calls')))
       return cost
-    kind = x.opcode.removesuffix('-start')
-    if kind in COLLECTIVES:
-      self._collective(cost, computation, x, kind)
-    elif x.opcode == 'fusion':
-      self._inside_fusion(cost, x.calls('calls'))
-    else:
-      cost.product_flops += product_flops(computation, x)
+    self._add_work(cost, computation, x)
     if x.opcode not in _FREE and not x.opcode.endswith('-done'):
       cost.hbm_bytes += self._hbm_bytes(computation, x)
     return cost
 
-  # ----- collectives
+  # ----- products and collectives
 
-  def _inside_fusion(self, cost, name):
-    """Products and collectives that were fused into something."""
-    computation = self._computations[name]
-    for x in computation.values():
-      kind = x.opcode.removesuffix('-start')
-      if kind in COLLECTIVES:
-        self._collective(cost, computation, x, kind)
-      elif x.opcode == 'fusion':
-        self._inside_fusion(cost, x.calls('calls'))
-      else:
-        cost.product_flops += product_flops(computation, x)
+  def _add_work(self, cost, computation, x):
+    """Of an instruction, or of what was fused into it."""
+    kind = x.opcode.removesuffix('-start')
+    if kind in COLLECTIVES:
+      self._collective(cost, computation, x, kind)
+    elif x.opcode == 'fusion':
+      inner = self._computations[x.calls('calls')]
+      for y in inner.values():
+        self._add_work(cost, inner, y)
+    else:
+      cost.product_flops += product_flops(computation, x)
 
   def _collective(self, cost, computation, x, kind):
     groups = groups_of(x.attributes, math.prod(self._mesh_shape.values()))
     size = len(groups[0])
+    if size == 1:  # nobody to send to
+      return
     key = kind, axes_of(groups, self._mesh_shape)
     operand = sum(s.bytes for name in x.operands for s in self._shapes(computation, name))
     cost.sent[key] += sent_bytes(kind, operand, size)

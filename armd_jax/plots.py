@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -20,29 +19,45 @@ from armd_jax.evaluate import Score
 CONTENT, QUERY, HIDDEN = '#2a6fbb', '#d9822b', '#f2f2f2'
 
 
-def loss_curve(
-  metrics_file: pathlib.Path, sbp_start: int, order: OrderConfig, path: pathlib.Path
-) -> None:
-  """Training and held-out loss over steps, with the phases of the order schedule."""
-  records = [json.loads(line) for line in metrics_file.read_text().splitlines()]
-  train = [(r['step'], r['loss']) for r in records if 'loss' in r]
-  held_out = [(r['step'], r['held_out']) for r in records if 'held_out' in r]
-  figure, axes = plt.subplots(figsize=(7, 4), layout='constrained')
-  axes.plot(*zip(*train, strict=True), color=CONTENT, lw=1, label='training batch')
-  axes.plot(*zip(*held_out, strict=True), 'o-', color=QUERY, label='held out, left-to-right')
-  for step, name in (
-    (0, 'left-to-right'),
-    (order.ar_steps, f'up to {order.rho} shuffled'),
-    (sbp_start, 'strided'),
+def training(records: dict[int, dict[str, Any]], order: OrderConfig, path: pathlib.Path) -> None:
+  """Loss, learning rate and speed over steps, with the phases of the order schedule.
+
+  Args:
+    records: of a run by step, as `metrics.read` gives them.
+    order: the run's.
+    path: of the picture.
+  """
+  curve = lambda name: [(step, r[name]) for step, r in records.items() if r.get(name) is not None]
+  figure, (top, middle, bottom) = plt.subplots(
+    3, 1, sharex=True, figsize=(7, 7), height_ratios=(2, 1, 1), layout='constrained'
+  )
+  for axes, name, style, color, label in (
+    (top, 'loss', '-', CONTENT, 'training'),
+    (top, 'held_out', 'o-', QUERY, 'held out, left-to-right'),
+    (middle, 'learning_rate', '-', CONTENT, None),
+    (bottom, 'tokens_per_second', '-', CONTENT, None),
   ):
-    axes.axvline(step, color='grey', lw=0.5)
-    axes.text(
-      step, 0.98, f' {name}', va='top', fontsize=8, rotation=90, color='grey',
-      transform=axes.get_xaxis_transform(),
-    )  # fmt: skip
-  axes.set(xlabel='step', ylabel='nats per token', title='Loss')
-  axes.legend()
-  axes.grid(alpha=0.3)
+    if points := curve(name):
+      axes.plot(*zip(*points, strict=True), style, color=color, lw=1, ms=4, label=label)
+  phases = [(0, 'left-to-right'), (order.ar_steps, f'up to {order.rho} shuffled')]
+  if order.sbp_start >= 0:
+    phases.append((order.sbp_start, 'strided'))
+  for step, name in phases:
+    if step < max(records):
+      middle.text(
+        step, 0.05, f' {name}', va='bottom', fontsize=8, rotation=90, color='grey',
+        transform=middle.get_xaxis_transform(),
+      )  # fmt: skip
+      for axes in (top, middle, bottom):
+        axes.axvline(step, color='grey', lw=0.5)
+  top.set(ylabel='loss, nats per token')
+  top.legend()
+  middle.set(ylabel='learning rate')
+  bottom.set(ylabel='tokens per second', xlabel='step')
+  for axes in (top, middle, bottom):
+    axes.grid(alpha=0.3)
+    if axes is not top:
+      axes.set_ylim(bottom=0)
   figure.savefig(path, dpi=120)
   plt.close(figure)
 

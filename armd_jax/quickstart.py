@@ -118,12 +118,11 @@ def quickstart(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, An
     },
   }
   cli.write_json(workdir / 'results.json', results)
-  plots.loss_curve(workdir / 'metrics.jsonl', base_steps, config.order, workdir / 'loss.png')
   plots.quality_speed(after, speeds, workdir / 'quality_speed.png')
 
   _title('Done')
   print(f'{results["seconds"]["total"]:.0f} s. Everything is in {workdir.absolute()}:')
-  print('  checkpoints/ config.json metrics.jsonl results.json loss.png quality_speed.png')
+  print('  checkpoints/ config.json metrics.jsonl results.json training.png quality_speed.png')
   print(f'Next: python -m armd_jax.sample --workdir={workdir} --streams=4 --prompt="The "')
   return results
 

@@ -1,4 +1,4 @@
-"""What chips can do at most, and how long a program takes at least by that.
+"""How long a program takes at least, by what chips can do at most (chips.py).
 
 Three times: matrix products at the peak rate, memory traffic at the peak bandwidth, and collectives
 at the bandwidth of the links that their mesh axes lie along. If all of it overlapped, a step would
@@ -14,49 +14,8 @@ import math
 import numpy as np
 from jax.sharding import Mesh
 
-from armd_jax.attention.device import HOPPER
-from armd_jax.chips import PEAK_FLOPS
+from armd_jax.chips import Chip
 from armd_jax.hlo import Cost
-
-GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  """A vendor's figures of one chip.
-
-  Attributes:
-    flops: per second, bfloat16, dense.
-    hbm: bytes of memory.
-    reserved: bytes of it that a program cannot have.
-    hbm_bandwidth: bytes per second.
-    links: bytes per second that a chip can send over all its links together (half of what is called
-      bidirectional bandwidth).
-    torus: size at which a dimension of the interconnect closes to a ring: multiples of it do, and
-      smaller ones are lines; 0 where a switch joins all chips at full speed.
-  """
-
-  flops: float
-  hbm: float
-  reserved: float
-  hbm_bandwidth: float
-  links: float
-  torus: int
-
-
-# https://docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e, /tpu7x (specifications, slice shapes
-# with wrap-around links), https://www.nvidia.com/en-us/data-center/h100 (SXM). Reserved: the TPU
-# compiler grants 15.75 of v5e's 16 GiB; on a GPU a CUDA context, libraries and NCCL take their
-# part, and jax gets a share of the rest (XLA_PYTHON_CLIENT_MEM_FRACTION, .75 unless told
-# otherwise; .92 is meant here). Of whole chips, of which a 7x shows jax two devices.
-CHIPS = {
-  'v4': Chip(PEAK_FLOPS['v4'], 32 * GIB, GIB / 4, 1228e9, 300e9, 4),
-  'v5e': Chip(PEAK_FLOPS['v5e'], 16 * GIB, GIB / 4, 819e9, 200e9, 16),
-  'v5p': Chip(PEAK_FLOPS['v5p'], 95 * GIB, GIB / 4, 2765e9, 600e9, 4),
-  'v6e': Chip(PEAK_FLOPS['v6e'], 32 * GIB, GIB / 4, 1638e9, 400e9, 16),
-  '7x': Chip(2 * PEAK_FLOPS['7x'], 192 * GIB, GIB / 4, 7380e9, 600e9, 4),
-  'h100': Chip(PEAK_FLOPS[HOPPER], 84978434048, 0.08 * 84978434048, 3352e9, 450e9, 0),
-}
 
 
 @dataclasses.dataclass(frozen=True)

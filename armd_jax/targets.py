@@ -11,8 +11,8 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from armd_jax import roofline
 from armd_jax.attention import aot_hopper, device
+from armd_jax.chips import CHIPS, Chip
 from armd_jax.errors import UserError
 
 
@@ -29,7 +29,7 @@ class Target:
   """
 
   name: str
-  chip: roofline.Chip
+  chip: Chip
   kernels: str
   devices: tuple[Any, ...]
   options: tuple[tuple[str, Any], ...] = ()
@@ -51,11 +51,11 @@ def tpu(name: str, effort: float = 0.0) -> Target:
   """
   kind, _, shape = name.partition(':')
   kind = kind.removeprefix('tpu')
-  if kind not in roofline.CHIPS or kind == 'h100' or not re.fullmatch(r'\d+(x\d+)+', shape):
-    known = ', '.join(k for k in roofline.CHIPS if k != 'h100')
+  generations = [name for name in CHIPS if name != device.HOPPER]
+  if kind not in generations or not re.fullmatch(r'\d+(x\d+)+', shape):
     raise UserError(
-      f'--topology={name} is no TPU slice; write one of {known}, a colon and its shape, like '
-      'v5p:8x8x16'
+      f'--topology={name} is no TPU slice; write one of {", ".join(generations)}, a colon and its '
+      'shape, like v5p:8x8x16'
     )
   os.environ['TPU_SKIP_MDS_QUERY'] = '1'
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
@@ -76,7 +76,7 @@ def tpu(name: str, effort: float = 0.0) -> Target:
   # Some generations show two devices per chip, which share what it can do.
   chips = math.prod(map(int, shape.split('x')))
   part = chips / len(described.devices)
-  figures = roofline.CHIPS[kind]
+  figures = CHIPS[kind]
   names = ('flops', 'hbm', 'reserved', 'hbm_bandwidth', 'links')
   figures = dataclasses.replace(figures, **{n: getattr(figures, n) * part for n in names})
   options = (('exec_time_optimization_effort', effort),) if effort else ()
@@ -107,5 +107,4 @@ def gpu(name: str) -> Target:
     ) from error
   # Nothing can be timed here.
   options = (('xla_gpu_autotune_level', 0),)
-  chip = roofline.CHIPS['h100']
-  return Target(name, chip, device.HOPPER, tuple(described.devices), options)
+  return Target(name, CHIPS[device.HOPPER], device.HOPPER, tuple(described.devices), options)

@@ -18,9 +18,15 @@ from ml_collections import config_flags
 
 from armd_jax import checkpoint, cli, distributed, hooks, metrics, sharding, training
 from armd_jax import config as config_lib
+from armd_jax.bench import timing
 from armd_jax.data import corpus as corpus_lib
 from armd_jax.data.pipeline import training_batches
 from armd_jax.errors import STOPPED, UserError
+
+# What a run leaves in its work directory.
+_MADE = (
+  'checkpoints', 'config.json', 'metrics.jsonl', 'tensorboard', 'profile', 'training.png',
+)  # fmt: skip
 
 
 def train(
@@ -123,6 +129,8 @@ def train(
     if distributed.is_first():
       print(f'stopped by SIGTERM; step {step} is saved, and the same command goes on from there')
     sys.exit(STOPPED)
+  if distributed.is_first():
+    _show(workdir, config)
   return state
 
 
@@ -157,7 +165,7 @@ def _prepare(workdir: pathlib.Path, config: config_lib.Config, overwrite: bool) 
   """Makes the work directory, or checks that the run in it is this one."""
   if workdir.is_dir() and any(workdir.iterdir()):
     if overwrite:
-      for name in ('checkpoints', 'config.json', 'metrics.jsonl', 'tensorboard', 'profile'):
+      for name in _MADE:
         path = workdir / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     elif (workdir / 'config.json').exists():
@@ -195,6 +203,19 @@ def _describe(config, corpus, state, first_step, workdir, ideal_seconds) -> None
   print(f'workdir   {workdir}')
   if first_step:
     print(f'going on from step {first_step} of {config.train.steps}')
+
+
+def _show(workdir: pathlib.Path, config: config_lib.Config) -> None:
+  """Prints what was logged as a table, and draws it."""
+  from armd_jax import plots  # which takes a second that a start need not
+
+  records = metrics.read(workdir / 'metrics.jsonl')
+  print(timing.table(metrics.overview(records)))
+  path = workdir / 'training.png'
+  try:
+    plots.training(records, config.order, path)
+  except OSError as error:
+    print(f'warning: {path} is not drawn ({error.strerror}); all else is saved', file=sys.stderr)
 
 
 def main() -> None:

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from armd_jax import aot, config, flops, roofline, targets, training
+from armd_jax import aot, chips, config, flops, targets, training
+from armd_jax.chips import GIB
 from armd_jax.errors import UserError
 
-GIB = 2**30
 TINY = dict(
   length=16, num_layers=2, embed_dim=32, num_heads=8, mlp_dim=64, dtype='float32', pe_dim=8,
   g0_chunk=8, dropout=0.0,
@@ -27,7 +27,7 @@ def tiny(**train):
 
 
 def target(devices=None):
-  chip = roofline.Chip(1e12, 16 * GIB, GIB, 1e12, 1e11, 0)
+  chip = chips.Chip(1e12, 16 * GIB, GIB, 1e12, 1e11, 0)
   return targets.Target('test', chip, 'v5e', tuple(devices or jax.devices()[:1]))
 
 
@@ -41,6 +41,15 @@ def test_unknown_topologies_are_told_in_a_sentence(name):
 def test_unknown_gpus_are_told_in_a_sentence(name):
   with pytest.raises(UserError, match='is not known; write h100, or h100:8'):
     targets.gpu(name)
+
+
+@pytest.mark.parametrize('flags', [[], ['--topology=v5p:8x8x16', '--target=h100']])
+def test_one_target_is_asked_for(flags):
+  command = [sys.executable, '-m', 'armd_jax.aot', '--config=experiments/owt_medium.py', *flags]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 1
+  sentence = 'error: write either --topology=v5p:8x8x16 (a TPU slice) or --target=h100'
+  assert done.stderr.splitlines() == [sentence]
 
 
 def test_a_missing_compiler_says_what_to_install(monkeypatch):
@@ -141,14 +150,14 @@ def test_the_fix_is_the_cheapest_that_fits(monkeypatch):
 
 def test_what_no_setting_can_mend_asks_for_chips(monkeypatch):
   given = tiny()
-  small = dataclasses.replace(target(), chip=roofline.Chip(1e12, 100_000, 0, 1e12, 1e11, 0))
+  small = dataclasses.replace(target(), chip=chips.Chip(1e12, 100_000, 0, 1e12, 1e11, 0))
   _, mesh = aot.mesh_for(given, small, 11, print)
   state = training.abstract_state(given, 11, mesh)
   needed = aot.held(state) + aot.held(state.params)
   assert 100_000 < needed < 800_000
   monkeypatch.setattr(aot, '_fits', None)  # nothing is compiled
-  chips = next(2**i for i in range(9) if 2**i * 100_000 >= needed)
-  assert f'take {chips} or more' in aot.find_fix(given, 11, mesh, small, print)
+  count = next(2**i for i in range(9) if 2**i * 100_000 >= needed)
+  assert f'take {count} or more' in aot.find_fix(given, 11, mesh, small, print)
 
 
 def test_train_flops_are_those_of_the_whole_batch():

@@ -176,13 +176,14 @@ def runs(tmp_path_factory):
   """The folder of a run of one process x 4 devices, 'one', and of two x 2, 'two'."""
   folder = tmp_path_factory.mktemp('runs')
   experiment = tiny_run.write_experiment(folder)
+  command = lambda name: tiny_run.train(experiment, folder / name, '--config.train.sample_every=12')
   two = subprocess.Popen(
-    tiny_run.local(2, 2, tiny_run.train(experiment, folder / 'two')),
+    tiny_run.local(2, 2, command('two')),
     stdout=(folder / 'two.out').open('w'),
     stderr=(folder / 'two.err').open('w'),
     env=os.environ | tiny_run.VARIABLES,
   )
-  one = tiny_run.run(tiny_run.train(experiment, folder / 'one'), devices=4)
+  one = tiny_run.run(command('one'), devices=4)
   assert one.returncode == 0, one.stderr
   assert two.wait() == 0, (folder / 'two.err').read_text()
   return folder
@@ -210,6 +211,13 @@ def test_two_processes_train_as_one(runs):
   jax.tree.map(close, state.params, expected.params)
 
 
+def test_two_processes_evaluate_and_sample_as_one(runs):
+  """After the last step."""
+  one, two = (metrics.read(runs / name / 'metrics.jsonl')[12] for name in ('one', 'two'))
+  assert one['held_out'] == pytest.approx(two['held_out'], rel=1e-5)
+  assert one['sample'] == two['sample'] != ''
+
+
 def test_process_0_alone_reports(runs):
   out, err = ((runs / f'two.{name}').read_text() for name in ('out', 'err'))
   table = [
@@ -219,7 +227,7 @@ def test_process_0_alone_reports(runs):
     ['0', '2', 'x', 'cpu'],
     ['1', '2', 'x', 'cpu'],
   ]
-  assert out.count('parameters') == 1
+  assert out.count('parameters') == out.count('learning rate') == 1
   assert 'train:' in err and not any(
     'train:' in line for line in err.splitlines() if line.startswith('[1]')
   )

@@ -129,7 +129,8 @@ TPU = """HloModule jit_step, is_scheduled=true
 collective-permute-start(%x), channel_id=9, source_target_pairs={{0,4},{4,0},{1,5},{5,1}}
   %done = bf16[4,8]{1,0:T(8,128)(2,1)} collective-permute-done(%start)
   %whole = bf16[4,8]{1,0} all-gather(%w), replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}
-  %y = bf16[4,8]{1,0} all-reduce(%done), replica_groups=[4,2]<=[8], to_apply=%add
+  %same = bf16[4,8]{1,0} all-reduce(%done), replica_groups=[8,1]<=[8], to_apply=%add
+  %y = bf16[4,8]{1,0} all-reduce(%same), replica_groups=[4,2]<=[8], to_apply=%add
   ROOT %out = (s32[], bf16[4,8], bf16[2,2]) tuple(%i, %y, %w)
 }
 
@@ -146,7 +147,8 @@ ENTRY %main (x: bf16[4,8], w: bf16[2,2]) -> bf16[4,8] {
 
 
 def test_what_the_tpu_compiler_writes():
-  """No trip counts, asynchronous pairs, layouts with tiles, arrays in VMEM, groups as a mesh."""
+  """No trip counts, asynchronous pairs, layouts with tiles, arrays in VMEM, groups as a mesh; a
+  device that is a group of its own sends nothing."""
   cost = hlo.Program(TPU, SIZES).cost
   rounds = 12 - 2
   assert cost.sent == {
@@ -155,7 +157,7 @@ def test_what_the_tpu_compiler_writes():
     ('all-reduce', 'tensor'): rounds * 64,
   }
   # %x lies in VMEM, and so do flags; the copy of the first index comes once.
-  assert cost.hbm_bytes == rounds * (2 * 64 + (8 + 64) + 2 * 64) + 8
+  assert cost.hbm_bytes == rounds * (2 * 64 + (8 + 64) + 2 * 2 * 64) + 8
 
 
 def test_batched_products_as_dilated_convolutions():

@@ -3,6 +3,7 @@
 import collections
 import math
 import re
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from armd_jax.decode import diffusion
 from armd_jax.decode.generate import generate, task_of
 from armd_jax.errors import UserError
 from armd_jax.evaluation import likelihood
+from armd_jax.models import armd
 
 
 def train_config(**changes):
@@ -93,14 +95,22 @@ def test_loss_and_gradients(eight_devices, on_one_device, mesh_sizes, config, as
   assert_same(eight_devices(gradients, mesh_sizes, config), on_one_device[as_config])
 
 
+def gradients_looked_up_in_pieces(mesh_sizes, config):
+  with mock.patch.object(armd, 'LOOKED_UP_AT_ONCE', 80):  # five sequences, then five, then the rest
+    return gradients(mesh_sizes, config)
+
+
+def test_rows_looked_up_in_pieces_are_the_same(eight_devices, on_one_device):
+  found = eight_devices(gradients_looked_up_in_pieces, (1, 4, 2), CONFIG)
+  assert_same(found, on_one_device[CONFIG])
+
+
 # ----- what devices tell each other
 
 
 def collectives(text):
-  """(kind, bytes of the result, times it runs) of a compiled program's collectives.
-
-  Those of groups of one device, which compilers for real chips leave out, are left out.
-  """
+  """(kind, bytes of the result, times it runs) of a compiled program's collectives; none of them is
+  of groups of one device."""
   text = re.sub(r'/\*.*?\*/', '', text)
   bodies, name = collections.defaultdict(list), None
   for line in text.splitlines():
@@ -116,8 +126,8 @@ def collectives(text):
       kinds = 'all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute'
       if call := re.search(rf'= (.*?) ({kinds})(-start)?\(', line):
         groups = re.search(r'replica_groups=(\S+)', line)[1]
-        if not re.fullmatch(r'\{(\{\d+\},?)*\},?|\[\d+,1\]\S*', groups):
-          yield call[2], num_bytes(call[1]), times
+        assert not re.fullmatch(r'\{(\{\d+\},?)*\},?|\[\d+,1\]\S*', groups), line
+        yield call[2], num_bytes(call[1]), times
       for call in re.findall(r'(?:calls|to_apply)=%?([\w.\-]+)', line):
         yield from walk(call, times)
 

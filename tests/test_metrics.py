@@ -1,6 +1,7 @@
 """What is logged: averages, kinds of orders, time, and every place it goes to."""
 
 import contextlib
+import dataclasses
 import json
 import struct
 import subprocess
@@ -16,7 +17,7 @@ from tiny import VOCAB
 
 from armd_jax import flops, metrics, sharding, training
 from armd_jax.attention import device
-from armd_jax.chips import PEAK_FLOPS
+from armd_jax.chips import CHIPS
 from armd_jax.errors import UserError
 
 BATCH, SLOTS = 8, 16  # of small_config
@@ -205,6 +206,30 @@ def test_wandb_that_is_not_installed_is_a_sentence(tmp_path, monkeypatch):
     log(tmp_path, wandb='armd')
 
 
+def test_a_run_in_few_rows(tmp_path):
+  """What was logged again after a crash counts once; steps that were not finite are in no mean."""
+  log = metrics.JsonLines(tmp_path / 'metrics.jsonl')
+  for step in (*range(1, 7), *range(5, 10)):
+    loss = None if step == 8 else float(step if step < 7 else 2 * step)
+    log.write(
+      step, {'loss': loss, 'learning_rate': step / 10, 'shuffled': 2.0, 'step_seconds': 0.5}
+    )
+    if step % 3 == 0:
+      log.write(step, {'held_out': 7.0 + step})
+  log.close()
+  records = metrics.read(tmp_path / 'metrics.jsonl')
+  assert list(records) == list(range(1, 10))
+  assert records[6]['loss'] == 6 and records[6]['held_out'] == 13
+  rows = metrics.overview(records, 3)
+  column = lambda name: [row[name] for row in rows]
+  assert column('step') == [3, 6, 9]
+  assert column('loss') == pytest.approx([2, 5, (14 + 18) / 2])
+  assert column('held out') == [10, 13, 16]
+  assert column('learning rate') == pytest.approx([0.3, 0.6, 0.9])
+  assert column('step ms') == [500] * 3 and column('input ms') == column('tokens/s') == [None] * 3
+  assert [row['step'] for row in metrics.overview(records)] == list(records)
+
+
 def test_memory_is_that_of_the_fullest_device():
   give = lambda stats: types.SimpleNamespace(memory_stats=lambda: stats)
   full = {'peak_bytes_in_use': 3 * 2**30, 'bytes_limit': 16 * 2**30, 'other': 1}
@@ -218,7 +243,8 @@ def test_mfu_counts_what_is_seen_and_6nd_beside_it(monkeypatch):
   config = small_config(model__num_layers=4, order__sbp_start=5, order__sbp_streams=(4,))
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
   assert metrics.ideal_seconds(config, VOCAB, mesh, 0) == {}  # no peak is known of a CPU
-  monkeypatch.setitem(PEAK_FLOPS, device.current().chip, 1e9)
+  two_devices = dataclasses.replace(CHIPS['7x'], flops=2e9)  # each with half of the peak
+  monkeypatch.setitem(CHIPS, device.current().chip, two_devices)
   before, after = (metrics.ideal_seconds(config, VOCAB, mesh, step) for step in (0, 5))
   params = training.abstract_state(config, VOCAB, mesh).params
   num_parameters = sum(x.size for x in jax.tree.leaves(params))

@@ -38,7 +38,7 @@ def finished(tmp_path_factory):
 def test_results_are_complete_and_saved(finished):
   _, workdir, results = finished
   assert json.loads((workdir / 'results.json').read_text()) == json.loads(json.dumps(results))
-  for name in ('loss.png', 'quality_speed.png'):
+  for name in ('training.png', 'quality_speed.png'):
     assert (workdir / name).read_bytes().startswith(b'\x89PNG')
   kinds = {s['name']: s['kind'] for s in results['held_out']['after_sbp']}
   assert kinds == {

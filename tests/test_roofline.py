@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from armd_jax import roofline
+from armd_jax.chips import CHIPS
 from armd_jax.hlo import Cost
 
 
@@ -27,7 +28,7 @@ def mesh(devices, **sizes):
   )
 
 
-V5P, V5E = roofline.CHIPS['v5p'], roofline.CHIPS['v5e']
+V5P, V5E = CHIPS['v5p'], CHIPS['v5e']
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 from armd_jax import checkpoint, sample, sharding, training
 from armd_jax import config as config_lib
 from armd_jax.config import UserError
-from armd_jax.train import train
+from armd_jax.train import check_batch, train
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -155,6 +155,22 @@ def test_metrics_are_one_line_per_step(finished):
   assert train_lines[-1]['loss'] < train_lines[0]['loss'] - 1
 
 
+def test_a_run_ends_with_a_table_and_a_picture(text, tmp_path, capsys):
+  train(tiny_config(text, steps=3, eval_every=3), tmp_path)
+  assert (tmp_path / 'training.png').read_bytes().startswith(b'\x89PNG')
+  title, *rows = capsys.readouterr().out.splitlines()[-4:]
+  assert title.split()[:4] == ['step', 'loss', 'held', 'out']
+  assert [row.split()[0] for row in rows] == ['1', '2', '3']
+  assert rows[0].split()[2] == '-' != rows[2].split()[2]
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_warning(text, tmp_path, capsys):
+  (tmp_path / 'training.png').mkdir()
+  state = train(tiny_config(text, steps=1), tmp_path)
+  assert int(state.step) == 1
+  assert 'training.png is not drawn (Is a directory)' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
@@ -227,6 +243,15 @@ def test_bad_input(text, tmp_path, arguments, message):
   lines = done.stderr.strip().splitlines()
   assert len(lines) == 1 and lines[0].startswith('error: ') and message in lines[0], done.stderr
   assert not workdir.exists()
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(text):
+  config = tiny_config(text, batch_size=24, accumulation=2)
+  mesh = lambda *sizes: jax.sharding.AbstractMesh(sizes, ('data', 'fsdp', 'tensor'))
+  check_batch(config, mesh(2, 6, 4))
+  message = 'accumulation is 12, which 8 data-parallel devices cannot share; write a multiple of 8'
+  with pytest.raises(UserError, match=message):
+    check_batch(config, mesh(2, 4, 1))
 
 
 def test_programs_refuse_with_a_sentence(finished, tmp_path):

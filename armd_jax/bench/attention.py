@@ -26,7 +26,7 @@ from jax import lax
 from armd_jax import attention, cli
 from armd_jax.attention import aot_hopper, device, hopper_blocks, schedule, shapes, tiles
 from armd_jax.bench import attention_peers, timing
-from armd_jax.chips import PEAK_FLOPS
+from armd_jax.chips import CHIPS, peak_flops
 from armd_jax.errors import UserError
 
 KERNELS = {'tpu': 'pallas_tpu', 'gpu': 'pallas_hopper'}
@@ -85,7 +85,7 @@ def timed_rows(shape: shapes.Shape, streams: int, repeats: int) -> list[dict]:
   size = (1, shape.keys, shape.groups, shape.head_dim)
   k, v = (jax.random.normal(key, size, jnp.bfloat16) for key in keys[1:])
   product = 2 * shape.head_dim * shape.heads * int(shape.lengths(streams).sum())
-  peak = PEAK_FLOPS[device.current().chip]
+  peak = peak_flops(device.current().chip)
   counts = {
     kind: max(1, round(MIN_SECONDS * peak / (products * product)))
     for kind, products in (('forward', 2), ('both', 7))
@@ -218,7 +218,7 @@ def main() -> None:
   names = [name for name in shapes.NAMED if _SHAPES.value in name]
   if not names:
     raise UserError(f'no shape has {_SHAPES.value!r} in its name; see armd_jax/attention/shapes.py')
-  if here.chip in PEAK_FLOPS:
+  if here.chip in CHIPS:
     machine = timing.machine()
     print(timing.machine_line(machine))
     rows = []

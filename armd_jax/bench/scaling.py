@@ -5,8 +5,9 @@
 Needs `pip install -e '.[aot]'`. Every program is lowered, and compiled if the file does not hold it
 yet: results are written after each, and a second run goes on where the first one stopped. TPU
 programs are compiled at the compiler's lowest effort, in a quarter of the time; at the effort that
-training runs with they need somewhat less memory. Every row is stamped with a hash of the sources
-that it comes from; after a change, rows whose program is the same are stamped anew.
+training runs with they need somewhat less memory. Every row is stamped with hashes of the sources
+of its program and of what reads it; after a change of the first, rows whose program is the same are
+stamped anew.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import hashlib
 import importlib.util
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -27,21 +28,29 @@ from absl import flags
 from armd_jax import aot, cli, sharding, targets, train
 from armd_jax import config as config_lib
 from armd_jax.attention import tpu_blocks
+from armd_jax.chips import GIB
 from armd_jax.config import Config, MeshConfig
 from armd_jax.data import tokenizers
 
 ROOT = pathlib.Path(__file__).parents[2]
-# What programs are made of, and what reads them.
-SOURCES = (
-  'armd_jax/aot.py', 'armd_jax/axes.py', 'armd_jax/chips.py', 'armd_jax/flops.py',
-  'armd_jax/hlo.py', 'armd_jax/order.py', 'armd_jax/roofline.py', 'armd_jax/sharding.py',
-  'armd_jax/targets.py', 'armd_jax/training.py', 'armd_jax/attention/__init__.py',
-  'armd_jax/attention/aot_hopper.py', 'armd_jax/attention/device.py',
-  'armd_jax/attention/hopper*.py', 'armd_jax/attention/tiles.py', 'armd_jax/attention/tpu*.py',
-  'armd_jax/bench/scaling.py', 'armd_jax/decode/generate.py', 'armd_jax/decode/sampling.py',
-  'armd_jax/decode/state.py', 'armd_jax/models/armd.py', 'armd_jax/models/layers.py',
-  'armd_jax/models/prefix_aggregation.py', 'armd_jax/objectives/armd.py',
-  'armd_jax/objectives/cross_entropy.py',
+# What a program is made of beside its configuration: any; those of a kind; kernels of a GPU or not.
+PROGRAMS = (
+  'armd_jax/attention/__init__.py', 'armd_jax/attention/device.py', 'armd_jax/attention/tiles.py',
+  'armd_jax/axes.py', 'armd_jax/models/armd.py', 'armd_jax/models/layers.py',
+  'armd_jax/models/prefix_aggregation.py', 'armd_jax/order.py', 'armd_jax/sharding.py',
+  'armd_jax/training.py',
+)  # fmt: skip
+KINDS = {
+  'train': ('armd_jax/objectives/armd.py', 'armd_jax/objectives/cross_entropy.py'),
+  'generate': (
+    'armd_jax/decode/generate.py', 'armd_jax/decode/sampling.py', 'armd_jax/decode/state.py',
+  ),
+}  # fmt: skip
+KERNELS = {True: ('armd_jax/attention/hopper*.py',), False: ('armd_jax/attention/tpu*.py',)}
+# What compiles programs and reads them.
+READERS = (
+  'armd_jax/aot.py', 'armd_jax/attention/aot_hopper.py', 'armd_jax/chips.py', 'armd_jax/flops.py',
+  'armd_jax/hlo.py', 'armd_jax/roofline.py', 'armd_jax/targets.py',
 )  # fmt: skip
 MODELS = {'small': 'owt_small', 'medium': 'owt_medium', '7b': 'owt_7b'}
 EFFORT = -1.0
@@ -108,12 +117,21 @@ def rows() -> Iterator[Row]:
     yield Row(f'{model} h100 generate', 'generate', model, 'h100', mesh=MeshConfig(1, 1, 1))
 
 
-def stamp() -> str:
-  """A hash of the sources and settings that a result depends on."""
-  configs = [experiment(name) for name in MODELS.values()]
-  used = [(c.model, c.order, c.optimizer, c.train.loss_chunk, c.data.tokenizer) for c in configs]
-  digest = hashlib.sha256(f'{used} {tpu_blocks.tuned()}'.encode())
-  for path in sorted({path for pattern in SOURCES for path in ROOT.glob(pattern)}):
+def stamps(row: Row) -> dict[str, str]:
+  """Hashes of what a result depends on: what the program is made of, and what reads it."""
+  c, is_gpu = row.config(), row.target.startswith('h100')
+  sources = *PROGRAMS, *KINDS[row.kind], *KERNELS[is_gpu]
+  used = (row, c.model, c.order, c.optimizer, c.train.loss_chunk, c.data.tokenizer)
+  tuned = None if is_gpu else tpu_blocks.tuned()
+  return {
+    'stamp': _digest(f'{EFFORT} {used} {tuned}', sources),
+    'readers': _digest('', READERS),
+  }
+
+
+def _digest(text: str, sources: Iterable[str]) -> str:
+  digest = hashlib.sha256(text.encode())
+  for path in sorted({path for pattern in sources for path in ROOT.glob(pattern)}):
     digest.update(f'{path.relative_to(ROOT)}\0'.encode() + path.read_bytes())
   return digest.hexdigest()[:16]
 
@@ -125,7 +143,7 @@ def target_of(name: str) -> targets.Target:
 
 
 def measure(row: Row, known: dict[str, Any] | None) -> dict[str, Any]:
-  """Numbers of one program; `known` if it is the same program still."""
+  """Numbers of one program; `known`, numbers that today's readers gave, if they are of the same."""
   config, target = row.config(), target_of(row.target)
   vocab_size = tokenizers.vocab_size(config.data.tokenizer)
   devices = list(target.devices)[: row.num_devices or None]
@@ -153,12 +171,14 @@ def run(path: pathlib.Path, only: str) -> None:
   """Measures what `path` does not hold for these sources; writes after each row."""
   results = json.loads(path.read_text()) if path.exists() else {'rows': {}}
   results |= {'jax': jax.__version__, 'effort': EFFORT}
-  here, every = stamp(), [row.key for row in rows()]
+  every = [row.key for row in rows()]
   for row in rows():
-    known = results['rows'].get(row.key)
-    if only not in row.key or (known and known['stamp'] == here):
+    known, here = results['rows'].get(row.key), stamps(row)
+    if only not in row.key or (known and known.items() >= here.items()):
       continue
-    results['rows'][row.key] = measure(row, known) | {'stamp': here}
+    if known and known.get('readers') != here['readers']:
+      known = None
+    results['rows'][row.key] = measure(row, known) | here
     results['rows'] = {key: results['rows'][key] for key in every if key in results['rows']}
     _write(path, results)
     print(row.key, _short(results['rows'][row.key]), flush=True)
@@ -168,7 +188,7 @@ def run(path: pathlib.Path, only: str) -> None:
 
 def _short(result):
   needs = result['memory']
-  return f'{needs["total"] / aot.GIB:.2f} GiB of {needs["usable"] / aot.GIB:.2f}'
+  return f'{needs["total"] / GIB:.2f} GiB of {needs["usable"] / GIB:.2f}'
 
 
 def _write(path: pathlib.Path, results: dict[str, Any]) -> None:
@@ -211,7 +231,7 @@ def _mesh_text(result):
 
 
 def _gib(size):
-  return f'{size / aot.GIB:.2f}'
+  return f'{size / GIB:.2f}'
 
 
 def _ms(seconds):

@@ -13,6 +13,7 @@ pass. Cached decoding (`extend`) is the same computation on the few rows that ar
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import flax.struct
@@ -37,6 +38,7 @@ Array = jax.Array
 
 SPECIAL = -1  # among token ids, a learned vector that is not a vocabulary entry
 BOS = SPECIAL  # here it is the row before the text
+LOOKED_UP_AT_ONCE = 8192  # tokens whose part of the embedding exists at once, where it is cut
 
 
 @flax.struct.dataclass
@@ -120,8 +122,9 @@ class Vocabulary(nn.Module):
       ids: int32.
       position: int32, read in the style that has learned positions.
     """
-    find = axes.split(_look_up, (('vocab', 'embed'), ('batch', None)), ('batch', None, None))
-    rows = find(self.embedding_VxE, jnp.maximum(ids, 0)).astype(self.config.dtype)
+    look_up = functools.partial(_look_up, self.config.dtype)
+    find = axes.split(look_up, (('vocab', 'embed'), ('batch', None)), ('batch', None, None))
+    rows = find(self.embedding_VxE, jnp.maximum(ids, 0))
     special_E = self.special_E.astype(self.config.dtype)
     rows = jnp.where((ids == SPECIAL)[..., None], special_E, rows)
     return rows + self.at(position) if self.config.style == 'gpt2' else rows
@@ -139,18 +142,31 @@ class Vocabulary(nn.Module):
     return jnp.where(jnp.arange(embedding_VxE.shape[0]) < self.vocab_size, logits, -jnp.inf)
 
 
-def _look_up(table_VxE: Array, ids_BxW: Array) -> Array:
+def _look_up(dtype: str, table_VxE: Array, ids_BxW: Array) -> Array:
   """Rows of the table on a mesh: few rows travel instead of the table.
 
   A device looks up the ids of all sequences of its fsdp group, among the entries and in the columns
-  that it holds; then the group exchanges columns for sequences.
+  that it holds; then the group exchanges columns for sequences. Rows travel in the compute dtype,
+  and so do their gradients, which are added up in the table's.
   """
+  batch, width = ids_BxW.shape
   ids_BxW = axes.gather(ids_BxW, 'embed', axis=0)
   ids_BxW -= axes.first_index('vocab', len(table_VxE))
-  is_here_BxW = (ids_BxW >= 0) & (ids_BxW < len(table_VxE))
-  rows_BxWxE = table_VxE[jnp.clip(ids_BxW, 0, len(table_VxE) - 1)]
-  rows_BxWxE = jnp.where(is_here_BxW[..., None], rows_BxWxE, 0)
-  return axes.total(axes.exchange(rows_BxWxE, 'embed', give=0, take=2), 'vocab')
+
+  def rows_of(ids_W):
+    is_here_W = (ids_W >= 0) & (ids_W < len(table_VxE))
+    rows_WxE = table_VxE[jnp.clip(ids_W, 0, len(table_VxE) - 1)]
+    return jnp.where(is_here_W[:, None], rows_WxE, 0).astype(dtype)
+
+  if axes.size('embed') == 1:
+    return axes.total(jax.vmap(rows_of)(ids_BxW), 'vocab')
+  # TPUs fill up what comes last to 128, and a device may hold three columns: all rows at once would
+  # take 40 times their size.
+  columns_of = lambda ids_W: rows_of(ids_W).T.ravel()
+  at_once = max(1, LOOKED_UP_AT_ONCE // width)
+  columns_BxEW = jax.lax.map(columns_of, ids_BxW, batch_size=at_once)
+  columns_BxEW = axes.total(axes.exchange(columns_BxEW, 'embed', give=0, take=1), 'vocab')
+  return jnp.moveaxis(columns_BxEW.reshape(batch, -1, width), 1, 2)
 
 
 class ARMD(nn.Module):
