@@ -1,12 +1,17 @@
 """Logical axes are strict, and attention runs on every device's own sequences and heads."""
 
+import collections
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import on_mesh
 import pytest
+import tiny
 
-from armd_jax import attention, axes, sharding
+from armd_jax import attention, axes, sharding, training
+from armd_jax import config as config_lib
 from armd_jax.attention import device
 
 
@@ -17,6 +22,29 @@ def test_an_unknown_axis_is_an_error():
     axes.split(jnp.sin, (('rows',),), (None,))
   with pytest.raises(ValueError, match=r'2 names .* for an array of shape \(2,\)'):
     axes.constrain(jnp.zeros(2), 'batch', None)
+
+
+def test_what_a_device_holds():
+  """Of matrices the part along fsdp and along tensor, of a batch the part along data and fsdp."""
+  mesh = jax.sharding.AbstractMesh((3, 4, 2), ('data', 'fsdp', 'tensor'))
+  model = tiny.model_config(num_kv_heads=2, vocab_multiple=10, scan_layers=False, num_layers=2)
+  config = config_lib.parse({'model': dataclasses.asdict(model), 'order': {'rho': 1}})
+  state = training.abstract_state(config, tiny.VOCAB, mesh)
+  expected = {
+    'vocabulary/embedding': (10 // 2, 32 // 4),
+    'query/kernel': (32 // 4, 4 // 2, 8),
+    'key_value/kernel': (32 // 4, 2, 2 // 2, 8),
+    'out/kernel': (4 // 2, 8, 32 // 4),
+    'up/kernel': (32 // 4, 64 // 2),
+    'down/kernel': (64 // 2, 32 // 4),
+  }
+  found = collections.defaultdict(list)
+  for path, x in jax.tree_util.tree_leaves_with_path((state.params, state.ema, state.opt_state)):
+    found['/'.join(axes.path_name(path).split('/')[-2:])].append(x.sharding.shard_shape(x.shape))
+  for name, part in expected.items():
+    # Parameters, average, and both moments of AdamW.
+    assert found[name] == [part] * (4 if name == 'vocabulary/embedding' else 8), name
+  assert sharding.batch_sharding(mesh).shard_shape((24, 16)) == (24 // (3 * 4), 16)
 
 
 def attention_gradients(mesh_sizes, groups, backend, batches=(1, 4)):
@@ -82,17 +110,25 @@ def test_kernels_see_what_one_device_holds(chip):
   with device.compiling_for(chip), jax.sharding.use_abstract_mesh(mesh):
     arguments = shape(8, 2, 256, 8, 64), shape(8, 256, 4, 64), shape(8, 256, 4, 64)
     jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(*arguments)
-  found = list(kernels_of(jaxpr.jaxpr))
+  found = kernels_of(jaxpr.jaxpr)
   assert found and all(found)
 
 
-def kernels_of(jaxpr, inside=False):
+KERNELS = ('pallas_call', 'core_map', 'mpmd_map')  # primitives
+
+
+def kernels_of(jaxpr):
   """Of every Pallas kernel, whether it stands inside shard_map."""
+  return [inside for eqn, inside in equations(jaxpr) if eqn.primitive.name in KERNELS]
+
+
+def equations(jaxpr, inside=False):
+  """Every equation, those of kernels left out, and whether it stands inside shard_map."""
   for eqn in jaxpr.eqns:
-    if eqn.primitive.name in ('pallas_call', 'core_map', 'mpmd_map'):
-      yield inside
+    yield eqn, inside
+    if eqn.primitive.name in KERNELS:
       continue
     is_jaxpr = lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
     for inner in filter(is_jaxpr, jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr)):
       inner = getattr(inner, 'jaxpr', inner)
-      yield from kernels_of(inner, inside or eqn.primitive.name == 'shard_map')
+      yield from equations(inner, inside or eqn.primitive.name == 'shard_map')

@@ -170,6 +170,22 @@ def test_no_table_and_no_logits_travel(eight_devices):
   assert large == {'all-gather': 1, 'reduce-scatter': 1}
 
 
+def test_looked_up_rows_travel_in_the_compute_dtype():
+  """And so do their gradients, which are then added up in float32."""
+  config = train_config(model__dtype='bfloat16')
+  params = jax.eval_shape(lambda: training.init_state(config, tiny.VOCAB).params)
+  text = jax.ShapeDtypeStruct((16, 16), jnp.int32)
+  run = lambda params, text: training.loss_and_gradients(config, tiny.VOCAB, params, 3, text)
+  mesh = jax.sharding.AbstractMesh((1, 4, 2), ('data', 'fsdp', 'tensor'))
+  with jax.sharding.use_abstract_mesh(mesh):
+    jaxpr = jax.make_jaxpr(run)(params, text)
+  dtypes = collections.defaultdict(list)
+  for eqn, _ in test_axes.equations(jaxpr.jaxpr):
+    dtypes[eqn.primitive.name] += [x.aval.dtype for x in eqn.outvars]
+  assert dtypes['all_to_all'] == [jnp.bfloat16] * 2
+  assert dtypes['scatter-add'] == [jnp.float32]
+
+
 def trace_for_chip(chip):
   """Of all kernels of the training step, whether they stand inside shard_map."""
   mesh = on_mesh.mesh((2, 2, 2))
@@ -178,7 +194,7 @@ def trace_for_chip(chip):
   text = jax.ShapeDtypeStruct((16, 16), jnp.int32)
   with device.compiling_for(chip):
     jaxpr = training.train_step(config, tiny.VOCAB, mesh).trace(state, text).jaxpr
-  return list(test_axes.kernels_of(jaxpr.jaxpr))
+  return test_axes.kernels_of(jaxpr.jaxpr)
 
 
 @pytest.mark.parametrize('chip', ['v5p', 'H100'])
