@@ -135,7 +135,7 @@ def test_permuting_a_block_permutes_its_logits_and_nothing_else(name):
 @pytest.mark.parametrize(
   'changes', [{'g0_chunk': 0}, {'scan_layers': False}, {'remat': 'full'}], ids=str
 )
-def test_forms_of_the_same_network_agree(changes):
+def test_forms_of_the_same_network_agree(changes, optimized):
   """Aggregation chunked or quadratic, layers scanned or unrolled, recomputed or kept: loss and
   gradients are the same."""
 
