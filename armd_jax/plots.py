@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from armd_jax.config import OrderConfig
-from armd_jax.evaluate import Score
+from armd_jax.evaluation.scores import Score
 
 CONTENT, QUERY, HIDDEN = '#2a6fbb', '#d9822b', '#f2f2f2'
 

@@ -30,8 +30,8 @@ from armd_jax.data import corpus as corpus_lib
 from armd_jax.data.packing import text_bytes
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.errors import UserError
-from armd_jax.evaluate import Score, evaluate, table
 from armd_jax.evaluation.ngram import witten_bell_nats
+from armd_jax.evaluation.scores import Score, evaluate, table
 from armd_jax.train import train
 
 STREAMS = (1, 2, 4, 8)

@@ -8,8 +8,8 @@ import pytest
 import tiny_run
 
 from armd_jax import config as config_lib
-from armd_jax import evaluate, sample, sharding, train, training
-from armd_jax.evaluation import likelihood
+from armd_jax import sample, sharding, train, training
+from armd_jax.evaluation import likelihood, scores
 
 DRILL_SOURCES = (
   'armd_jax/training.py',
@@ -86,7 +86,7 @@ def test_a_run_learns_is_measured_and_generates(tmp_path, capsys):
   config, tokenizer, params, step = sample.load_ema(tmp_path / 'run')
   assert step == 30
   windows = np.tile(np.frombuffer(b'alpha beta gamma', np.uint8), (12, 1))
-  (score,) = evaluate.evaluate(config, tokenizer, params, windows, (2, 4), batch_size=12)
+  (score,) = scores.evaluate(config, tokenizer, params, windows, (2, 4), batch_size=12)
   assert (score.name, score.kind) == ('denoising, random orders', 'bound')
   request = sample.fill_gaps('a____b', 0, 1, 16, tokenizer)
   (text,), generated = sample.denoise(

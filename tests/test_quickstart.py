@@ -109,3 +109,21 @@ def test_evaluate_program_repeats_the_numbers(finished, tmp_path):
   assert outputs[0] == outputs[1]
   scores = json.loads(outputs[0])['scores']
   assert all(f'{s["nats_per_byte"]:9.4f}' in done.stdout for s in scores)
+
+
+def test_evaluate_program_scores_other_texts(finished, tmp_path):
+  """Texts that were not trained on are harder; the protocol stands beside the numbers."""
+  _, workdir, results = finished
+  (tmp_path / 'ptb.txt').write_text('some of the words that nobody has seen before\n' * 9)
+  command = [sys.executable, '-m', 'armd_jax.evaluate', f'--workdir={workdir}', '--suite=mdlm']
+  command += [f'--texts=ptb={tmp_path}/ptb.txt', '--streams=2', f'--json={tmp_path}/s.json']
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  numbers = json.loads((tmp_path / 's.json').read_text())
+  assert all(line in done.stdout for line in numbers['protocol'])
+  assert 'windows of BOS, 30 tokens, EOS' in numbers['protocol'][0]
+  left_to_right, *strided = numbers['scores']
+  assert (left_to_right['text'], left_to_right['name']) == ('PTB', 'left-to-right')
+  assert 'PTB | left-to-right' in done.stdout and len(strided) == 2
+  assert left_to_right['nats_per_byte'] > results['held_out']['after_sbp'][0]['nats_per_byte']
+  assert not (workdir / 'evaluate_mdlm.partial').exists()

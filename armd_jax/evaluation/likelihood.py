@@ -13,9 +13,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from armd_jax import axes, models, sharding
-from armd_jax.config import ModelConfig, check_streams
+from armd_jax.config import ModelConfig, OrderConfig, check_streams
 from armd_jax.objectives import armd, diffusion
-from armd_jax.order import GenerationOrder, left_to_right, one_by_one, strided, uniform
+from armd_jax.order import (
+  GenerationOrder,
+  left_to_right,
+  one_by_one,
+  shuffled,
+  strided,
+  uniform,
+)
 
 Array = jax.Array
 
@@ -31,17 +38,23 @@ class Protocol:
     name: printed beside the number.
     kind: 'exact', the log-likelihood of a proper distribution over texts; or 'bound', an average
       over random orders, which bounds the likelihood of an any-order model from below.
-    streams: S of a strided order; 0 for uniformly random orders.
+    streams: S of a strided order; 0 for random orders.
     parallel: S tokens at a time, or the same order one token at a time.
+    num_shuffled: tokens permuted in a random order; 0: all of them.
+    shuffle_mode: how they are chosen, see `order.shuffled`.
   """
 
   name: str
   kind: str
   streams: int
   parallel: bool = True
+  num_shuffled: int = 0
+  shuffle_mode: str = 'scatter'
 
   def order(self, num_slots: int, keys_B: Array) -> GenerationOrder:
     """The orders of a batch, `[B, N]`."""
+    if self.streams == 0 and self.num_shuffled:
+      return shuffled(keys_B, num_slots, self.num_shuffled, self.shuffle_mode)
     if self.streams == 0:
       return uniform(keys_B, num_slots)
     order = left_to_right(num_slots) if self.streams == 1 else strided(num_slots, self.streams)
@@ -61,6 +74,12 @@ def strided_protocols(streams: int) -> tuple[Protocol, Protocol]:
     Protocol(f'strided S={streams}, parallel', 'exact', streams),
     Protocol(f'strided S={streams}, one by one', 'exact', streams, parallel=False),
   )
+
+
+def shuffled_protocol(config: OrderConfig) -> Protocol:
+  """The orders of a run's last base steps: rho tokens shuffled among left-to-right ones."""
+  name = f'rho={config.rho} shuffled'
+  return Protocol(name, 'bound', 0, num_shuffled=config.rho, shuffle_mode=config.perm_mode)
 
 
 def standard_suite(config: ModelConfig, streams: Sequence[int]) -> list[Protocol]:
@@ -92,6 +111,8 @@ def nll(
   *,
   batch_size: int,
   seed: int = 0,
+  orders: int = 1,
+  start: int = 0,
 ) -> Iterator[np.ndarray]:
   """Negative log-likelihood of every scored token, batch by batch.
 
@@ -100,8 +121,10 @@ def nll(
     windows_WxN: token ids in text order.
     protocol: how to measure.
     mesh: where; `batch_size` is a multiple of its data-parallel size.
-    batch_size: windows per call; the last batch is filled up with empty weight.
-    seed: of random orders; window w's orders depend on (seed, w) alone.
+    batch_size: windows per call; the last batch is filled up, and what fills it left out.
+    seed: of random orders; window w's k-th order depends on (seed, k W + w) alone.
+    orders: K, how many times all windows are gone through.
+    start: windows to leave out, at the beginning of the K W.
   Yields:
     nll_BxN: float32 nats per slot, in generation order; of a diffusion baseline, each sequence's
       bound spread evenly over its slots.
@@ -109,16 +132,13 @@ def nll(
   is_diffusion = config.family in diffusion.FAMILIES
   score = (_score_bound if is_diffusion else _score)(config, vocab_size, mesh)
   rows = sharding.batch_sharding(mesh)
-  keys_W = jax.vmap(jax.random.fold_in, (None, 0))(
-    jax.random.key(seed), jnp.arange(len(windows_WxN))
-  )
+  total = orders * len(windows_WxN)
+  keys_W = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(total))
   make_order = jax.jit(functools.partial(protocol.order, config.num_slots))
-  for first in range(0, len(windows_WxN), batch_size):
-    text_BxN = windows_WxN[first : first + batch_size].astype(np.int32)
-    count = len(text_BxN)
-    pad = batch_size - count
-    text_BxN = np.pad(text_BxN, ((0, pad), (0, 0)))
-    index_B = np.minimum(first + np.arange(batch_size), len(windows_WxN) - 1)
+  for first in range(start, total, batch_size):
+    count = min(batch_size, total - first)
+    index_B = np.minimum(first + np.arange(batch_size), total - 1)
+    text_BxN = windows_WxN[index_B % len(windows_WxN)].astype(np.int32)
     if is_diffusion:
       how = np.asarray(jax.random.key_data(keys_W[index_B]))
     else:

@@ -1,0 +1,111 @@
+"""What an evaluation has measured so far, kept in a file, so that a stopped one goes on.
+
+The file is JSON lines: what is measured, then the results of each batch as they come. They come in
+one order, so that their number says where to go on; every number is read back to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from armd_jax.errors import UserError
+
+
+class Journal:
+  """Results of several parts, each a run of equally shaped rows.
+
+  Args:
+    path: the file; None keeps nothing.
+    measured: what makes up the results, by name in the words of a user; a file that says otherwise
+      is refused.
+    restart: drop what the file holds.
+    writes: False: reads only; of several processes, one writes.
+  Raises:
+    UserError: the file holds an evaluation of something else, is damaged, or cannot be used.
+  """
+
+  def __init__(
+    self,
+    path: str | pathlib.Path | None = None,
+    measured: Mapping[str, Any] | None = None,
+    *,
+    restart: bool = False,
+    writes: bool = True,
+  ):
+    self._path = pathlib.Path(path) if path and writes else None
+    self._parts: dict[int, list[Any]] = {}
+    if path is None:
+      return
+    # As it reads when it comes back from the file.
+    measured = json.loads(json.dumps(measured))
+    try:
+      found = b'' if restart or not os.path.exists(path) else pathlib.Path(path).read_bytes()
+    except OSError as error:
+      raise UserError(f'cannot read {path} ({error.strerror}); give another --partial') from error
+    # What is behind the last newline was being written when the program stopped.
+    *lines, cut_off = found.split(b'\n')
+    if lines:
+      self._read(path, lines, measured)
+    if self._path and lines and cut_off:
+      self._file('r+b', lambda file: file.truncate(len(found) - len(cut_off)))
+    elif self._path and not lines:
+      self._file('wb', lambda file: file.write(_line(measured)))
+
+  def _read(self, path, lines, measured):
+    try:
+      first, *records = map(json.loads, lines)
+      for part, rows in records:
+        self._parts.setdefault(part, []).extend(rows)
+      others = [name for name in measured if first.get(name) != measured[name]]
+    except (ValueError, TypeError, AttributeError) as error:
+      raise UserError(f'{path} is damaged; drop it by --restart') from error
+    if others:
+      raise UserError(
+        f'{path} holds an unfinished evaluation of another {" and another ".join(others)}; repeat '
+        'its command, or drop it by --restart'
+      )
+
+  @property
+  def count(self) -> int:
+    """Rows of all parts."""
+    return sum(map(len, self._parts.values()))
+
+  def rows(self, part: int) -> np.ndarray:
+    """What there is of a part, float64 [rows, ...]."""
+    return np.array(self._parts.get(part, []), np.float64)
+
+  def add(self, part: int, rows: np.ndarray) -> None:
+    """Appends to a part.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    rows = np.asarray(rows, np.float64).tolist()
+    self._parts.setdefault(part, []).extend(rows)
+    if self._path:
+      self._file('ab', lambda file: file.write(_line([part, rows])))
+
+  def finish(self) -> None:
+    """Removes the file, once its results are where they belong."""
+    if self._path:
+      self._path.unlink(missing_ok=True)
+
+  def _file(self, mode, change):
+    try:
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      with self._path.open(mode) as file:
+        change(file)
+    except OSError as error:
+      raise UserError(
+        f'cannot write {self._path} ({error.strerror}); give another --partial'
+      ) from error
+
+
+def _line(value):
+  return json.dumps(value).encode() + b'\n'

@@ -1,0 +1,282 @@
+"""A model's scores on texts, with their uncertainty; any part of them may have been kept before."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from armd_jax import distributed, sharding
+from armd_jax.config import Config
+from armd_jax.data.packing import text_bytes
+from armd_jax.data.tokenizers import Tokenizer
+from armd_jax.evaluation import bounds, last_word, likelihood
+from armd_jax.evaluation.journal import Journal
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Windows to be scored under one protocol.
+
+  Attributes:
+    protocol: how.
+    windows_WxN: token ids.
+    text: what they are, in tables; '' where there is one text only.
+    orders: K, random orders drawn for each window.
+  """
+
+  protocol: likelihood.Protocol
+  windows_WxN: np.ndarray
+  text: str = ''
+  orders: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """One protocol's result on a text.
+
+  Attributes:
+    name, kind: of the protocol.
+    nats_per_byte: over the bytes of the scored tokens.
+    nats_per_token: mean.
+    tokens: scored.
+    text: as in `Part`.
+    orders: K, of random orders.
+    standard_error: of `nats_per_token`, over windows; None of a single one.
+  """
+
+  name: str
+  kind: str
+  nats_per_byte: float
+  nats_per_token: float
+  tokens: int
+  text: str = ''
+  orders: int = 1
+  standard_error: float | None = None
+
+  @property
+  def bits_per_byte(self) -> float:
+    return self.nats_per_byte / math.log(2)
+
+  @property
+  def perplexity(self) -> float:
+    """Per token, of the model's tokenizer."""
+    return math.exp(self.nats_per_token)
+
+  def row(self) -> dict[str, Any]:
+    """All numbers, by name."""
+    return vars(self) | {'bits_per_byte': self.bits_per_byte, 'perplexity': self.perplexity}
+
+
+def evaluate(
+  config: Config,
+  tokenizer: Tokenizer,
+  params: Any,
+  windows_WxN: np.ndarray,
+  streams: Sequence[int],
+  *,
+  batch_size: int = 16,
+  seed: int = 0,
+) -> list[Score]:
+  """Scores windows under the standard suite of orders, random ones drawn once; see `score`."""
+  suite = likelihood.standard_suite(config.model, streams)
+  parts = [Part(protocol, windows_WxN) for protocol in suite]
+  return score(config, tokenizer, params, parts, batch_size=batch_size, seed=seed)
+
+
+def score(
+  config: Config,
+  tokenizer: Tokenizer,
+  params: Any,
+  parts: Sequence[Part],
+  *,
+  batch_size: int = 16,
+  seed: int = 0,
+  journal: Journal | None = None,
+) -> list[Score]:
+  """Scores windows.
+
+  Args:
+    config, tokenizer, params: a trained model, whose parameters lie on the config's mesh.
+    parts: what to score, and how.
+    batch_size: windows per call, rounded up to what the devices can share.
+    seed: of random orders.
+    journal: what was scored before, and where the rest is kept.
+  Returns:
+    A score per part; of uniform orders one for K = 1, 2, 4, ... of them, each a tighter bound.
+  """
+  journal = journal or Journal()
+  mesh = sharding.make_mesh(config.mesh)
+  total = sum(part.orders * len(part.windows_WxN) for part in parts)
+  scores = []
+  with _progress(total, journal) as bar:
+    for number, part in enumerate(parts):
+      bar.set_postfix_str(' '.join(filter(None, (part.text, part.protocol.name))), refresh=False)
+      nll = likelihood.nll(
+        config.model,
+        tokenizer.vocab_size,
+        params,
+        part.windows_WxN,
+        part.protocol,
+        mesh,
+        batch_size=_shared_batch(batch_size, mesh),
+        seed=seed,
+        orders=part.orders,
+        start=len(journal.rows(number)),
+      )
+      _keep((nll_BxN.sum(axis=1, dtype=np.float64) for nll_BxN in nll), number, journal, bar)
+      nats_KxW = journal.rows(number).reshape(part.orders, -1)
+      scores += _scores(part, nats_KxW, config, tokenizer)
+  return scores
+
+
+def _scores(part: Part, nats_KxW: np.ndarray, config: Config, tokenizer: Tokenizer) -> list[Score]:
+  windows, slots = len(part.windows_WxN), config.model.num_slots
+  num_bytes = text_bytes(part.windows_WxN[:, config.model.length - slots :], tokenizer)
+  if part.protocol == likelihood.UNIFORM and windows > 1:
+    found = [(b.orders, b.nats, b.standard_error) for b in bounds.over_orders(nats_KxW)]
+  else:
+    nats_W = nats_KxW.mean(axis=0)
+    error = float(nats_W.std(ddof=1)) / math.sqrt(windows) if windows > 1 else None
+    found = [(part.orders, float(nats_W.mean()), error)]
+  several = len(found) > 1
+  return [
+    Score(
+      name=part.protocol.name + (f', K={orders}' if several else ''),
+      kind=part.protocol.kind,
+      nats_per_byte=nats * windows / num_bytes,
+      nats_per_token=nats / slots,
+      tokens=windows * slots,
+      text=part.text,
+      orders=orders,
+      standard_error=None if error is None else error / slots,
+    )
+    for orders, nats, error in found
+  ]
+
+
+@dataclasses.dataclass(frozen=True)
+class LastWords:
+  """How LAMBADA's last words are predicted.
+
+  Attributes:
+    name, kind: in tables.
+    accuracy: share of passages whose last word is the likeliest.
+    standard_error: of the accuracy.
+    perplexity: per word.
+    passages: how many.
+    cut: how many of them were too long for the model.
+  """
+
+  name: str
+  kind: str
+  accuracy: float
+  standard_error: float
+  perplexity: float
+  passages: int
+  cut: int
+
+  def text(self) -> str:
+    """The numbers as text."""
+    return (
+      f'last words right: {100 * self.accuracy:.2f} +- {100 * self.standard_error:.2f} % of '
+      f'{self.passages}; perplexity per word {self.perplexity:.2f}'
+    )
+
+
+def score_last_words(
+  config: Config,
+  tokenizer: Tokenizer,
+  params: Any,
+  passages: last_word.Passages,
+  *,
+  batch_size: int = 16,
+  journal: Journal | None = None,
+) -> LastWords:
+  """Accuracy of last words; arguments as of `score`."""
+  journal = journal or Journal()
+  mesh = sharding.make_mesh(config.mesh)
+  count = len(passages.text_WxN)
+  with _progress(count, journal) as bar:
+    found = last_word.score(
+      config.model,
+      tokenizer.vocab_size,
+      params,
+      passages,
+      mesh,
+      batch_size=_shared_batch(batch_size, mesh),
+      start=journal.count,
+    )
+    _keep(found, 0, journal, bar)
+  right_W, nats_W = journal.rows(0).T
+  accuracy = float(right_W.mean())
+  return LastWords(
+    name='last word',
+    kind='exact',
+    accuracy=accuracy,
+    standard_error=math.sqrt(accuracy * (1 - accuracy) / count),
+    perplexity=math.exp(nats_W.mean()),
+    passages=count,
+    cut=passages.cut,
+  )
+
+
+def _progress(total: int, journal: Journal) -> tqdm:
+  return tqdm(
+    total=total,
+    initial=journal.count,
+    desc='evaluate',
+    unit='window',
+    leave=False,
+    disable=not distributed.is_first(),
+  )
+
+
+def _shared_batch(batch_size, mesh):
+  parts = sharding.batch_parts(mesh)
+  return -(-batch_size // parts) * parts
+
+
+def _keep(batches: Iterator[np.ndarray], number: int, journal: Journal, bar: tqdm) -> None:
+  for rows in batches:
+    journal.add(number, rows)
+    bar.update(len(rows))
+
+
+def table(scores: Sequence[Score]) -> str:
+  """The scores as text."""
+  names = [' | '.join(filter(None, (s.text, s.name))) for s in scores]
+  width = max(map(len, names))
+  lines = [f'{"order":{width}}  kind   nats/byte  bits/byte  nats/token  +-      perplexity']
+  for name, s in zip(names, scores, strict=True):
+    error = '' if s.standard_error is None else f'{s.standard_error:.4f}'
+    lines.append(
+      f'{name:{width}}  {s.kind:5}  {s.nats_per_byte:9.4f}  {s.bits_per_byte:9.4f}  '
+      f'{s.nats_per_token:10.4f}  {error:6}  {s.perplexity:10.2f}'
+    )
+  return '\n'.join(lines)
+
+
+def fingerprint(arrays: Iterable[np.ndarray]) -> str:
+  """Hex digits that change with any number."""
+  digest = hashlib.sha256()
+  for array in arrays:
+    digest.update(np.ascontiguousarray(array))
+  return digest.hexdigest()[:16]
+
+
+def model_fingerprint(params: Any, config: Config) -> str:
+  """Hex digits that change with float32 parameters, however they lie on the config's mesh."""
+  bits = lambda x: jnp.sum(jax.lax.bitcast_convert_type(x, jnp.uint32), dtype=jnp.uint32)
+  everywhere = sharding.replicated(sharding.make_mesh(config.mesh))
+  sums = jax.jit(
+    lambda tree: jnp.stack([*map(bits, jax.tree.leaves(tree))]), out_shardings=everywhere
+  )
+  return fingerprint([np.asarray(sums(params))])

@@ -1,0 +1,150 @@
+"""Likelihood of whole texts against brute force, and the bound over orders of a trained model."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from armd_jax import config as config_lib
+from armd_jax import models, sharding
+from armd_jax.data.tokenizers import ByteTokenizer
+from armd_jax.evaluation import likelihood, scores
+from armd_jax.objectives import armd
+from armd_jax.order import left_to_right, to_generation
+
+N, V = 4, 3
+TEXTS = np.array(list(itertools.product(range(V), repeat=N)), np.uint8)
+CONFIG = tiny.model_config(length=N, g0_chunk=2, num_layers=2)
+SHUFFLED = likelihood.shuffled_protocol(config_lib.OrderConfig(rho=3))
+SUITE = [*likelihood.standard_suite(CONFIG, (2, 4)), SHUFFLED]
+
+
+@pytest.fixture(scope='module')
+def network():
+  """Parameters, and logits of tokens in generation order, compiled once for all orders."""
+  model, params = tiny.init(CONFIG, V, scale=5.0)
+
+  @jax.jit
+  def logits(tokens_BxN, order):
+    hidden = model.apply({'params': params}, tokens_BxN, order)
+    return model.apply({'params': params}, hidden, method='logits')
+
+  return params, logits
+
+
+def nll(params, protocol, texts=TEXTS, batch_size=27, **options):
+  mesh = sharding.make_mesh(config_lib.MeshConfig())
+  batches = likelihood.nll(
+    CONFIG, V, params, texts, protocol, mesh, batch_size=batch_size, **options
+  )
+  return np.concatenate([*batches])
+
+
+def orders_of(protocol, seed=0):
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(TEXTS)))
+  return protocol.order(N, keys)
+
+
+@pytest.mark.parametrize('protocol', SUITE, ids=lambda p: p.name)
+def test_equals_conditionals_from_earlier_blocks_alone(network, protocol):
+  """Slot by slot, with everything that must not be seen replaced by another token."""
+  params, logits = network
+  order = orders_of(protocol)
+  tokens_BxN = np.asarray(to_generation(jnp.array(TEXTS, jnp.int32), order))
+  block_BxN = np.asarray(order.block_BxN)
+  expected = np.zeros(TEXTS.shape)
+  for n in range(N):
+    seen = np.where(block_BxN < block_BxN[:, n : n + 1], tokens_BxN, (tokens_BxN + 1) % V)
+    row_BxV = np.asarray(logits(jnp.array(seen), order), np.float64)[:, n, :V]
+    log_p_BxV = row_BxV - np.log(np.exp(row_BxV).sum(-1, keepdims=True))
+    expected[:, n] = -np.take_along_axis(log_p_BxV, tokens_BxN[:, n : n + 1], 1)[:, 0]
+  found = nll(params, protocol)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+  if protocol.kind == 'exact':
+    assert np.exp(-found.sum(1, dtype=np.float64)).sum() == pytest.approx(1, rel=1e-5)
+
+
+def test_random_orders_are_many_and_shuffle_no_more_than_they_should():
+  for protocol, most in ((likelihood.UNIFORM, N), (SHUFFLED, 3)):
+    positions = np.asarray(orders_of(protocol).position_BxN)
+    moved = (positions != np.arange(1, N + 1)).sum(1)
+    assert moved.max() == most and len(np.unique(positions, axis=0)) > 5
+
+
+@pytest.mark.parametrize('protocol', [likelihood.LEFT_TO_RIGHT, likelihood.UNIFORM])
+def test_how_windows_are_put_into_batches_changes_nothing(network, protocol):
+  params, _ = network
+  whole = nll(params, protocol)
+  filled = nll(params, protocol, batch_size=50)  # 81 windows: 19 places of the second are filled
+  assert filled.shape == TEXTS.shape
+  np.testing.assert_allclose(filled, whole, rtol=1e-5, atol=1e-6)
+  np.testing.assert_array_equal(nll(params, protocol, start=27), whole[27:])
+
+
+def test_several_orders_of_every_window(network):
+  params, _ = network
+  one, three = (nll(params, likelihood.UNIFORM, orders=k) for k in (1, 3))
+  first, *others = three.reshape(3, 81, N)
+  np.testing.assert_array_equal(first, one)
+  for other in others:
+    assert not np.allclose(other.sum(1), first.sum(1))
+  exact = nll(params, likelihood.LEFT_TO_RIGHT, orders=2)
+  np.testing.assert_array_equal(exact[:81], exact[81:])
+
+
+# ----- a model trained left-to-right
+
+
+@pytest.fixture(scope='module')
+def trained():
+  """(config, params, held-out windows): every letter is the one before or the next one of five."""
+  raw = {
+    'model': dict(
+      length=8, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=32, dtype='float32', pe_dim=8,
+      dropout=0.0, vocab_multiple=1, scan_layers=False,
+    ),
+    'order': {'rho': 2},
+  }  # fmt: skip
+  config = config_lib.parse(raw)
+  tokenizer = ByteTokenizer()
+  rng = np.random.RandomState(0)
+  steps = np.concatenate([rng.randint(5, size=(640, 1)), rng.randint(2, size=(640, 7))], axis=1)
+  windows_WxN = (ord('a') + steps.cumsum(1) % 5).astype(np.uint16)
+  model = models.build(config.model, tokenizer.vocab_size)
+  order = left_to_right(8)
+  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32), order)['params']
+  optimizer = optax.adam(1e-2)
+
+  @jax.jit
+  def step(state, text_BxN):
+    params, moments = state
+    weights = jnp.full(text_BxN.shape, 1 / text_BxN.size)
+    loss = lambda p: armd.nll(model, p, text_BxN, order, weights, loss_chunk=8)[0]
+    updates, moments = optimizer.update(jax.grad(loss)(params), moments)
+    return optax.apply_updates(params, updates), moments
+
+  state = params, optimizer.init(params)
+  for i in range(120):
+    state = step(state, jnp.array(windows_WxN[i % 8 * 64 : i % 8 * 64 + 64], jnp.int32))
+  return config, state[0], windows_WxN[512:]
+
+
+def test_the_any_order_bound_is_above_left_to_right_and_tightens(trained):
+  config, params, windows = trained
+  parts = [
+    scores.Part(likelihood.LEFT_TO_RIGHT, windows),
+    scores.Part(likelihood.UNIFORM, windows, orders=16),
+  ]
+  exact, *found = scores.score(config, ByteTokenizer(), params, parts, batch_size=64)
+  # The text's own: ln 5 for the first letter, ln 2 for each of the others.
+  assert exact.nats_per_token == pytest.approx((np.log(5) + 7 * np.log(2)) / 8, rel=0.05)
+  assert [s.orders for s in found] == [1, 2, 4, 8, 16]
+  assert [s.name for s in found] == [f'uniform orders, K={k}' for k in (1, 2, 4, 8, 16)]
+  for looser, tighter in itertools.pairwise(found):
+    assert looser.nats_per_token > tighter.nats_per_token
+  # However many of these orders there are: none was trained.
+  assert all(s.nats_per_token > exact.nats_per_token + 5 * s.standard_error for s in found)
