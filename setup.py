@@ -18,6 +18,7 @@ setuptools.setup(
     'array-record>=0.8.1',
     'einops>=0.8',
     'etils[epath]>=1.10',
+    'flatbuffers>=24.3',  # which jax.export needs and does not ask for
     'flax>=0.12',
     'grain>=0.2.15',
     'importlib_resources>=6.4',  # which tensorflow-datasets needs and does not ask for
@@ -29,7 +30,7 @@ setuptools.setup(
     'orbax-checkpoint>=0.11.25',
     'pyarrow>=17.0',
     'pyyaml>=6.0',
-    'safetensors>=0.4',
+    'safetensors>=0.4.3',
     'tensorflow-datasets>=4.9.9',
     'tensorboardX>=2.6.2',
     'tiktoken>=0.9',

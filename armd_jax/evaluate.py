@@ -172,7 +172,9 @@ def _task(config: Config, tokenizer: Tokenizer) -> Task:
 
 def _journal(task: Task, params: Any, config: Config, step: int) -> Journal:
   """What was measured before, which all processes have to read alike."""
-  path = _PARTIAL.value or pathlib.Path(_WORKDIR.value) / f'evaluate_{_SUITE.value}.partial'
+  workdir = pathlib.Path(_WORKDIR.value)
+  folder = workdir if workdir.is_dir() else workdir.parent  # an export may be one file
+  path = _PARTIAL.value or folder / f'evaluate_{_SUITE.value}.partial'
   measured = {
     'model': [step, scores.model_fingerprint(params, config)],
     'text': task.texts,
@@ -231,7 +233,7 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  _WORKDIR = cli.workdir_flag('A training run.')
+  _WORKDIR = cli.workdir_flag('A training run, or an export.')
   _SUITE = flags.DEFINE_enum(
     'suite', LIKELIHOOD, [LIKELIHOOD, *protocols.PROTOCOLS, LAST_WORD], 'What to measure.'
   )

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from armd_jax import checkpoint, cli, distributed, sharding, training
+from armd_jax import checkpoint, cli, distributed, sharding, standalone, training
 from armd_jax.config import Config, MeshConfig
 from armd_jax.data.tokenizers import Tokenizer, get_tokenizer
 from armd_jax.decode import diffusion
@@ -43,19 +43,20 @@ class Request:
 def load_ema(
   workdir: str | pathlib.Path, mesh_config: MeshConfig | None = None
 ) -> tuple[Config, Tokenizer, Any, int]:
-  """Config, tokenizer, averaged parameters and step of a run's newest checkpoint.
+  """Config, tokenizer, averaged parameters and step of a run's newest checkpoint, or an export's.
 
   Args:
-    workdir: the run's.
+    workdir: the run's, or an export's path.
     mesh_config: where the parameters shall lie; None: on the run's mesh if it makes up the devices
       that are here, else on all of them along data.
   Returns:
     The config's mesh is the one where the parameters lie.
   Raises:
-    UserError: no run is there, its checkpoint is damaged or from another config, or the mesh does
-      not make up the devices or cannot share the model.
+    UserError: nothing is there, it is damaged or from another config, or the mesh does not make up
+      the devices or cannot share the model.
   """
-  config = checkpoint.read_config(workdir)
+  export = standalone.read(workdir) if standalone.is_export(workdir) else None
+  config = export.config if export else checkpoint.read_config(workdir)
   if mesh_config is None:
     fits = sharding.axis_sizes(config.mesh, jax.device_count()) is not None
     mesh_config = config.mesh if fits else MeshConfig()
@@ -63,6 +64,8 @@ def load_ema(
   tokenizer = get_tokenizer(config.data.tokenizer)
   mesh = sharding.make_mesh(config.mesh)
   abstract = training.abstract_state(config, tokenizer.vocab_size, mesh)
+  if export:
+    return config, tokenizer, standalone.parameters(workdir, abstract.ema), export.step
   state, _ = checkpoint.Checkpoints(workdir).restore(abstract)
   return config, tokenizer, state.ema, int(state.step)
 
@@ -308,7 +311,7 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  _WORKDIR = cli.workdir_flag('A training run.')
+  _WORKDIR = cli.workdir_flag('A training run, or an export.')
   _STREAMS = flags.DEFINE_integer('streams', 4, 'S: tokens generated at once.')
   _STEPS = flags.DEFINE_integer(
     'steps', 0, "Steps of a diffusion baseline's sampler; 0: one per token.", lower_bound=0

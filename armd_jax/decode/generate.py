@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.struct
@@ -17,6 +17,7 @@ from armd_jax import axes, models, sharding
 from armd_jax.config import ModelConfig
 from armd_jax.decode import sampling
 from armd_jax.decode.state import (
+  DecodeState,
   Task,
   decoding_form,
   fill,
@@ -109,29 +110,69 @@ def generate(
   Raises:
     ValueError: if temperature or top_p is out of range.
   """
+  rows = _rows(task, tokens_BxN, sequence_B, temperature, top_p, seed)
+  rows = rows if mesh is None else _on_mesh(*rows, mesh, sharding.put)
+  settings = stop_token, *static_sizes(task), len(tokens_BxN), mesh
+  return _generate(config, vocab_size, params, *rows, *settings)
+
+
+def stream(
+  config: ModelConfig,
+  vocab_size: int,
+  params: Any,
+  task: Task,
+  tokens_BxN: Array,
+  *,
+  chunk: int = 8,
+  seed: int = 0,
+  temperature: float = 1.0,
+  top_p: float = 1.0,
+  stop_token: int | None = None,
+  mesh: Mesh | None = None,
+) -> Iterator[tuple[Generated, np.ndarray]]:
+  """`generate`, told about while it goes on: the same tokens, in three compiled parts.
+
+  Args:
+    chunk: steps between two reports.
+  Yields:
+    What there is after the prefill and after every chunk, and known_BxN (bool, by text position),
+    which tokens of it are given or generated. The last one is what `generate` returns.
+  Raises:
+    ValueError: if temperature or top_p is out of range.
+  """
+  rows = _rows(task, tokens_BxN, None, temperature, top_p, seed)
+  task, tokens_BxN, draws = rows if mesh is None else _on_mesh(*rows, mesh, sharding.put)
+  prefill, width = static_sizes(task)
+  batch = len(rows[1])
+  where = stop_token, batch, mesh
+  params, state = _begin(config, vocab_size, params, task, tokens_BxN, prefill, width, mesh)
+  going_on = True
+  while going_on:
+    generated, known_BxN = _so_far(task, state, *where)
+    yield generated, np.asarray(known_BxN)
+    settings = np.int32(generated.steps + chunk), width, *where
+    state, going_on = _advance(config, vocab_size, params, task, draws, state, *settings)
+  generated, known_BxN = _so_far(task, state, *where)
+  yield generated, np.asarray(known_BxN)
+
+
+def _rows(task, tokens_BxN, sequence_B, temperature, top_p, seed):
+  """The arguments as the compiled functions take them."""
   if not temperature >= 0:
     raise ValueError(f'temperature is {temperature}; write 0 or more')
   if not 0 < top_p <= 1:
     raise ValueError(f'top_p is {top_p}; write more than 0 and at most 1')
-  batch = len(tokens_BxN)
-  sequence_B = np.arange(batch) if sequence_B is None else np.asarray(sequence_B)
-  rows = task, np.asarray(tokens_BxN, np.int32), sequence_B.astype(np.int32)
-  return _generate(
-    config,
-    vocab_size,
-    params,
-    *(rows if mesh is None else _on_mesh(*rows, mesh, sharding.put)),
-    np.uint32(seed % 2**32),
-    np.float32(temperature),
-    None if top_p == 1 else np.float32(top_p),
-    stop_token,
-    *static_sizes(task),
-    batch,
-    mesh,
+  sequence_B = np.arange(len(tokens_BxN)) if sequence_B is None else np.asarray(sequence_B)
+  draws = sampling.Draws(
+    seed=np.uint32(seed % 2**32),
+    sequence_B=sequence_B.astype(np.int32),
+    temperature=np.float32(temperature),
+    top_p=None if top_p == 1 else np.float32(top_p),
   )
+  return task, np.asarray(tokens_BxN, np.int32), draws
 
 
-def _on_mesh(task, tokens_BxN, sequence_B, mesh, put):
+def _on_mesh(task, tokens_BxN, draws, mesh, put):
   """The arguments laid out by `put`, with as many sequences as the devices can share."""
 
   def rows(x):
@@ -141,16 +182,15 @@ def _on_mesh(task, tokens_BxN, sequence_B, mesh, put):
     return put(np.asarray(x), sharding.replicated(mesh)) if len(x) == 1 else rows(x)
 
   task = jax.tree.map(progress, task).replace(first_B=rows(task.first_B))
-  return task, rows(tokens_BxN), rows(sequence_B)
+  return task, rows(tokens_BxN), draws.replace(sequence_B=rows(draws.sequence_B))
 
 
 def lower_generate(
   config: ModelConfig, vocab_size: int, params: Any, task: Task, mesh: Mesh | None = None
 ) -> jax.stages.Lowered:
-  """`generate` at temperature 1, traced and lowered, for those who time it or compile it ahead.
+  """`generate` without top-p, traced and lowered, for those who time it or compile it ahead.
 
-  Compiled, it is a function of params, task, tokens_BxN, sequence_B (int32), the seed (uint32),
-  the temperature (float32) and None.
+  Compiled, it is a function of params, task, tokens_BxN (int32) and `Draws`.
 
   Args:
     config, vocab_size: the network.
@@ -159,13 +199,10 @@ def lower_generate(
     mesh: real, or of described devices; None: one device.
   """
   batch = len(task.first_B)
-  rows = task, np.zeros((batch, config.num_slots), np.int32), np.zeros(batch, np.int32)
+  rows = _rows(task, np.zeros((batch, config.num_slots)), None, 1.0, 1.0, 0)
   shape = lambda x, where=None: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
   rows = jax.tree.map(shape, rows) if mesh is None else _on_mesh(*rows, mesh, shape)
-  settings = np.uint32(0), np.float32(1), None, None
-  return _generate.lower(
-    config, vocab_size, params, *rows, *settings, *static_sizes(task), batch, mesh
-  )
+  return _generate.lower(config, vocab_size, params, *rows, None, *static_sizes(task), batch, mesh)
 
 
 def compile_generate(
@@ -179,8 +216,8 @@ def compile_generate(
   start = time.perf_counter()
   compiled = lower_generate(config, vocab_size, params, task).compile()
   seconds = time.perf_counter() - start
-  settings = jnp.arange(len(task.first_B), dtype=jnp.int32), np.uint32(0), np.float32(1), None
-  return lambda tokens_BxN: compiled(params, task, tokens_BxN, *settings), seconds
+  call = lambda tokens_BxN: compiled(params, *_rows(task, tokens_BxN, None, 1.0, 1.0, 0))
+  return call, seconds
 
 
 def static_sizes(task: Task) -> tuple[int, int]:
@@ -193,63 +230,122 @@ def static_sizes(task: Task) -> tuple[int, int]:
   return int(num_given_B.max()), int(np.where(is_generated_BxN, width_BxN, 1).max())
 
 
-@functools.partial(
-  jax.jit,
-  static_argnames=('config', 'vocab_size', 'stop_token', 'prefill', 'width', 'batch', 'mesh'),
-)
+def _jit(*static: str, **options: Any) -> Callable[..., Any]:
+  return functools.partial(jax.jit, static_argnames=static, **options)
+
+
+@_jit('config', 'vocab_size', 'stop_token', 'prefill', 'width', 'batch', 'mesh')
 def _generate(
-  config, vocab_size, params, task, tokens_BxN, sequence_B, seed, temperature, top_p, stop_token,
-  prefill, width, batch, mesh,
+  config, vocab_size, params, task, tokens_BxN, draws, stop_token, prefill, width, batch, mesh
+):
+  with axes.on(mesh):
+    config, params = decoding_form(config, params)
+    model = models.build(config, vocab_size)
+    tokens_BxN = to_generation(tokens_BxN, task.order)
+    state = start(model, params, task, tokens_BxN, prefill, width)
+    state = advance(model, params, task, draws, state, width, stop_token, batch)
+    return finish(task, state, stop_token, batch)
+
+
+@_jit('config', 'vocab_size', 'prefill', 'width', 'mesh')
+def _begin(config, vocab_size, params, task, tokens_BxN, prefill, width, mesh):
+  with axes.on(mesh):
+    config, params = decoding_form(config, params)
+    model = models.build(config, vocab_size)
+    tokens_BxN = to_generation(tokens_BxN, task.order)
+    return params, start(model, params, task, tokens_BxN, prefill, width)
+
+
+@_jit('config', 'vocab_size', 'width', 'stop_token', 'batch', 'mesh', donate_argnames='state')
+def _advance(
+  config, vocab_size, params, task, draws, state, until, width, stop_token, batch, mesh
 ):  # fmt: skip
   with axes.on(mesh):
-    return _generate_here(
-      config, vocab_size, params, task, tokens_BxN, sequence_B, jax.random.key(seed), temperature,
-      top_p, stop_token, prefill, width, batch,
-    )  # fmt: skip
+    config, params = decoding_form(config, params)  # which they are in, so that nothing is copied
+    model = models.build(config, vocab_size)
+    state = advance(model, params, task, draws, state, width, stop_token, batch, until)
+    return state, jnp.any(wanted(task, state, stop_token, batch))
 
 
-def _generate_here(
-  config, vocab_size, params, task, tokens_BxN, sequence_B, key, temperature, top_p, stop_token,
-  prefill, width, batch,
-):  # fmt: skip
-  config, params = decoding_form(config, params)
-  model = models.build(config, vocab_size)
-  state = start(model, params, task, to_generation(tokens_BxN, task.order), prefill, width)
-  carry = state, axes.constrain(jnp.full(len(tokens_BxN), jnp.inf), 'batch')
+@_jit('stop_token', 'batch', 'mesh')
+def _so_far(task, state, stop_token, batch, mesh):
+  with axes.on(mesh):
+    num_slots = task.order.num_slots
+    is_known_BxN = jnp.arange(num_slots) < state.filled_B[:, None]
+    is_known_BxN = to_text(jnp.broadcast_to(is_known_BxN, (batch, num_slots)), task.order)
+    return finish(task, state, stop_token, batch), is_known_BxN
 
-  def step(width, carry):
-    state, margin_B = carry
-    slot_BxW = state.filled_B[:, None] + jnp.arange(width)
-    logits_BxWxV, width_B, state = predict(model, params, task, state, width)
-    keys_BxW = sampling.slot_keys(key, sequence_B, slot_BxW)
-    tokens_BxW, gap_BxW = sampling.draw(keys_BxW, logits_BxWxV, temperature, top_p)
-    is_real_BxW = jnp.arange(width) < width_B[:, None]
-    margin_B = jnp.minimum(margin_B, jnp.min(jnp.where(is_real_BxW, gap_BxW, jnp.inf), axis=1))
-    return fill(state, tokens_BxW, width_B), margin_B
 
+def advance(
+  model: Any,
+  params: Any,
+  task: Task,
+  draws: sampling.Draws,
+  state: DecodeState,
+  width: int,
+  stop_token: int | None,
+  batch: int,
+  until: Array | None = None,
+) -> DecodeState:
+  """Steps until every text is complete or has stopped, or `until` steps are done.
+
+  Args:
+    model, params: in `decoding_form`.
+    task, draws, state: of a batch that may be filled up to what the devices share.
+    width: the widest block, static.
+    stop_token: see `generate`.
+    batch: sequences that somebody waits for.
+  """
   # Heads come one by one and groups `width` at a time: two loops, so that heads cost one row each.
   for loop_width in sorted({1, width}):
 
-    def more(carry, loop_width=loop_width):
-      state, _ = carry
-      width_B = next_width(task, state)
-      fits = True if loop_width == width else jnp.max(width_B) <= loop_width
-      wanted_B = width_B > 0
-      if stop_token is not None:
-        wanted_B &= ~_stopped(task, state, stop_token)
-        wanted_B &= jnp.arange(len(tokens_BxN)) < batch
-      return jnp.any(wanted_B) & fits
+    def more(state, loop_width=loop_width):
+      fits = True if loop_width == width else jnp.max(step_rows(task, state)) <= loop_width
+      early = True if until is None else state.steps < until
+      return jnp.any(wanted(task, state, stop_token, batch)) & fits & early
 
-    carry = jax.lax.while_loop(more, functools.partial(step, loop_width), carry)
-  state, margin_B = carry
+    body = functools.partial(step, model, params, task, draws, width=loop_width)
+    state = jax.lax.while_loop(more, body, state)
+  return state
 
-  num_slots = tokens_BxN.shape[1]
-  length_B = jnp.broadcast_to(task.length_B, tokens_BxN.shape[:1])
+
+def step(
+  model: Any, params: Any, task: Task, draws: sampling.Draws, state: DecodeState, width: int
+) -> DecodeState:
+  """One forward pass: commits a block, predicts the next one and draws it; see `predict`."""
+  slot_BxW = state.filled_B[:, None] + jnp.arange(width)
+  logits_BxWxV, width_B, state = predict(model, params, task, state, width)
+  keys_BxW = sampling.slot_keys(jax.random.key(draws.seed), draws.sequence_B, slot_BxW)
+  tokens_BxW, gap_BxW = sampling.draw(keys_BxW, logits_BxWxV, draws.temperature, draws.top_p)
+  is_real_BxW = jnp.arange(width) < width_B[:, None]
+  gap_B = jnp.min(jnp.where(is_real_BxW, gap_BxW, jnp.inf), axis=1)
+  state = state.replace(margin_B=jnp.minimum(state.margin_B, gap_B))
+  return fill(state, tokens_BxW, width_B)
+
+
+def step_rows(task: Task, state: DecodeState) -> Array:
+  """int32 [B or 1]: rows that the next step needs, which commits the block before it, too."""
+  return jnp.maximum(next_width(task, state), state.filled_B + 1 - state.committed_B)
+
+
+def wanted(task: Task, state: DecodeState, stop_token: int | None, batch: int) -> Array:
+  """bool [B or 1]: sequences that still have a block to come that somebody waits for."""
+  wanted_B = next_width(task, state) > 0
+  if stop_token is not None:
+    wanted_B &= ~_stopped(task, state, stop_token)
+    wanted_B &= jnp.arange(len(state.tokens_BxM)) < batch
+  return wanted_B
+
+
+def finish(task: Task, state: DecodeState, stop_token: int | None, batch: int) -> Generated:
+  """What has been generated so far, of the first `batch` sequences."""
+  num_slots = task.order.num_slots
+  length_B = jnp.broadcast_to(task.length_B, state.tokens_BxM.shape[:1])
   if stop_token is not None:
     length_B = jnp.minimum(length_B, _first_stop(task, state, stop_token) - 1)
   tokens_BxN = to_text(state.tokens_BxM[:, :num_slots], task.order)
   whole = lambda x: axes.constrain(x, *[None] * x.ndim)[:batch]
-  return Generated(whole(tokens_BxN), whole(length_B), state.steps, whole(margin_B))
+  return Generated(whole(tokens_BxN), whole(length_B), state.steps, whole(state.margin_B))
 
 
 def _first_stop(task, state, stop_token):

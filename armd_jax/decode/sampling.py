@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+
+
+@flax.struct.dataclass
+class Draws:
+  """How tokens are drawn.
+
+  Attributes:
+    seed: uint32 scalar, of all draws.
+    sequence_B: int32, index of each sequence among all that are generated.
+    temperature: float32 scalar >= 0; 0 takes the most likely token.
+    top_p: float32 scalar in (0, 1], or None to skip the sort over the vocabulary.
+  """
+
+  seed: Array
+  sequence_B: Array
+  temperature: Array
+  top_p: Array | None = None
 
 
 def slot_keys(key: Array, sequence_B: Array, slot_BxW: Array) -> Array:

@@ -50,6 +50,7 @@ class DecodeState:
     committed_B: int32 `[B or 1]`, content rows in the caches, BOS included.
     network: the network's caches.
     steps: int32 scalar, forward passes since the prefill.
+    margin_B: float32 `[B]`, nats, the closest draw so far; see `generate.Generated`.
   """
 
   tokens_BxM: Array
@@ -57,6 +58,7 @@ class DecodeState:
   committed_B: Array
   network: Any
   steps: Array
+  margin_B: Array
 
 
 def decoding_form(config: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
@@ -81,7 +83,7 @@ def start(
     model, params: in `decoding_form`.
     task: what to generate.
     tokens_BxN: int32 in generation order; only the given slots are read.
-    prefill: at least the largest number of given tokens; static.
+    prefill: at least the largest number of given tokens and at most N; static.
     width: the widest block that will be decoded; static.
   Returns:
     The state before the first step.
@@ -91,9 +93,10 @@ def start(
     tokens_BxM=axes.constrain(jnp.pad(tokens_BxN, ((0, 0), (0, width))), 'batch', None),
     filled_B=task.num_given_B,
     committed_B=jnp.zeros_like(task.num_given_B),
-    # Room for the padding of the widest call behind the last real row.
-    network=model.empty_state(batch, num_slots + max(prefill, width)),
+    # Room for the padding of the widest step behind the last real row; given tokens come first.
+    network=model.empty_state(batch, num_slots + width),
     steps=jnp.zeros((), jnp.int32),
+    margin_B=axes.constrain(jnp.full(batch, jnp.inf), 'batch'),
   )
   if prefill == 0:
     return state

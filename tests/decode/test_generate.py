@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from armd_jax import models, order
-from armd_jax.decode.generate import generate, task_of
+from armd_jax.decode.generate import generate, stream, task_of
 from armd_jax.decode.sampling import draw, nucleus
 from armd_jax.decode.state import Task
 from armd_jax.models.armd import BOS
@@ -185,3 +185,27 @@ def test_bad_settings_are_refused(bad):
   task = task_of(np.zeros((1, 16), bool), np.array([16]), 1)
   with pytest.raises(ValueError, match='write'):
     generate(config, tiny.VOCAB, params, task, np.zeros((1, 16), int), **bad)
+
+
+@pytest.mark.parametrize('stop_token', [None, 2])
+def test_streaming_tells_of_every_chunk_and_ends_with_the_same_texts(stop_token):
+  config, params = small()
+  given, length = ragged()
+  text = np.asarray(jax.random.randint(jax.random.key(0), (4, 16), 0, tiny.VOCAB))
+  arguments = config, tiny.VOCAB, params, task_of(given, length, 2), text
+  options = dict(seed=3, stop_token=stop_token)
+  at_once = generate(*arguments, **options)
+  reports = list(stream(*arguments, chunk=3, **options))
+  jax.tree.map(np.testing.assert_array_equal, reports[-1][0], at_once)
+  assert [int(generated.steps) for generated, _ in reports[:-1]] == list(
+    range(0, int(at_once.steps), 3)
+  )
+  known_BxN = given & (np.arange(16) < length[:, None])
+  np.testing.assert_array_equal(reports[0][1], known_BxN)
+  for generated, now_BxN in reports:
+    assert (known_BxN <= now_BxN).all()  # what is known stays known, and stays the same
+    known_BxN = now_BxN
+    same_BxN = np.asarray(generated.tokens_BxN) == np.asarray(at_once.tokens_BxN)
+    assert same_BxN[known_BxN].all()
+  if stop_token is None:
+    np.testing.assert_array_equal(known_BxN, np.arange(16) < length[:, None])

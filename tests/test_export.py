@@ -1,0 +1,251 @@
+"""Exports open without their run, say the same, and are refused when anything in them is wrong."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+
+import armd_jax
+from armd_jax import checkpoint, models, sample, sharding, standalone, training
+from armd_jax import config as config_lib
+from armd_jax import export as export_lib
+from armd_jax.config import MeshConfig, UserError
+from armd_jax.decode.generate import generate, task_of
+from armd_jax.order import left_to_right
+
+# Runs run.py where this package cannot be imported.
+ALONE = """
+import runpy, sys
+sys.modules['armd_jax'] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A run that was never trained, and its state, whose average is not its parameters."""
+  folder = tmp_path_factory.mktemp('run')
+  config = config_lib.parse(tiny_run.config(folder))
+  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+  state = training.new_state(config, 257, mesh)
+  state = state.replace(step=state.step + 12, ema=jax.tree.map(lambda x: 3 * x, state.params))
+  workdir = folder / 'run'
+  checkpoint.write_config(workdir, config)
+  saves = checkpoint.Checkpoints(workdir)
+  saves.save(12, state, 0, None)
+  saves.close()
+  line = json.dumps({'step': 12, 'held_out': 1.25})
+  (workdir / 'metrics.jsonl').write_text(f'{line}\n')
+  return workdir, state
+
+
+def write(path, source, weights='ema', overwrite=False):
+  with standalone.new_path(path, overwrite) as part:
+    export, params = export_lib.load(source, weights)
+    if path.suffix == '.safetensors':
+      standalone.write_file(part, export, params)
+    else:
+      card = export_lib.model_card(export, params, {'held out': [{'nats': 1.25}]})
+      standalone.write_folder(part, params, card)
+      standalone.seal(part, export)
+  return path
+
+
+@pytest.fixture(scope='module')
+def folder(run, tmp_path_factory):
+  return write(tmp_path_factory.mktemp('folder') / 'export', run[0])
+
+
+@pytest.fixture(scope='module')
+def file(folder):
+  return write(folder.parent / 'model.safetensors', folder)
+
+
+@jax.jit
+def logits(params):
+  model = models.build(MODEL, 257)
+  tokens_1xN = jnp.arange(16)[None] % 7
+  hidden = model.apply({'params': params}, tokens_1xN, left_to_right(16))
+  return model.apply({'params': params}, hidden, method='logits')
+
+
+MODEL = config_lib.parse(
+  {
+    'model': dict(length=16, num_layers=2, embed_dim=16, num_heads=2, dtype='float32', pe_dim=4),
+    'order': dict(rho=4),
+  }
+).model
+
+
+def test_folder_and_file_hold_what_the_run_holds(run, folder, file, tmp_path):
+  workdir, state = run
+  for path in (folder, file, write(tmp_path / 'back', file)):
+    config, tokenizer, params, step = sample.load_ema(path)
+    assert step == 12 and tokenizer.name == 'bytes'
+    assert config.model == checkpoint.read_config(workdir).model
+    jax.tree.map(np.testing.assert_array_equal, params, state.ema)
+    np.testing.assert_array_equal(logits(params), logits(state.ema))
+  raw = sample.load_ema(write(tmp_path / 'raw.safetensors', workdir, 'raw'))[2]
+  jax.tree.map(np.testing.assert_array_equal, raw, state.params)
+  with pytest.raises(UserError, match='holds ema weights; write --weights=ema'):
+    export_lib.load(folder, 'raw')
+
+
+def test_three_lines_of_python(run, file):
+  model = armd_jax.load(file)
+  text = model.generate('al', streams=4, seed=5)
+  assert text.startswith('al')
+  config, tokenizer, params, _ = sample.load_ema(run[0])
+  request = sample.continue_prompts(['al'], 16, tokenizer)
+  assert [text] == sample.complete(config, tokenizer, params, request, streams=4, seed=5)[0]
+  with pytest.raises(UserError, match='--streams is 0'):
+    model.generate(streams=0)
+
+
+def test_every_damaged_or_changed_file_is_refused(folder, tmp_path):
+  names = [path.relative_to(folder) for path in folder.rglob('*') if path.is_file()]
+  sealed = [name for name in names if name.name != 'README.md']
+  assert len(sealed) > 3
+  copy = tmp_path / 'copy'
+  shutil.copytree(folder, copy)
+  for name in sealed:
+    path = copy / name
+    whole = path.read_bytes()
+    damages = [b'', whole[:-2], bytes([whole[0] ^ 1]) + whole[1:], None]
+    # Without it nothing would be an export.
+    for damage in damages[: 3 if path.name == 'export.json' else 4] if whole else [None]:
+      path.unlink() if damage is None else path.write_bytes(damage)
+      with pytest.raises(UserError, match=r'^[^\n]*(damaged|changed)[^\n]*; export it again$'):
+        sample.load_ema(copy)
+      path.write_bytes(whole)
+  (copy / 'README.md').write_text('Edited by hand.')
+  standalone.read(copy)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (lambda about: about | {'step': 13}, 'was changed after it was written'),
+    (lambda about: about | {'format': 2}, 'has format 2, not 1'),
+    (
+      lambda about: reseal(about | {'tokenizer': {'name': 'bytes', 'fingerprint': 'ab' * 32}}),
+      r"another 'bytes' vocabulary than the one here \(fingerprint abababab, not",
+    ),
+    (lambda about: reseal(grown(about)), r"'.*' is \(.*\) in .* but \(.*\) in the model"),
+    (lambda about: reseal(deeper(about)), "lacks 'two_stream/"),
+  ],
+)
+def test_what_does_not_fit_together_is_refused(folder, tmp_path, change, message):
+  copy = tmp_path / 'copy'
+  shutil.copytree(folder, copy)
+  path = copy / 'export.json'
+  path.write_text(json.dumps(change(json.loads(path.read_text()))))
+  with pytest.raises(UserError, match=message):
+    sample.load_ema(copy)
+
+
+def reseal(about):
+  about = {key: value for key, value in about.items() if key != 'sha256'}
+  return about | {'sha256': standalone._sha256_of(about)}
+
+
+def grown(about):
+  about['config']['model']['mlp_dim'] *= 2
+  return about
+
+
+def deeper(about):
+  about['config']['model'].update(num_layers=4, num_two_stream_layers=3)
+  return about
+
+
+def test_damaged_safetensors_are_refused(file, tmp_path):
+  whole, path = file.read_bytes(), tmp_path / 'copy.safetensors'
+  step = whole.index(b'step')
+  for damaged in (
+    b'',
+    whole[:100],
+    whole[:-2],
+    whole[:-1] + bytes([whole[-1] ^ 1]),
+    whole[:step] + whole[step:].replace(b'12', b'13', 1),
+  ):
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r'^[^\n]*(damaged|changed)[^\n]*; export it again$'):
+      sample.load_ema(path)
+  import safetensors.numpy
+
+  safetensors.numpy.save_file({'x': np.zeros(3)}, path)
+  with pytest.raises(UserError, match='was not written by armd_jax'):
+    sample.load_ema(path)
+  with pytest.raises(UserError, match='is not there'):
+    sample.load_ema(tmp_path / 'none.safetensors')
+
+
+def test_nothing_is_overwritten_in_silence(folder, tmp_path):
+  copy = tmp_path / 'copy'
+  shutil.copytree(folder, copy)
+  with pytest.raises(UserError, match='exists; write another --out, or --overwrite'):
+    write(copy, folder)
+  with pytest.raises(ZeroDivisionError), standalone.new_path(copy, True) as part:
+    part.write_text(str(1 / 0))
+  standalone.read(copy)  # what was there is there until the new one is whole
+  write(copy, folder, overwrite=True)
+  other = tmp_path / 'other'
+  other.mkdir()
+  for overwrite in (False, True):
+    with pytest.raises(UserError, match=r'exists and is no export; write another --out$'):
+      write(other, folder, overwrite=overwrite)
+
+
+def test_scores_of_other_weights_do_not_enter_the_card(tmp_path):
+  path = tmp_path / 'scores.json'
+  path.write_text(json.dumps({'step': 11, 'scores': [{'name': 'left-to-right', 'nats': 1.5}]}))
+  assert export_lib.measured_in(path, 11)[0]['nats'] == 1.5
+  with pytest.raises(UserError, match='were measured at step 11, not 12'):
+    export_lib.measured_in(path, 12)
+  path.write_text('[1]')
+  with pytest.raises(UserError, match='is nothing that evaluate wrote'):
+    export_lib.measured_in(path, 12)
+
+
+def test_programs_alone_generate_the_samplers_tokens(run, tmp_path):
+  workdir, state = run
+  out, scores = tmp_path / 'export', tmp_path / 'scores.json'
+  scores.write_text(json.dumps({'step': 12, 'scores': [{'name': 'some order', 'nats': 1.5}]}))
+  flags = [f'--workdir={workdir}', f'--out={out}', f'--scores={scores}', '--stablehlo']
+  done = tiny_run.run([*tiny_run.PYTHON, '-m', 'armd_jax.export', *flags, '--batch_size=2'])
+  assert done.returncode == 0, done.stderr
+  card = (out / 'README.md').read_text()
+  assert '| some order | 1.5000 |' in card and '| 12 | 1.2500 |' in card
+  standalone.read(out)
+  programs = shutil.copytree(out / 'stablehlo', tmp_path / 'programs')
+  source = (programs / 'run.py').read_text()
+  assert 'armd_jax' not in source and len(source.splitlines()) < 60
+
+  given = np.broadcast_to(np.arange(16) < 3, (2, 16))
+  tokens = np.where(given, [97, 98, 99] + [0] * 13, 0)
+  expected = generate(MODEL, 257, state.ema, task_of(given, np.full(2, 16), 4), tokens, seed=7)
+  script = str(programs / 'run.py')
+  done = alone(script, '--prompt=97,98,99', '--seed=7')
+  assert done.returncode == 0, done.stderr
+  printed = [list(map(int, line.split())) for line in done.stdout.splitlines()]
+  np.testing.assert_array_equal(printed, expected.tokens_BxN)
+
+  path = programs / 'step.stablehlo'
+  path.write_bytes(path.read_bytes()[:-1])
+  done = alone(script)
+  assert done.returncode == 1 and done.stderr == 'error: step.stablehlo is damaged; export again\n'
+
+
+def alone(*command):
+  return subprocess.run(
+    [sys.executable, '-c', ALONE, *command], capture_output=True, text=True, cwd=pathlib.Path('/')
+  )
