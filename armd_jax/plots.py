@@ -92,6 +92,70 @@ def quality_speed(
   plt.close(figure)
 
 
+def decoding(
+  systems: Sequence[dict[str, Any]], quality: Sequence[dict[str, Any]] | None, path: str
+) -> None:
+  """Rows of `bench.decode`: speed over S at every batch size; with trained weights also quality
+  against speed, and where quality goes."""
+  rows = [row for row in systems if row['seconds']]
+  batches = sorted({row['batch_size'] for row in rows})
+  panels = 3 if quality else 1
+  figure, all_axes = plt.subplots(
+    1, panels, figsize=(5 * panels, 4), layout='constrained', squeeze=False
+  )
+  speed = all_axes[0, 0]
+  for batch, color in zip(batches, plt.cm.viridis(np.linspace(0, 0.8, len(batches))), strict=True):
+    ours = [r for r in rows if r['batch_size'] == batch and r['system'].startswith('ARMD')]
+    points = [(r['streams'], r['tokens_per_second']) for r in ours]
+    speed.plot(*zip(*points, strict=True), 'o-', color=color, label=f'ARMD, batch {batch}')
+    for row in (r for r in rows if r not in ours and r['batch_size'] == batch):
+      style = '--' if row['system'].startswith('AR') else ':'
+      label = f'{row["system"]}, batch {batch}'
+      speed.axhline(row['tokens_per_second'], color=color, ls=style, lw=1, label=label)
+  speed.set(xscale='log', yscale='log', xlabel='S', ylabel='tokens per second', title='Speed')
+  streams = sorted({row['streams'] for row in rows})
+  speed.set_xticks(streams, streams)
+  speed.minorticks_off()
+  if quality:
+    front, split = all_axes[0, 1:]
+    first = [r for r in rows if r['batch_size'] == batches[0] and r['system'].startswith('ARMD')]
+    by_streams = {row['streams']: row for row in quality}
+    pairs = [(r['tokens_per_second'], by_streams[r['streams']]) for r in first]
+    front.plot(
+      [x for x, _ in pairs], [q['nats'] for _, q in pairs], 'o-', color=CONTENT, label='S at once'
+    )
+    alone = [(x, q['nats'] - q['independence_cost']) for x, q in pairs]
+    front.plot(*zip(*alone, strict=True), 'x', color=QUERY, label='the same orders, one by one')
+    for x, q in pairs:
+      place = dict(textcoords='offset points', xytext=(4, -12))
+      front.annotate(f'S = {q["streams"]}', (x, q['nats']), **place)
+    front.set(
+      xlabel=f'tokens per second, batch {batches[0]}', ylabel='held-out nats per token (exact)',
+      title='Quality against speed',
+    )  # fmt: skip
+    front.margins(0.15)
+    several = [q for q in quality if q['streams'] > 1]
+    place_S = np.arange(len(several))
+    for shift, name, color in ((-0.2, 'order', CONTENT), (0.2, 'independence', QUERY)):
+      heights = [q[f'{name}_cost'] for q in several]
+      errors = [q[f'{name}_cost_error'] or 0 for q in several]
+      split.bar(place_S + shift, heights, 0.4, yerr=errors, color=color, label=f'{name} costs')
+    split.set_xticks(
+      place_S,
+      [f'{q["streams"]}\n{q["order_nats_per_junction"]:.2g}' for q in several],
+    )
+    split.axhline(0, color='grey', lw=0.5)
+    split.set(
+      xlabel='S; below, nats per junction that the order costs', ylabel='nats per token',
+      title='Where quality goes',
+    )  # fmt: skip
+  for axes in all_axes[0]:
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+
+
 def orders_and_masks(path: pathlib.Path) -> None:
   """Four orders of eight tokens and what their rows see; the picture of the README."""
   import jax

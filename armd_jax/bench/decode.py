@@ -1,29 +1,38 @@
-"""Decoding speed: `python -m armd_jax.bench.decode --shape=weight_bound --streams=1,2,4,8`.
+"""Decoding speed and what it costs: `python -m armd_jax.bench.decode --shape=weight_bound`.
 
 AR with a key/value cache beside ARMD at every S, of the same size and code, taken in turns. Prefill
-(of a prompt of half the length) and compilation are timed apart.
+(of a prompt of half the length) and compilation are timed apart. With trained weights (--workdir)
+the exact NLL of held-out text stands beside every S, split into what the order costs (the strided
+order one by one against left-to-right) and what independence costs (S at once against one by one).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 
-from armd_jax import cli, models, sample
+from armd_jax import cli, models, sample, sharding
 from armd_jax import config as config_lib
-from armd_jax.bench import timing
-from armd_jax.config import ModelConfig, check_streams
-from armd_jax.decode.generate import compile_generate, task_of
+from armd_jax.bench import decode_peers, timing
+from armd_jax.config import Config, ModelConfig, check_streams
+from armd_jax.data import corpus as corpus_lib
+from armd_jax.decode.generate import compile_generate, prepare, task_of
+from armd_jax.errors import UserError
+from armd_jax.evaluation import likelihood
 from armd_jax.order import left_to_right
+
+AR = 'AR, cached'
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
-  """A network and how many tokens it makes at once."""
+  """A network and how many tokens it makes at once; its weights are prepared for decoding."""
 
   name: str
   config: ModelConfig
@@ -31,25 +40,53 @@ class System:
   streams: int
 
 
-def systems(
-  model: dict[str, Any], vocab_size: int, streams: list[int], workdir: str | None
-) -> list[System]:
-  """AR, and ARMD at every S; ARMD's weights from a run if one is given, else random.
+@dataclasses.dataclass(frozen=True)
+class Timed:
+  """What is timed.
 
+  Attributes:
+    name, streams: of the system.
+    steps: forward passes after the prefill.
+    run, prefill: generate a batch; only its beginning, None where it cannot be told apart.
+    compile_seconds, memory_bytes: None where nobody says.
+  """
+
+  name: str
+  streams: int
+  steps: int
+  run: Callable[[], Any]
+  prefill: Callable[[], Any] | None = None
+  compile_seconds: float | None = None
+  memory_bytes: int | None = None
+
+
+def systems(
+  model: dict[str, Any],
+  vocab_size: int,
+  streams: Sequence[int],
+  params: Any = None,
+) -> list[System]:
+  """AR, and ARMD at every S.
+
+  Args:
+    model: fields of ModelConfig.
+    vocab_size: V.
+    streams: stride counts.
+    params: ARMD's; random if None. AR's are random.
   Raises:
-    UserError: an S does not divide the length, or there is no run in `workdir`.
+    UserError: an S does not divide the length.
   """
   made = {}
   for family in ('ar', 'armd'):
     raw = {'model': model | {'family': family}, 'order': {'rho': 0}}
     config = config_lib.parse(raw).model
-    made[family] = config, _random_parameters(config, vocab_size)
-  if workdir:
-    made['armd'] = made['armd'][0], sample.load_ema(workdir)[2]
+    trained = params if family == 'armd' else None
+    weights = _random_parameters(config, vocab_size) if trained is None else trained
+    made[family] = config, prepare(config, weights)
   for count in streams:
     check_streams(count, made['armd'][0].num_slots, '--streams')
   return [
-    System('AR, cached', *made['ar'], 1),
+    System(AR, *made['ar'], 1),
     *(System(f'ARMD S={count}', *made['armd'], count) for count in streams),
   ]
 
@@ -61,70 +98,162 @@ def _random_parameters(config, vocab_size):
   return jax.jit(network.init)(jax.random.key(0), tokens_1xN, order)['params']
 
 
-def measure(
-  systems: list[System], vocab_size: int, batch_size: int, repeats: int
-) -> list[dict[str, Any]]:
-  """Times every system, in turns.
+def compiled(system: System, vocab_size: int, batch_size: int) -> Timed:
+  """A system for a batch of texts of the model's full length."""
+  num_slots = system.config.num_slots
+  tokens_BxN = np.zeros((batch_size, num_slots), np.int32)
+
+  def of(given, length, streams):
+    given_BxN = np.arange(num_slots) < np.full((batch_size, 1), given)
+    task = task_of(given_BxN, np.full(batch_size, length), streams)
+    return compile_generate(system.config, vocab_size, system.params, task)
+
+  whole = of(0, num_slots, system.streams)
+  # Half a text given and one token asked for: the prefill, and one step.
+  half = of(num_slots // 2, num_slots // 2 + 1, 1)
+  return Timed(
+    name=system.name,
+    streams=system.streams,
+    steps=system.streams + num_slots // system.streams - 1,
+    run=lambda: whole.run(tokens_BxN),
+    prefill=lambda: half.run(tokens_BxN).tokens_BxN,
+    compile_seconds=whole.seconds,
+    memory_bytes=whole.bytes,
+  )
+
+
+def measure(timed: Sequence[Timed], num_slots: int, batch_size: int, repeats: int) -> list[dict]:
+  """Times every system that memory holds, in turns.
 
   Args:
-    systems: what to compare; the first is what the others are compared with.
-    vocab_size: V.
-    batch_size: sequences generated together, of the model's full length.
+    timed: what to compare; the first is what the others are compared with.
+    num_slots: tokens per text.
+    batch_size: texts generated together.
     repeats: timed rounds.
   Returns:
-    A row per system: steps, seconds per batch (median), tokens per second, ms per step, over_first
-    (speed-up over the first system), prefill and compile seconds.
+    A row per system: steps, memory_bytes, compile_seconds; and, None if it needs more memory than
+    there is, seconds per batch (median) and per sequence, tokens per second, ms per step,
+    over_first (speed-up over the first system), prefill_seconds.
   """
-  calls, rows = {}, []
-  for system in systems:
-    num_slots = system.config.num_slots
-    tokens_BxN = np.zeros((batch_size, num_slots), np.int32)
-    length_B = np.full(batch_size, num_slots)
-    nothing_BxN = np.zeros((batch_size, num_slots), bool)
-    run, compile_seconds = compile_generate(
-      system.config, vocab_size, system.params, task_of(nothing_BxN, length_B, system.streams)
-    )
-    # Half a text given and one token asked for: the prefill, and one step.
-    half = num_slots // 2
-    prompt_BxN = np.arange(num_slots) < np.full((batch_size, 1), half)
-    prefill, _ = compile_generate(
-      system.config, vocab_size, system.params, task_of(prompt_BxN, length_B * 0 + half + 1, 1)
-    )
-    calls[system.name] = lambda run=run, tokens=tokens_BxN: run(tokens).tokens_BxN
-    calls[system.name, 'prefill'] = lambda run=prefill, tokens=tokens_BxN: run(tokens).tokens_BxN
+  there = memory_limit()
+  fits = [one for one in timed if (one.memory_bytes or 0) <= there]
+  calls = {(one.name, 'run'): one.run for one in fits}
+  calls |= {(one.name, 'prefill'): one.prefill for one in fits if one.prefill}
+  medians = timing.medians(timing.interleaved(calls, repeats))
+  tokens = batch_size * num_slots
+  first = medians.get((timed[0].name, 'run'))
+  rows = []
+  for one in timed:
+    seconds = medians.get((one.name, 'run'))
     rows.append(
       {
-        'system': system.name,
-        'steps': int(run(tokens_BxN).steps),
-        'tokens': batch_size * num_slots,
-        'prefill_tokens': half,
-        'compile_seconds': compile_seconds,
+        'system': one.name,
+        'streams': one.streams,
+        'batch_size': batch_size,
+        'steps': one.steps,
+        'tokens': tokens,
+        'prefill_tokens': num_slots // 2,
+        'compile_seconds': one.compile_seconds,
+        'memory_bytes': one.memory_bytes,
+        'seconds': seconds,
+        'seconds_per_sequence': seconds and seconds / batch_size,
+        'tokens_per_second': seconds and tokens / seconds,
+        'ms_per_step': seconds and 1e3 * seconds / one.steps,
+        'over_first': seconds and first and first / seconds,
+        'prefill_seconds': medians.get((one.name, 'prefill')),
       }
     )
-  medians = timing.medians(timing.interleaved(calls, repeats))
-  for row in rows:
-    seconds = medians[row['system']]
-    row['seconds'] = seconds
-    row['tokens_per_second'] = row['tokens'] / seconds
-    row['ms_per_step'] = 1e3 * seconds / row['steps']
-    row['over_first'] = row['tokens_per_second'] / rows[0]['tokens_per_second']
-    row['prefill_seconds'] = medians[row['system'], 'prefill']
   return rows
 
 
-def report(rows: list[dict[str, Any]]) -> str:
+def memory_limit() -> int:
+  """Bytes that a program may take on the first device."""
+  stats = jax.devices()[0].memory_stats() or {}
+  here = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  return stats.get('bytes_limit', here)
+
+
+def report(rows: Sequence[dict[str, Any]]) -> str:
   """The rows as text."""
   return timing.table(
     [
       {
         'system': row['system'],
+        'batch': row['batch_size'],
         'steps': row['steps'],
-        's/batch': row['seconds'],
+        's/sequence': row['seconds_per_sequence'],
         'tokens/s': row['tokens_per_second'],
         'ms/step': row['ms_per_step'],
         'x AR': row['over_first'],
         'prefill s': row['prefill_seconds'],
         'compile s': row['compile_seconds'],
+        'GiB': row['memory_bytes'] and row['memory_bytes'] / 2**30,
+      }
+      for row in rows
+    ]
+  )
+
+
+def quality(
+  config: Config, vocab_size: int, params: Any, windows_WxN: np.ndarray, streams: Sequence[int]
+) -> list[dict[str, Any]]:
+  """The exact NLL of every S, and where it goes.
+
+  Args:
+    config, vocab_size, params: a trained ARMD model, whose parameters lie on the config's mesh.
+    windows_WxN: held-out token ids.
+    streams: stride counts.
+  Returns:
+    A row per S, in nats per token, with standard errors over windows: nats, order_cost (one by one
+    over left-to-right; also order_nats_per_junction, per text and each of its S - 1 junctions) and
+    independence_cost (S at once over one by one).
+  """
+  mesh = sharding.make_mesh(config.mesh)
+  batch_size = 16 * sharding.batch_parts(mesh)
+
+  def nats_W(protocol):
+    nll = likelihood.nll(
+      config.model, vocab_size, params, windows_WxN, protocol, mesh, batch_size=batch_size
+    )
+    return np.concatenate([nll_BxN.mean(axis=1, dtype=np.float64) for nll_BxN in nll])
+
+  error = lambda x_W: float(x_W.std(ddof=1) / len(x_W) ** 0.5) if len(x_W) > 1 else None
+  base_W = nats_W(likelihood.LEFT_TO_RIGHT)
+  rows = []
+  for count in streams:
+    both_W = base_W, base_W
+    if count > 1:
+      both_W = tuple(map(nats_W, likelihood.strided_protocols(count)))
+    parallel_W, one_by_one_W = both_W
+    order_W, independence_W = one_by_one_W - base_W, parallel_W - one_by_one_W
+    order_cost = float(order_W.mean())
+    rows.append(
+      {
+        'streams': count,
+        'nats': float(parallel_W.mean()),
+        'order_cost': order_cost,
+        'order_cost_error': error(order_W),
+        'order_nats_per_junction': order_cost * config.model.num_slots / max(count - 1, 1),
+        'independence_cost': float(independence_W.mean()),
+        'independence_cost_error': error(independence_W),
+      }
+    )
+  return rows
+
+
+def quality_report(rows: Sequence[dict[str, Any]]) -> str:
+  """The rows as text."""
+  with_error = lambda row, name: (
+    f'{row[name]:.5f}' + (f' +- {row[f"{name}_error"]:.5f}' if row[f'{name}_error'] else '')
+  )
+  return timing.table(
+    [
+      {
+        'S': row['streams'],
+        'nats/token': row['nats'],
+        'order': with_error(row, 'order_cost'),
+        'nats/junction': row['order_nats_per_junction'],
+        'independence': with_error(row, 'independence_cost'),
       }
       for row in rows
     ]
@@ -132,31 +261,67 @@ def report(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
+  streams, batches = cli.streams_of(_STREAMS), list(map(int, _BATCHES.value))
+  params = scores = None
   if _WORKDIR.value:
-    config, tokenizer, *_ = sample.load_ema(_WORKDIR.value)
+    config, tokenizer, params, _ = sample.load_ema(_WORKDIR.value)
+    if config.model.family != 'armd':
+      raise UserError(f'{_WORKDIR.value} is of family {config.model.family!r}; give an ARMD run')
     model, vocab_size = dataclasses.asdict(config.model), tokenizer.vocab_size
   else:
     model, vocab_size = _SHAPE.values()
-  compared = systems(model, vocab_size, cli.streams_of(_STREAMS), _WORKDIR.value)
-  machine = timing.machine()
-  config = compared[0].config
-  parameters = timing.num_parameters(compared[0].params)
-  print(f'decoding: {timing.shape_line(config, vocab_size, _BATCH.value)}, {parameters / 1e6:.1f}M')
+  compared = systems(model, vocab_size, streams, params)
+  machine, shape = timing.machine(), compared[0].config
+  parameters = timing.num_parameters(compared[-1].params)
+  sizes = ', '.join(map(str, batches))
+  print(f'decoding: {timing.shape_line(shape, vocab_size, sizes)}, {parameters / 1e6:.1f}M')
   print(f'{timing.machine_line(machine)}; medians of {_REPEATS.value} rounds in turns', flush=True)
-  rows = measure(compared, vocab_size, _BATCH.value, _REPEATS.value)
-  print(report(rows))
-  print(f'prefill: {rows[0]["prefill_tokens"]} tokens given, with the one step after them')
+  rows = []
+  while batches:
+    batch_size = batches.pop(0)
+    timed = [compiled(system, vocab_size, batch_size) for system in compared]
+    if _TRANSFORMERS.value:
+      timed.append(Timed(**decode_peers.gpt2(shape, vocab_size, batch_size)))
+    new = measure(timed, shape.num_slots, batch_size, _REPEATS.value)
+    print(report(new), flush=True)
+    rows += new
+    if _FILL.value and not batches and all(row['seconds'] for row in new):
+      batches.append(2 * batch_size)
+  print(
+    f'prefill: {rows[0]["prefill_tokens"]} tokens given, with the one step after them; GiB: what'
+  )
+  print('the program needs at once; a system that needs more than there is is not timed')
+  if params is not None and _WINDOWS.value:
+    windows_WxN = corpus_lib.load(config.data, config.model.length).held_out_WxN[: _WINDOWS.value]
+    scores = quality(config, vocab_size, params, windows_WxN, streams)
+    print(f'exact NLL of {len(windows_WxN)} held-out windows; costs in nats per token')
+    print(quality_report(scores))
+  numbers = {
+    'machine': machine,
+    'shape': dataclasses.asdict(shape) | {'vocab_size': vocab_size},
+    'parameters': parameters,
+    'systems': rows,
+    'quality': scores,
+  }
   if _JSON.value:
-    shape = model | {'vocab_size': vocab_size, 'batch_size': _BATCH.value}
-    numbers = {'machine': machine, 'shape': shape, 'parameters': parameters, 'systems': rows}
     cli.write_json(_JSON.value, numbers)
+  if _PNG.value:
+    from armd_jax import plots
+
+    plots.decoding(rows, scores, _PNG.value)
 
 
 if __name__ == '__main__':
   _SHAPE = timing.ShapeFlags.define()
-  _WORKDIR = flags.DEFINE_string('workdir', None, 'A run whose shape and weights are used.')
-  _STREAMS = cli.streams_flag('1,2,4,8')
-  _BATCH = timing.positive_flag('batch_size', 1, 'Sequences generated together.')
+  _WORKDIR = flags.DEFINE_string('workdir', None, 'A run or export whose weights are used.')
+  _STREAMS = cli.streams_flag('1,2,4,8,16,32')
+  _BATCHES = flags.DEFINE_list('batch_sizes', '1', 'Texts generated together, like 1,8,64.')
+  fine = lambda values: values and all(v.isdigit() and int(v) > 0 for v in values)
+  flags.register_validator('batch_sizes', fine, 'must be whole numbers, like 1,8,64')
+  _FILL = flags.DEFINE_bool('fill_memory', False, 'Then double the batch while memory holds it.')
+  _TRANSFORMERS = flags.DEFINE_bool('transformers', False, "Beside transformers' cached GPT-2.")
+  _WINDOWS = flags.DEFINE_integer('windows', 64, 'Held-out windows to score.', lower_bound=0)
   _REPEATS = timing.positive_flag('repeats', 5, 'Timed rounds.')
   _JSON = cli.json_flag()
+  _PNG = flags.DEFINE_string('png', None, 'Also draw the numbers to this file.')
   cli.run(main)

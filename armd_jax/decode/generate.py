@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator
@@ -205,19 +206,30 @@ def lower_generate(
   return _generate.lower(config, vocab_size, params, *rows, None, *static_sizes(task), batch, mesh)
 
 
-def compile_generate(
-  config: ModelConfig, vocab_size: int, params: Any, task: Task
-) -> tuple[Callable[[Array], Generated], float]:
-  """`generate` at temperature 1, compiled ahead, for those who time it.
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """`generate` at temperature 1, compiled for one task.
 
-  Returns:
-    A function of tokens_BxN (int32, text order), and the seconds that compiling took.
+  Attributes:
+    run: a function of tokens_BxN (int32, text order).
+    seconds: that compiling took.
+    bytes: that the program needs at once, weights included.
   """
-  start = time.perf_counter()
+
+  run: Callable[[Array], Generated]
+  seconds: float
+  bytes: int
+
+
+def compile_generate(config: ModelConfig, vocab_size: int, params: Any, task: Task) -> Compiled:
+  """Compiles ahead, for those who time it; `params` may come from `prepare`."""
+  begin = time.perf_counter()
   compiled = lower_generate(config, vocab_size, params, task).compile()
-  seconds = time.perf_counter() - start
-  call = lambda tokens_BxN: compiled(params, *_rows(task, tokens_BxN, None, 1.0, 1.0, 0))
-  return call, seconds
+  seconds = time.perf_counter() - begin
+  said = compiled.memory_analysis()
+  size = said.argument_size_in_bytes + said.output_size_in_bytes + said.temp_size_in_bytes
+  run = lambda tokens_BxN: compiled(params, *_rows(task, tokens_BxN, None, 1.0, 1.0, 0))
+  return Compiled(run, seconds, size - said.alias_size_in_bytes)
 
 
 def static_sizes(task: Task) -> tuple[int, int]:
@@ -232,6 +244,13 @@ def static_sizes(task: Task) -> tuple[int, int]:
 
 def _jit(*static: str, **options: Any) -> Callable[..., Any]:
   return functools.partial(jax.jit, static_argnames=static, **options)
+
+
+@_jit('config')
+def prepare(config: ModelConfig, params: Any) -> Any:
+  """Parameters as decoding reads them, for those who call with them many times: `generate` takes
+  either, and makes these from trained ones at every call."""
+  return decoding_form(config, params)[1]
 
 
 @_jit('config', 'vocab_size', 'stop_token', 'prefill', 'width', 'batch', 'mesh')

@@ -4,29 +4,75 @@ import json
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
+import tiny
 
+from armd_jax import config as config_lib
+from armd_jax import sharding
 from armd_jax.bench import decode
-from armd_jax.config import UserError
+from armd_jax.config import MeshConfig, UserError
+from armd_jax.evaluation import likelihood
 
 SHAPE = dict(num_layers=2, embed_dim=32, num_heads=2, length=16, pe_dim=8, dtype='float32')
 
 
-def test_rows():
-  systems = decode.systems(SHAPE, 11, [1, 2, 4], None)
-  rows = decode.measure(systems, 11, batch_size=2, repeats=2)
+@pytest.fixture(scope='module')
+def timed():
+  systems = decode.systems(SHAPE, 11, [1, 2, 4])
+  return [decode.compiled(system, 11, batch_size=2) for system in systems]
+
+
+def test_rows(timed):
+  rows = decode.measure(timed, 16, 2, repeats=2)
   assert [row['system'] for row in rows] == ['AR, cached', 'ARMD S=1', 'ARMD S=2', 'ARMD S=4']
-  assert [row['steps'] for row in rows] == [16, 16, 9, 7]
+  assert [row['steps'] for row in rows] == [int(one.run().steps) for one in timed] == [16, 16, 9, 7]
   for row in rows:
     assert row['tokens'] == 32 and row['tokens_per_second'] == row['tokens'] / row['seconds']
+    assert row['seconds_per_sequence'] == row['seconds'] / 2
     assert min(row['seconds'], row['prefill_seconds'], row['compile_seconds']) > 0
+    weights = decode.systems(SHAPE, 11, [])[0].params
+    assert row['memory_bytes'] > sum(x.nbytes for x in jax.tree.leaves(weights))
   text = decode.report(rows)
   assert len(text.splitlines()) == 5 and 'ARMD S=4' in text
 
 
+def test_what_memory_does_not_hold_is_not_timed(timed, monkeypatch):
+  needs = sorted(one.memory_bytes for one in timed)
+  monkeypatch.setattr(decode, 'memory_limit', lambda: needs[0])
+  rows = decode.measure(timed, 16, 2, repeats=1)
+  assert [row['seconds'] is None for row in rows] == [
+    row['memory_bytes'] > needs[0] for row in rows
+  ]
+  assert any(row['seconds'] for row in rows) and ' - ' in decode.report(rows)
+
+
+def test_costs_of_order_and_independence_add_up():
+  config = config_lib.parse({'model': SHAPE, 'order': {'rho': 0}})
+  params = tiny.init(config.model, 11)[1]
+  windows_WxN = np.random.RandomState(0).randint(0, 11, (3, 16))
+  rows = decode.quality(config, 11, params, windows_WxN, [1, 4])
+  assert rows[0]['order_cost'] == rows[0]['independence_cost'] == 0
+  mesh = sharding.make_mesh(MeshConfig())
+  nats = [
+    likelihood.mean_nats(
+      likelihood.nll(config.model, 11, params, windows_WxN, protocol, mesh, batch_size=3)
+    )[0]
+    for protocol in (likelihood.LEFT_TO_RIGHT, *likelihood.strided_protocols(4))
+  ]
+  left_to_right, parallel, one_by_one = nats
+  costs = rows[1]['order_cost'], rows[1]['independence_cost']
+  np.testing.assert_allclose(costs, (one_by_one - left_to_right, parallel - one_by_one), atol=1e-6)
+  np.testing.assert_allclose([row['nats'] for row in rows], (left_to_right, parallel), rtol=1e-6)
+  # Three junctions in a text of 16 tokens.
+  np.testing.assert_allclose(rows[1]['order_nats_per_junction'], costs[0] * 16 / 3)
+  assert rows[1]['order_cost_error'] > 0 and 'junction' in decode.quality_report(rows)
+
+
 def test_bad_stride():
   with pytest.raises(UserError, match='S = 3, which does not divide the length 16'):
-    decode.systems(SHAPE, 11, [3], None)
+    decode.systems(SHAPE, 11, [3])
 
 
 def test_program_writes_its_numbers(tmp_path):
@@ -35,10 +81,12 @@ def test_program_writes_its_numbers(tmp_path):
   }
   flags = [f'--{name}={value}' for name, value in sizes.items()]
   flags += ['--vocab_size=11', '--streams=2', '--repeats=1', f'--json={tmp_path}/d.json']
+  flags += [f'--png={tmp_path}/d.png']
   command = [sys.executable, '-m', 'armd_jax.bench.decode', *flags]
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   numbers = json.loads((tmp_path / 'd.json').read_text())
   assert numbers['shape']['length'] == 16 and numbers['machine']['cpu_cores'] >= 1
   assert [row['steps'] for row in numbers['systems']] == [16, 9]
+  assert (tmp_path / 'd.png').stat().st_size > 10_000
   assert 'N = 16' in done.stdout and 'prefill' in done.stdout
