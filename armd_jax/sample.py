@@ -1,7 +1,8 @@
 """Generates text: `python -m armd_jax.sample --workdir=DIR --streams=4 --prompt="Once upon"`.
 
 With --prompt the text goes on from the prompt; with --infill every run of three or more underscores
-is a gap, and the rest is kept. A diffusion baseline takes --steps in place of --streams.
+is a gap, and the rest is kept. A diffusion baseline takes --steps in place of --streams. On a
+terminal the text appears as it is generated, stream by stream.
 """
 
 from __future__ import annotations
@@ -9,18 +10,20 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
+import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 
-from armd_jax import checkpoint, cli, distributed, sharding, standalone, training
+from armd_jax import checkpoint, cli, distributed, live, sharding, standalone, training
 from armd_jax.config import Config, MeshConfig
 from armd_jax.data.tokenizers import Tokenizer, get_tokenizer
 from armd_jax.decode import diffusion
-from armd_jax.decode.generate import Generated, generate, task_of
+from armd_jax.decode.generate import Generated, generate, stream, task_of
 from armd_jax.errors import UserError
 from armd_jax.models.armd import BOS
 
@@ -139,6 +142,7 @@ def complete(
   temperature: float = 1.0,
   top_p: float = 1.0,
   stop: str = 'none',
+  watch: Callable[[Generated, np.ndarray], None] | None = None,
 ) -> tuple[list[str], Generated]:
   """Generates and decodes.
 
@@ -148,6 +152,8 @@ def complete(
     streams: S, tokens generated at once.
     seed, temperature, top_p: see `decode.generate.generate`.
     stop: 'eos' cuts a text at its first generated EOS; 'none' runs to the end.
+    watch: is called with what there is every few steps, as `decode.generate.stream` yields it; the
+      texts are the same.
   Returns:
     The texts, and what the decoder returned.
   """
@@ -155,19 +161,19 @@ def complete(
   task = task_of(
     request.given_BxN, request.length_B, streams, tokenizer.eos_id if first_is_given else BOS
   )
-  generated = generate(
-    config.model,
-    tokenizer.vocab_size,
-    params,
-    task,
-    request.tokens_BxN,
+  arguments = config.model, tokenizer.vocab_size, params, task, request.tokens_BxN
+  options = dict(
     seed=seed,
     temperature=temperature,
     top_p=top_p,
     stop_token=tokenizer.eos_id if stop == 'eos' else None,
     mesh=sharding.make_mesh(config.mesh),
   )
-  generated = jax.block_until_ready(generated)
+  if watch is None:
+    generated = jax.block_until_ready(generate(*arguments, **options))
+  else:
+    for generated, known_BxN in stream(*arguments, **options):
+      watch(generated, known_BxN)
   rows = zip(np.asarray(generated.tokens_BxN), np.asarray(generated.length_B), strict=True)
   return [tokenizer.decode(ids_N[:length]) for ids_N, length in rows], generated
 
@@ -264,6 +270,13 @@ def _request(config: Config, tokenizer: Tokenizer) -> Request:
   return fill_gaps(_INFILL.value, _GAP_TOKENS.value, _NUM_SAMPLES.value, num_slots, tokenizer)
 
 
+def _is_live() -> bool:
+  # Watching is one process's own doing, and several must run the same programs.
+  if jax.process_count() > 1:
+    return False
+  return sys.stdout.isatty() if _LIVE.value == 'auto' else _LIVE.value == 'on'
+
+
 def main() -> None:
   check_sampling(_STREAMS.value, _TEMPERATURE.value, _TOP_P.value, _NUM_SAMPLES.value)
   mesh_config = cli.mesh_of(_MESH.value)
@@ -272,11 +285,13 @@ def main() -> None:
     lambda: load_ema(_WORKDIR.value, mesh_config)
   )
   request = distributed.together(lambda: _request(config, tokenizer))
+  denoises = config.model.family in diffusion.SAMPLERS
+  watch = live.Live(tokenizer, sys.stdout) if _is_live() and not denoises else None
   start = time.perf_counter()
   options = dict(
     seed=_SEED.value, temperature=_TEMPERATURE.value, top_p=_TOP_P.value, stop=_STOP.value
   )
-  if config.model.family in diffusion.SAMPLERS:
+  if denoises:
     sampler = distributed.together(lambda: _sampler(config))
     how = f'sampler {sampler}'
     texts, generated = denoise(
@@ -285,19 +300,23 @@ def main() -> None:
   else:
     how = f'S = {_STREAMS.value}'
     texts, generated = complete(
-      config, tokenizer, params, request, streams=_STREAMS.value, **options
+      config, tokenizer, params, request, streams=_STREAMS.value, watch=watch, **options
     )
   seconds = time.perf_counter() - start
   if not distributed.is_first():
     return
+  rate = ''
+  if watch:
+    watch.clear()
+    rate = f'{watch.tokens_per_second():.1f} tokens/s, '
   margin = float(np.min(generated.margin_B))
   for text in texts:
     print('-' * 80)
     print(text)
   print('-' * 80)
   print(
-    f'{len(texts)} texts in {int(generated.steps)} steps, {how}, {seconds:.1f} s '
-    f'with compilation, weights of step {step}; the closest decision by {margin:.1e} nats'
+    f'{len(texts)} texts in {int(generated.steps)} steps, {how}, {rate}{seconds:.1f} s with '
+    f'compilation, weights of step {step}; the closest decision by {margin:.1e} nats'
   )
   if _JSON.value:
     numbers = {
@@ -327,6 +346,9 @@ if __name__ == '__main__':
   _TEMPERATURE = flags.DEFINE_float('temperature', 1.0, '0 takes the most likely tokens.')
   _TOP_P = flags.DEFINE_float('top_p', 1.0, 'Nucleus of the distribution to draw from.')
   _STOP = flags.DEFINE_enum('stop', 'none', ['none', 'eos'], 'Where a text ends.')
+  _LIVE = flags.DEFINE_enum(
+    'live', 'auto', ['auto', 'on', 'off'], 'Show text as it is generated; auto: on a terminal.'
+  )
   _JSON = cli.json_flag()
   _MESH = cli.mesh_flag()
   _CLUSTER = distributed.define_flags()

@@ -292,7 +292,7 @@ def _so_far(task, state, stop_token, batch, mesh):
     num_slots = task.order.num_slots
     is_known_BxN = jnp.arange(num_slots) < state.filled_B[:, None]
     is_known_BxN = to_text(jnp.broadcast_to(is_known_BxN, (batch, num_slots)), task.order)
-    return finish(task, state, stop_token, batch), is_known_BxN
+    return finish(task, state, stop_token, batch), axes.constrain(is_known_BxN, None, None)
 
 
 def advance(
