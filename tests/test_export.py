@@ -1,10 +1,7 @@
 """Exports open without their run, say the same, and are refused when anything in them is wrong."""
 
 import json
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -246,6 +243,4 @@ def test_programs_alone_generate_the_samplers_tokens(run, tmp_path):
 
 
 def alone(*command):
-  return subprocess.run(
-    [sys.executable, '-c', ALONE, *command], capture_output=True, text=True, cwd=pathlib.Path('/')
-  )
+  return tiny_run.run([*tiny_run.PYTHON, '-c', ALONE, *command])

@@ -17,12 +17,14 @@ import jax
 import numpy as np
 from absl import flags
 
-from armd_jax import cli, models, sample, sharding
+from armd_jax import cli, flops, models, sample, sharding
 from armd_jax import config as config_lib
 from armd_jax.bench import decode_peers, timing
 from armd_jax.config import Config, ModelConfig, check_streams
 from armd_jax.data import corpus as corpus_lib
+from armd_jax.decode import state as decode_state
 from armd_jax.decode.generate import compile_generate, prepare, task_of
+from armd_jax.decode.state import Task
 from armd_jax.errors import UserError
 from armd_jax.evaluation import likelihood
 from armd_jax.order import left_to_right
@@ -48,6 +50,8 @@ class Timed:
     name, streams: of the system.
     steps: forward passes after the prefill.
     run, prefill: generate a batch; only its beginning, None where it cannot be told apart.
+    step_floor: (bytes, FLOPs) that no step does without: weights, each read once, and matrix
+      products, with the keys that are there in mid-text. None where nobody counts.
     compile_seconds, memory_bytes: None where nobody says.
   """
 
@@ -56,6 +60,7 @@ class Timed:
   steps: int
   run: Callable[[], Any]
   prefill: Callable[[], Any] | None = None
+  step_floor: tuple[int, float] | None = None
   compile_seconds: float | None = None
   memory_bytes: int | None = None
 
@@ -103,23 +108,39 @@ def compiled(system: System, vocab_size: int, batch_size: int) -> Timed:
   num_slots = system.config.num_slots
   tokens_BxN = np.zeros((batch_size, num_slots), np.int32)
 
-  def of(given, length, streams):
+  def task(given, length, streams):
     given_BxN = np.arange(num_slots) < np.full((batch_size, 1), given)
-    task = task_of(given_BxN, np.full(batch_size, length), streams)
-    return compile_generate(system.config, vocab_size, system.params, task)
+    return task_of(given_BxN, np.full(batch_size, length), streams)
 
-  whole = of(0, num_slots, system.streams)
+  of = lambda task: compile_generate(system.config, vocab_size, system.params, task)
+  everything = task(0, num_slots, system.streams)
+  whole = of(everything)
   # Half a text given and one token asked for: the prefill, and one step.
-  half = of(num_slots // 2, num_slots // 2 + 1, 1)
+  half = of(task(num_slots // 2, num_slots // 2 + 1, 1))
   return Timed(
     name=system.name,
     streams=system.streams,
     steps=system.streams + num_slots // system.streams - 1,
     run=lambda: whole.run(tokens_BxN),
     prefill=lambda: half.run(tokens_BxN).tokens_BxN,
+    step_floor=step_floor(system, everything, vocab_size),
     compile_seconds=whole.seconds,
     memory_bytes=whole.bytes,
   )
+
+
+def step_floor(system: System, task: Task, vocab_size: int) -> tuple[int, float]:
+  """See `Timed`; of a step in mid-text that makes S tokens of each text."""
+  config, _ = decode_state.decoding_form(system.config, {})
+  model, width = models.build(config, vocab_size), system.streams
+  tokens_BxN = np.zeros((len(task.first_B), config.num_slots), np.int32)
+  begin = lambda params: decode_state.start(model, params, task, tokens_BxN, 0, width)
+  middle_1 = np.array([config.num_slots // 2], np.int32)
+  state = jax.eval_shape(begin, system.params)
+  state = state.replace(filled_B=middle_1, committed_B=middle_1 + 1 - width)
+  step = lambda params, state: decode_state.predict(model, params, task, state, width)[0]
+  weights = sum(x.nbytes for x in jax.tree.leaves(system.params))
+  return weights, flops.count(step, system.params, state).visible
 
 
 def measure(timed: Sequence[Timed], num_slots: int, batch_size: int, repeats: int) -> list[dict]:
@@ -153,6 +174,8 @@ def measure(timed: Sequence[Timed], num_slots: int, batch_size: int, repeats: in
         'steps': one.steps,
         'tokens': tokens,
         'prefill_tokens': num_slots // 2,
+        'step_bytes': one.step_floor and one.step_floor[0],
+        'step_flops': one.step_floor and one.step_floor[1],
         'compile_seconds': one.compile_seconds,
         'memory_bytes': one.memory_bytes,
         'seconds': seconds,
@@ -175,6 +198,7 @@ def memory_limit() -> int:
 
 def report(rows: Sequence[dict[str, Any]]) -> str:
   """The rows as text."""
+  rate = lambda row, name: row['seconds'] and row[name] and row[name] / row['ms_per_step'] / 1e6
   return timing.table(
     [
       {
@@ -184,6 +208,8 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
         's/sequence': row['seconds_per_sequence'],
         'tokens/s': row['tokens_per_second'],
         'ms/step': row['ms_per_step'],
+        'GB/s': rate(row, 'step_bytes'),
+        'GFLOP/s': rate(row, 'step_flops'),
         'x AR': row['over_first'],
         'prefill s': row['prefill_seconds'],
         'compile s': row['compile_seconds'],
@@ -290,7 +316,8 @@ def main() -> None:
   print(
     f'prefill: {rows[0]["prefill_tokens"]} tokens given, with the one step after them; GiB: what'
   )
-  print('the program needs at once; a system that needs more than there is is not timed')
+  print('the program needs at once; a system that needs more than there is is not timed; GB/s and')
+  print('GFLOP/s: of what no step does without, weights read once and matrix products')
   if params is not None and _WINDOWS.value:
     windows_WxN = corpus_lib.load(config.data, config.model.length).held_out_WxN[: _WINDOWS.value]
     scores = quality(config, vocab_size, params, windows_WxN, streams)

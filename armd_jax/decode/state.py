@@ -96,7 +96,7 @@ def start(
     # Room for the padding of the widest step behind the last real row; given tokens come first.
     network=model.empty_state(batch, num_slots + width),
     steps=jnp.zeros((), jnp.int32),
-    margin_B=axes.constrain(jnp.full(batch, jnp.inf), 'batch'),
+    margin_B=axes.constrain(jnp.full(batch, jnp.inf, jnp.float32), 'batch'),
   )
   if prefill == 0:
     return state

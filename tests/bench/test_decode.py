@@ -38,6 +38,16 @@ def test_rows(timed):
   assert len(text.splitlines()) == 5 and 'ARMD S=4' in text
 
 
+def test_floor_of_a_step(timed):
+  """AR: every matrix once, and two products with 9 keys of width 32 in both layers."""
+  (bytes_, ar), *_, (_, four) = (one.step_floor for one in timed)
+  params = decode.systems(SHAPE, 11, [])[0].params
+  assert bytes_ == sum(x.nbytes for x in jax.tree.leaves(params))
+  matrices = sum(x.size for x in jax.tree.leaves(params) if x.ndim > 1)
+  assert ar == 2 * 2 * (matrices + 2 * 2 * 9 * 32)  # of two texts
+  assert 4 < four / ar < 6  # the two-stream layer has more rows than tokens
+
+
 def test_what_memory_does_not_hold_is_not_timed(timed, monkeypatch):
   needs = sorted(one.memory_bytes for one in timed)
   monkeypatch.setattr(decode, 'memory_limit', lambda: needs[0])
