@@ -22,6 +22,8 @@ from armd_jax.order import GenerationOrder, block_bounds
 
 Array = jax.Array
 
+CACHE_ROWS = 8  # Hopper's kernels take keys by eights: a ragged cache would be copied at every step
+
 
 @flax.struct.dataclass
 class Task:
@@ -94,7 +96,7 @@ def start(
     filled_B=task.num_given_B,
     committed_B=jnp.zeros_like(task.num_given_B),
     # Room for the padding of the widest step behind the last real row; given tokens come first.
-    network=model.empty_state(batch, num_slots + width),
+    network=model.empty_state(batch, -(num_slots + width) // CACHE_ROWS * -CACHE_ROWS),
     steps=jnp.zeros((), jnp.int32),
     margin_B=axes.constrain(jnp.full(batch, jnp.inf, jnp.float32), 'batch'),
   )

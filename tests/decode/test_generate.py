@@ -10,9 +10,10 @@ import pytest
 import tiny
 
 from armd_jax import models, order
+from armd_jax.attention import hopper
 from armd_jax.decode.generate import generate, stream, task_of
 from armd_jax.decode.sampling import draw, nucleus
-from armd_jax.decode.state import Task
+from armd_jax.decode.state import Task, start
 from armd_jax.models.armd import BOS
 
 TEXTS = np.array(list(itertools.product(range(3), repeat=4)))
@@ -208,3 +209,16 @@ def test_streaming_tells_of_every_chunk_and_ends_with_the_same_texts():
     assert same_BxN[known_BxN].all()
   assert (np.asarray(at_once.length_B) < length).any()
   assert known_BxN[np.arange(16) < np.asarray(at_once.length_B)[:, None]].all()
+
+
+@pytest.mark.parametrize('width', [1, 4])
+def test_kernels_take_caches_as_they_are(width):
+  """Whole strips of keys, or every step would copy the caches to fill them up."""
+  config, params = small()
+  model = models.build(config, tiny.VOCAB)
+  task = shared_task(order.left_to_right(16), 2)
+  begin = lambda params: start(model, params, task, jnp.zeros((2, 16), int), 0, width)
+  caches = jax.eval_shape(begin, params).network.two_stream
+  assert caches
+  for num_rows in (cache.k_BxKxGxD.shape[1] for cache in caches):
+    assert num_rows >= 16 + width and num_rows % hopper.TMA_ROWS == 0
