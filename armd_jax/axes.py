@@ -211,7 +211,7 @@ def _cut_spec(*names: str | None) -> PartitionSpec:
 def _cut(name: str) -> tuple[str, ...]:
   """The mesh axes that cut an axis into more than one part."""
   mesh = jax.sharding.get_abstract_mesh()
-  return () if mesh.empty else tuple(a for a in MESH_AXES[name] if mesh.shape[a] > 1)
+  return () if mesh.empty else tuple(a for a in MESH_AXES[name] if mesh.shape.get(a, 1) > 1)
 
 
 def _mesh() -> AbstractMesh | None:

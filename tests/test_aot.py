@@ -14,6 +14,7 @@ import pytest
 
 from armd_jax import aot, chips, config, flops, targets, training
 from armd_jax.chips import GIB
+from armd_jax.decode.state import CACHE_ROWS
 from armd_jax.errors import UserError
 
 TINY = dict(
@@ -174,7 +175,7 @@ def test_decode_flops_of_a_step():
   """By hand: rows of a step through matrices, attention and the output layer."""
   given = tiny()
   m, tokens, sequences = given.model, aot.DECODE_STREAMS, 3
-  width, ffn, keys = m.embed_dim, m.mlp_dim, m.length + m.length // 2  # room for a prefill's rows
+  width, ffn, keys = m.embed_dim, m.mlp_dim, m.length + CACHE_ROWS  # room for a step's rows
   matrices = 2 * width * width + 2 * width * ffn  # query, out, up, down
   key_value = 2 * width * width
   # One two-stream layer, the last: queries only, keys of the content; one causal layer.
