@@ -18,7 +18,9 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 # The interpreter of the newest jax alone runs the Hopper kernels; the others stand for their kinds.
 SMOKE = tests/attention/test_hopper.py tests/attention/test_hopper_splits.py tests/test_order.py \
-  tests/objectives tests/decode/test_cached.py tests/data/test_pipeline.py tests/test_train.py
+  tests/objectives/test_armd.py tests/objectives/test_cross_entropy.py tests/data/test_pipeline.py \
+  tests/decode/test_cached.py::test_ar_model \
+  tests/test_train.py::test_killed_and_started_again_is_as_if_never_stopped
 
 .PHONY: quickstart test smoke drills test-device lint pictures
 
