@@ -47,6 +47,17 @@ def test_what_a_device_holds():
   assert sharding.batch_sharding(mesh).shard_shape((24, 16)) == (24 // (3 * 4), 16)
 
 
+def sums_over_vocab(mesh_sizes):
+  with axes.on(on_mesh.mesh(mesh_sizes)):
+    add = axes.split(lambda x_V: axes.total(x_V.sum(), 'vocab'), (('vocab',),), ())
+    return str(jax.make_jaxpr(add)(jnp.zeros(8))).count('psum')
+
+
+@pytest.mark.parametrize(('mesh_sizes', 'sums'), [((8, 1, 1), 0), ((1, 8, 1), 0), ((2, 2, 2), 1)])
+def test_an_axis_of_one_device_costs_no_sum(mesh_sizes, sums, eight_devices):
+  assert eight_devices(sums_over_vocab, mesh_sizes) == sums
+
+
 def attention_gradients(mesh_sizes, groups, backend, batches=(1, 4)):
   """Output, dq, dk and dv of two streams on a mesh; with lengths for all and for each sequence."""
   rng = np.random.default_rng(0)
