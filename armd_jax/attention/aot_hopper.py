@@ -29,7 +29,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from armd_jax import cli
-from armd_jax.attention import aot, hopper, shapes
+from armd_jax.attention import aot, hopper, hopper_blocks, shapes
 from armd_jax.errors import UserError
 
 # NVIDIA's published figures of an H100 SXM5.
@@ -54,6 +54,7 @@ def stamp() -> str:
   """A hash of the sources that a result depends on."""
   folder = pathlib.Path(__file__).parent
   text = b''.join((folder / f'{name}.py').read_bytes() for name in SOURCES)
+  text += json.dumps(hopper_blocks.tuned(), sort_keys=True).encode()
   return hashlib.sha256(text).hexdigest()[:16]
 
 

@@ -15,11 +15,12 @@ import einops
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax._src.lib import cuda_versions
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from armd_jax.attention import device, hopper_blocks, hopper_kernels, tiles
+from armd_jax.attention import checks, device, hopper_blocks, hopper_kernels, tiles
 
 Array = jax.Array
 
@@ -31,25 +32,33 @@ TMA_ROWS = 8
 STREAMING_MULTIPROCESSORS = 132
 # Key tiles that a split must have, for its queries to be worth loading.
 MIN_SPLIT_TILES = 4
+# CUDA versions for which jax's own Hopper attention refuses causal masks, too.
+MISCOMPILING = range(12080, 12091)
+
+
+def _cuda_version() -> int:
+  """Of the CUDA libraries that jax runs with, such as 12090 for 12.9.0; 0 without a GPU."""
+  if jax.default_backend() != 'gpu' or cuda_versions is None:
+    return 0
+  return cuda_versions.cuda_runtime_get_version()
 
 
 def unsupported(q: Array, k: Array, v: Array) -> str | None:
   """Why these arrays cannot go through the kernels, or None."""
-  if q.shape[-1] not in HEAD_DIMS:
-    return f'head dimension {q.shape[-1]} is not one of {HEAD_DIMS}'
-  if len({q.dtype, k.dtype, v.dtype}) > 1:
-    return f'queries, keys and values differ in dtype: {q.dtype}, {k.dtype}, {v.dtype}'
+  if _cuda_version() in MISCOMPILING:
+    return 'CUDA 12.8.0 to 12.9.0 compiles causal masks wrongly; install CUDA 12.9.1 or newer'
   if q.dtype == jnp.float32:
     return "dtype float32 would be rounded to TF32 by the chip's matrix unit"
-  if q.dtype.name not in DTYPES:
-    return f'dtype {q.dtype} is not one of {DTYPES}'
-  if 0 in q.shape or 0 in k.shape:
-    return f'queries {q.shape} or keys {k.shape} are empty'
-  return None
+  return checks.unsupported(q, k, v, HEAD_DIMS, DTYPES)
 
 
 def prefix_attention(
-  q_BxRxNxHxD: Array, k_BxKxGxD: Array, v_BxKxGxD: Array, lengths_BxRxN: Array
+  q_BxRxNxHxD: Array,
+  k_BxKxGxD: Array,
+  v_BxKxGxD: Array,
+  lengths_BxRxN: Array,
+  *,
+  blocks: hopper_blocks.Blocks | None = None,
 ) -> Array:
   """See `armd_jax.attention.prefix_attention`.
 
@@ -58,10 +67,11 @@ def prefix_attention(
     k_BxKxGxD: keys.
     v_BxKxGxD: values.
     lengths_BxRxN: int32, `[B or 1, R, N]`.
+    blocks: tile sizes; None takes those of the shape.
   Returns:
     out_BxRxNxHxD.
   """
-  _, streams, num_rows, heads, _ = q_BxRxNxHxD.shape
+  _, streams, num_rows, heads, head_dim = q_BxRxNxHxD.shape
   groups = k_BxKxGxD.shape[2]
   streams_folded, heads_folded = hopper_blocks.folded(streams, heads // groups, num_rows)
   sizes = {'r': streams_folded, 'h': heads_folded}
@@ -69,26 +79,29 @@ def prefix_attention(
   lengths = einops.repeat(lengths, 'B (R r) N -> B R (r h N)', **sizes)
   q = einops.rearrange(q_BxRxNxHxD, 'B (R r) N (G h) D -> B R (r h N) G D', **sizes)
   k, v = (_pad(x, 1, TMA_ROWS) for x in (k_BxKxGxD, v_BxKxGxD))
-  out = _attend(_pad(q, 2, TMA_ROWS), k, v, _pad(lengths, 2, TMA_ROWS, 'edge'))
+  if blocks is None:
+    together = hopper_blocks.streams_together(q.shape[1], head_dim)
+    blocks = hopper_blocks.choose(together, head_dim)
+  out = _attend(blocks, _pad(q, 2, TMA_ROWS), k, v, _pad(lengths, 2, TMA_ROWS, 'edge'))
   out = out[:, :, : q.shape[2]]
   return einops.rearrange(out, 'B R (r h N) G D -> B (R r) N (G h) D', **sizes)
 
 
-@jax.custom_vjp
-def _attend(q, k, v, lengths):
-  return _forward(q, k, v, lengths, residuals=False)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(blocks: hopper_blocks.Blocks, q, k, v, lengths):
+  return _forward(blocks, q, k, v, lengths, residuals=False)[0]
 
 
-def _attend_forward(q, k, v, lengths):
-  out, low, lse = _forward(q, k, v, lengths, residuals=True)
+def _attend_forward(blocks, q, k, v, lengths):
+  out, low, lse = _forward(blocks, q, k, v, lengths, residuals=True)
   # The names let a remat policy keep all three, so that backward runs no second forward pass.
   out = checkpoint_name(out, 'prefix_attention_out')
   low, lse = checkpoint_name((low, lse), 'prefix_attention_stats')
   return out, (q, k, v, lengths, out, low, lse)
 
 
-def _attend_backward(residuals, dout):
-  return *_backward(*residuals, dout), None
+def _attend_backward(blocks, residuals, dout):
+  return *_backward(blocks, *residuals, dout), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -143,16 +156,15 @@ def _launch(body, name, inputs, outputs, tiles_, barriers, grid: dict[str, int])
   return [lax.pcast(x, axes, to='varying') if axes else x for x in results]
 
 
-def _call(q, k, lengths) -> hopper_kernels.Call:
+def _call(blocks, q, k, lengths) -> hopper_kernels.Call:
   _, streams, _, heads, head_dim = q.shape
-  together = hopper_blocks.streams_together(streams, head_dim)
   return hopper_kernels.Call(
     head_dim=head_dim,
     copies=heads // k.shape[2],
     streams=streams,
-    together=together,
+    together=hopper_blocks.streams_together(streams, head_dim),
     shares_lengths=lengths.shape[0] == 1,
-    blocks=hopper_blocks.choose(together, head_dim),
+    blocks=blocks,
     interpreted=device.current().interpreted,
   )
 
@@ -178,9 +190,9 @@ def _merge(x: Array) -> Array:
 # ---- forward -----------------------------------------------------------------------------------
 
 
-def _forward(q, k, v, lengths, residuals: bool):
+def _forward(blocks, q, k, v, lengths, residuals: bool):
   """Returns out_BxRxNxHxD and, with residuals, low of the same shape and lse_BRxHxT128."""
-  call = _call(q, k, lengths)
+  call = _call(blocks, q, k, lengths)
   batch, streams, _, heads, head_dim = q.shape
   keys, (stages, *_) = call.blocks.forward_keys, call.blocks.stages
   padded = _pad(lengths, 2, TILE_ROWS, 'edge')
@@ -188,8 +200,8 @@ def _forward(q, k, v, lengths, residuals: bool):
   num_tiles = most.shape[1]
   # Decoding has few rows and many keys: the keys are split over the chip, and the parts added up.
   key_tiles = -(-k.shape[1] // keys)
-  blocks = heads * num_tiles * batch * (streams // call.together)
-  splits = max(1, min(STREAMING_MULTIPROCESSORS // blocks, key_tiles // MIN_SPLIT_TILES))
+  grid_size = heads * num_tiles * batch * (streams // call.together)
+  splits = max(1, min(STREAMING_MULTIPROCESSORS // grid_size, key_tiles // MIN_SPLIT_TILES))
   split_tiles = -(-key_tiles // splits)
   outputs = [jax.ShapeDtypeStruct((splits, batch * streams, *q.shape[2:]), q.dtype)]
   rows = (hopper_blocks.WARPGROUPS, call.together, hopper_blocks.WARPGROUP_ROWS)
@@ -254,12 +266,11 @@ def _bounds(lengths_BxRxM: Array, rows: int, keys: int, key_tiles: int) -> Array
   return jnp.stack([first, whole, end])
 
 
-def _backward(q, k, v, lengths, out, low, lse, dout):
+def _backward(blocks, q, k, v, lengths, out, low, lse, dout):
   """Gradients with respect to q, k and v."""
-  call = _call(q, k, lengths)
+  call = _call(blocks, q, k, lengths)
   batch, _, _, heads, head_dim = q.shape
   _, num_keys, groups, _ = k.shape
-  blocks = call.blocks
   padded = _pad(lengths, 2, TILE_ROWS, 'edge')
   exact = _merge(out).astype(jnp.float32) + low.astype(jnp.float32)
   mean = jnp.sum(exact * _merge(dout).astype(jnp.float32), axis=-1)

@@ -1,14 +1,21 @@
-"""How large the tiles of the Hopper kernels are."""
+"""How large the tiles of the Hopper kernels are.
+
+A choice that spills no register (docs/attention.md), and before it the table of what
+`python -m armd_jax.attention.tune_hopper` found fastest on a real chip.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
+import pathlib
 
 WARPGROUPS = 2  # that compute; a third one moves memory
 WARPGROUP_ROWS = 64  # rows of one wgmma
 TILE_ROWS = WARPGROUPS * WARPGROUP_ROWS
 MAX_COLUMNS = 128  # of the head dimension that one warpgroup accumulates twice in its registers
-SHARED_BYTES = 227 * 1024
+TABLE = pathlib.Path(__file__).with_name('hopper_blocks.json')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +55,22 @@ def streams_together(streams: int, head_dim: int) -> int:
   return streams if streams * head_dim <= 2 * MAX_COLUMNS else 1
 
 
+@functools.cache
+def tuned() -> dict[str, dict]:
+  """Blocks by `name`, from the table; empty where nobody tuned."""
+  return json.loads(TABLE.read_text()) if TABLE.exists() else {}
+
+
+def name(streams: int, head_dim: int) -> str:
+  """The line of the table that holds for a call; arguments as in `choose`."""
+  return f'streams={streams} D={head_dim}'
+
+
 def choose(streams: int, head_dim: int) -> Blocks:
   """Blocks by streams in a warpgroup (1 or 2) and head dimension (64, 128 or 256)."""
+  found = tuned().get(name(streams, head_dim))
+  if found:
+    return Blocks(**found | {'stages': tuple(found['stages'])})
   return {
     (1, 64): Blocks(128, 64, 128, 64, (4, 3, 4)),
     (2, 64): Blocks(128, 64, 64, 64, (4, 3, 4)),

@@ -24,7 +24,7 @@ from armd_jax.attention import tiles, tpu_blocks
 # 256 x 256 units, two rows a cycle, as in v6e.
 PEAK = {'v4': 65536, 'v5e': 65536, 'v5p': 65536, 'v6e': 262144, '7x': 262144}
 
-SOURCES = ('tiles', 'shapes', 'tpu', 'tpu_blocks', 'tpu_call', 'schedule', 'aot')
+SOURCES = ('tiles', 'shapes', 'tpu', 'tpu_blocks', 'tpu_call', 'tpu_forward', 'schedule', 'aot')
 
 
 def stamp() -> str:
@@ -134,7 +134,8 @@ def cycles(
   if backward:
     starts = ['span', 'idle'] if grid.span_tiles * grid.query_tiles > 1 else ['idle']
   else:
-    starts = ['first'] if grid.span_tiles > 1 else []
+    # Transposed, nothing is prepared for a query tile.
+    starts = ['first'] if grid.span_tiles > 1 and not blocks.transposed else []
   ends = ['last', 'flush'] if backward else ['last']
   parts = dict(zip(reversed(starts), reversed([r.bundles for r in before]), strict=False))
   parts |= dict(zip(ends, [r.bundles for r in after], strict=False))
@@ -186,6 +187,8 @@ def _masked(regions, masked, blocks, grid, copies, lengths) -> int:
   unit = lengths.reshape(batch, streams, -1, blocks.unit_rows).max((1, 3))
   tiled = lengths.reshape(batch, streams, -1, blocks.rows)
   most, least = tiled.max((1, 3)), tiled.min((1, 3))
+  unit_least = lengths.reshape(batch, streams, -1, blocks.unit_rows).min((1, 3))
+  stair = np.array([blocks.stair(i) for i in range(blocks.row_units)])
   total = 0
   for tile in range(grid.spans * grid.span_tiles):
     start, first = tile * blocks.keys, tile % grid.span_tiles == 0
@@ -195,7 +198,9 @@ def _masked(regions, masked, blocks, grid, copies, lengths) -> int:
     seen = np.maximum(seen, (first & (most > start))[..., None])[partial]
     total += len(seen) * around
     if stairs is not None:
-      found = (seen == np.arange(blocks.row_units) + 1).all(-1)
+      all_see = (unit_least - start).reshape(batch, -1, blocks.row_units)[partial]
+      found = seen == np.arange(blocks.row_units) + 1
+      found = (found & ((all_see >= stair) | (stair == 0))).all(-1)
       total += found.sum() * stairs.bundles
       seen = seen[~found]
     total += len(seen) * outside + seen.size * overhead

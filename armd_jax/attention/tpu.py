@@ -7,16 +7,15 @@ static bound would be the dense grid: at least twice the steps for causal masks,
 index arithmetic. All streams and all query heads of a group form one query tile, so each key tile
 that is loaded serves every one of them.
 
-Forward keeps scores as [rows, keys] (row statistics replicated over lanes); backward keeps them
-transposed, [keys, rows], where four of its five products need no transposed operand and the row
-statistics are read as they lie in memory. See docs/attention.md for the derivation.
+The forward kernels stand in tpu_forward.py. Backward keeps scores transposed, [keys, rows], where
+four of its five products need no transposed operand and the row statistics are read as they lie in
+memory. See docs/attention.md for the derivation.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 
 import einops
 import jax
@@ -25,14 +24,12 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 
-from armd_jax.attention import tpu_blocks, tpu_call
+from armd_jax.attention import checks, tpu_blocks, tpu_call, tpu_forward
+from armd_jax.attention.tpu_forward import LOG2_E, MASKED
 
 Array = jax.Array
 
 LANES = tpu_blocks.LANES
-LOG2_E = math.log2(math.e)
-# The score of a masked pair: finite, so that rows without a visible key stay free of NaN.
-MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 # Rows of all heads and streams that are folded into one tile of rows: cached decoding.
 MAX_FOLDED_ROWS = 256
 
@@ -59,15 +56,7 @@ class Plan:
 
 def unsupported(q: Array, k: Array, v: Array) -> str | None:
   """Why these arrays cannot go through the kernels, or None."""
-  if q.shape[-1] not in HEAD_DIMS:
-    return f'head dimension {q.shape[-1]} is not one of {HEAD_DIMS}'
-  if len({q.dtype, k.dtype, v.dtype}) > 1:
-    return f'queries, keys and values differ in dtype: {q.dtype}, {k.dtype}, {v.dtype}'
-  if q.dtype.name not in DTYPES:
-    return f'dtype {q.dtype} is not one of {DTYPES}'
-  if 0 in q.shape or 0 in k.shape:
-    return f'queries {q.shape} or keys {k.shape} are empty'
-  return None
+  return checks.unsupported(q, k, v, HEAD_DIMS, DTYPES)
 
 
 def prefix_attention(
@@ -120,11 +109,11 @@ def prefix_attention(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(plan: Plan, q_BxGxCxMxD, k_BxGxKxD, v_BxGxKxD, lengths_BxRxM):
-  return _forward(plan, q_BxGxCxMxD, k_BxGxKxD, v_BxGxKxD, lengths_BxRxM)[0]
+  return _forward(plan, q_BxGxCxMxD, k_BxGxKxD, v_BxGxKxD, lengths_BxRxM, saves=False)[0]
 
 
 def _attend_forward(plan, q, k, v, lengths):
-  out, stats, low = _forward(plan, q, k, v, lengths, keep_low=q.dtype != jnp.float32)
+  out, stats, low = _forward(plan, q, k, v, lengths, saves=True)
   # The names let a remat policy keep them, so that the backward pass runs no second forward one.
   out = checkpoint_name(out, 'prefix_attention_out')
   stats, low = checkpoint_name((stats, low), 'prefix_attention_stats')
@@ -141,21 +130,25 @@ _attend.defvjp(_attend_forward, _attend_backward)
 # ---- forward -----------------------------------------------------------------------------------
 
 
-def _forward(
-  plan: Plan, q, k, v, lengths, keep_low: bool = False
-) -> tuple[Array, Array, Array | None]:
-  """Returns out_BxGxCxMxD, float32 stats_BxGx2xCxM and, if asked for, low_BxGxCxMxD.
+def _forward(plan: Plan, q, k, v, lengths, saves: bool) -> tuple[Array, Array | None, Array | None]:
+  """Returns out_BxGxCxMxD and, if the backward pass wants them, float32 stats_BxGx2xCxM and low.
 
   The statistics are the maximum of a row's raw scores and the base-2 logarithm of its sum of
   weights. Added up they are the log-sum-exp; they are kept apart because one float32 cannot hold
-  a score of 1e4 and its fraction. `low` is what rounding took from `out`: the backward pass takes
-  a small difference of `dout . v` and `dout . out`, which the rounding would drown.
+  a score of 1e4 and its fraction. `low`, shaped as out, is what rounding took from it (None in
+  float32): the backward pass takes a small difference of `dout . v` and `dout . out`, which the
+  rounding would drown.
   """
   call = tpu_call.Call.make(plan.forward, q, k, lengths)
-  rows = (call.copies, call.grid.rows)
+  if plan.forward.transposed:
+    kernel, scratch = tpu_forward.keys_by_rows, tpu_forward.keys_by_rows_scratch(call)
+  else:
+    kernel, scratch = tpu_forward.rows_by_keys, tpu_forward.rows_by_keys_scratch(call)
   like_q = (q.shape, q.dtype, call.rows_spec())
+  # Lanes, unlike rows, cannot be overrun by a narrow tile.
+  stats_shape = (*q.shape[:2], 2, call.copies, call.padded_rows)
   out, stats, low = call.run(
-    functools.partial(_forward_kernel, copies_per_stream=plan.copies_per_stream),
+    functools.partial(kernel, copies_per_stream=plan.copies_per_stream),
     'prefix_attention_forward',
     2,
     plan.vmem_bytes,
@@ -164,138 +157,12 @@ def _forward(
     [call.rows_spec(), call.keys_spec(), call.keys_spec()],
     [
       like_q,
-      # Lanes, unlike rows, cannot be overrun by a narrow tile.
-      ((*q.shape[:2], 2, call.copies, call.padded_rows), jnp.float32, call.stats_spec(2)),
-      like_q if keep_low else None,
+      (stats_shape, jnp.float32, call.stats_spec(2)) if saves else None,
+      like_q if saves and q.dtype != jnp.float32 else None,
     ],
-    [
-      ((*rows, LANES), jnp.float32),
-      ((*rows, LANES), jnp.float32),
-      ((*rows, call.head_dim), jnp.float32),
-      ((call.streams, call.grid.rows, LANES), jnp.int32),
-    ],
+    scratch,
   )
-  return out, stats[..., : call.num_rows], low
-
-
-def _spread(x: Array, width: int) -> Array:
-  """`[rows, LANES]`, equal over lanes, as `[rows, width]`; broadcasting would cost a shuffle."""
-  return x[:, :width] if width <= LANES else jnp.tile(x, (1, width // LANES))
-
-
-def _diagonal(rows: int) -> tuple[int, Array]:
-  size = min(rows, LANES)
-  index = [lax.broadcasted_iota(jnp.int32, (size, size), axis) for axis in (0, 1)]
-  return size, index[0] == index[1]
-
-
-def _store_column(column_ref, row_1xM: Array) -> None:
-  """Stores a row vector as `[M, LANES]`, equal over lanes: cheaper so than by a transpose."""
-  size, diagonal = _diagonal(row_1xM.shape[1])
-  for i in range(0, row_1xM.shape[1], size):
-    picked = jnp.where(diagonal, row_1xM[:, i : i + size], 0)
-    column = jnp.max(picked, axis=1, keepdims=True)
-    column_ref[i : i + size] = jnp.broadcast_to(column, (size, LANES)).astype(column_ref.dtype)
-
-
-def _to_row(column_MxL: Array) -> Array:
-  """`[M, LANES]`, equal over lanes, as a row vector `[1, M]`."""
-  size, diagonal = _diagonal(column_MxL.shape[0])
-  rows = [
-    jnp.sum(jnp.where(diagonal, column_MxL[i : i + size, :size], 0), axis=0, keepdims=True)
-    for i in range(0, column_MxL.shape[0], size)
-  ]
-  return jnp.concatenate(rows, axis=1)
-
-
-def _reciprocal(x: Array) -> Array:
-  """1 / x by an estimate and Newton steps, for x >= 1: a true division costs three times that."""
-  y = pl.reciprocal(x, approx=True)
-  for _ in range(2):
-    y = y * (2.0 - x * y)
-  return y
-
-
-def _forward_kernel(
-  codes,
-  longest,
-  lengths_ref,
-  q_ref,
-  k_ref,
-  v_ref,
-  out_ref,
-  stats_ref,
-  low_ref,
-  max_ref,
-  sum_ref,
-  acc_ref,
-  column_ref,
-  *,
-  call: tpu_call.Call,
-  copies_per_stream: int,
-):
-  """Online softmax of one query tile over its key tiles.
-
-  `max` is the running row maximum of the raw scores, equal over lanes; `sum` the running sum of
-  weights, *per lane* (lanes are added once, at the end); `acc` the unnormalised output; `column`
-  the lengths, equal over lanes.
-  """
-  grid = call.grid
-  code = codes[pl.program_id(2)]
-  first_tile = grid.key(code) == 0
-  scale = LOG2_E * call.head_dim**-0.5
-
-  @pl.when(first_tile)
-  def _():
-    for stream in range(call.streams):
-      # Through float32, whose lane reductions are native; exact below 2^24.
-      row = lengths_ref[0, stream : stream + 1].astype(jnp.float32)
-      _store_column(column_ref.at[stream], row)
-
-  def unit(copy, rows, keys, masked):
-    key, unit_keys = keys.start, keys.size
-    scores = tpu_call.dot(q_ref[0, 0, copy, rows], k_ref[0, 0, keys], tpu_call.ROWS_BY_KEYS)
-    if masked:
-      left = column_ref[copy // copies_per_stream, rows] - (grid.key(code) * grid.keys + key)
-      index = lax.broadcasted_iota(jnp.int32, scores.shape, 1)
-      scores = jnp.where(index < _spread(left, unit_keys), scores, MASKED)
-    # Nothing is carried into the first unit of a row: selecting is free here, storing zeros isn't.
-    first = first_tile & (key == 0)
-    old_max = jnp.where(first, MASKED, max_ref[copy, rows])
-    new_max = jnp.maximum(old_max, jnp.max(scores, axis=1, keepdims=True))
-    weights = jnp.exp2((scores - _spread(new_max, unit_keys)) * scale)
-    decay = jnp.exp2((old_max - new_max) * scale)
-    lane_sums = sum(weights[:, i : i + LANES] for i in range(0, unit_keys, LANES))
-    v = v_ref[0, 0, keys]
-    if masked:
-      v = call.real_keys(v, code, key)
-    product = tpu_call.dot(weights.astype(v.dtype), v, tpu_call.PLAIN)
-    acc = jnp.where(first, 0.0, acc_ref[copy, rows]) * _spread(decay, call.head_dim)
-    acc_ref[copy, rows] = acc + product
-    sum_ref[copy, rows] = jnp.where(first, 0.0, sum_ref[copy, rows]) * decay + lane_sums
-    max_ref[copy, rows] = new_max
-
-  tpu_call.for_each_unit(call, code, longest, unit)
-
-  @pl.when(grid.last(code) == 1)
-  def _():
-    for copy in range(call.copies):
-      stream = copy // copies_per_stream
-      total = jnp.sum(sum_ref[copy], axis=1, keepdims=True)
-      total = jnp.broadcast_to(total, sum_ref.shape[1:])
-      # Rows that see nothing hold what a unit of other rows, or nobody, left there.
-      empty = _spread(column_ref[stream], call.head_dim) == 0
-      out = acc_ref[copy] * _spread(_reciprocal(total), call.head_dim)
-      out = jnp.where(empty, 0.0, out)
-      rounded = out.astype(out_ref.dtype)
-      out_ref[0, 0, copy] = rounded
-      if low_ref is not None:
-        low = out - rounded.astype(jnp.float32)
-        low_ref[0, 0, copy] = low.astype(low_ref.dtype)
-      empty = lengths_ref[0, stream : stream + 1] == 0
-      one = slice(copy, copy + 1)
-      stats_ref[0, 0, 0, one] = jnp.where(empty, 0.0, _to_row(max_ref[copy]))
-      stats_ref[0, 0, 1, one] = jnp.where(empty, 0.0, jnp.log2(_to_row(total)))
+  return out, stats[..., : call.num_rows] if saves else None, low
 
 
 # ---- backward ----------------------------------------------------------------------------------
@@ -338,7 +205,7 @@ def _backward(plan: Plan, q, k, v, lengths, out, stats, low, dout) -> tuple[Arra
 
 def _backward_kernel(
   codes,
-  longest,
+  bounds,
   lengths_ref,
   stats_ref,
   q_ref,
@@ -370,12 +237,12 @@ def _backward_kernel(
     dk_acc[...] = jnp.zeros_like(dk_acc)
     dv_acc[...] = jnp.zeros_like(dv_acc)
 
-  @pl.when(first_tile & call.sees_nothing(code, longest))
+  @pl.when(first_tile & call.sees_nothing(code, bounds))
   def _():
     dq_acc[...] = jnp.zeros_like(dq_acc)
 
-  def unit(copy, rows, keys, masked):
-    row, key = rows.start, keys.start
+  def unit(copy, rows, keys, plain):
+    row, key, masked = rows.start, keys.start, plain < keys.size
     in_span = pl.ds(pl.multiple_of(grid.key(code) * grid.keys + key, keys.size), keys.size)
     k, v = k_ref[0, 0, keys], v_ref[0, 0, keys]
     if masked:
@@ -399,7 +266,11 @@ def _backward_kernel(
     old = jnp.where(first_tile & (key == 0), 0.0, dq_acc[copy, rows])
     dq_acc[copy, rows] = old + tpu_call.dot(dscores.T, k, tpu_call.PLAIN)
 
-  tpu_call.for_each_unit(call, code, longest, unit)
+  def run(units):
+    for place in units:
+      unit(*place)
+
+  tpu_call.for_each_unit(call, code, bounds, run)
 
   @pl.when(last_tile)
   def _():

@@ -33,7 +33,9 @@ class Blocks:
     keys: keys in a key tile.
     unit_rows: slots in a unit.
     unit_keys: keys in a unit.
-    join: a tile that needs no mask is one unit.
+    join: units, in each direction, that are one where no mask is needed.
+    transposed: whether forward keeps scores as [keys, rows]; then what a row unit sees of a masked
+      tile is one unit.
     span: most keys whose gradients are held in VMEM at once (backward only).
     overlap: most units in one basic block, as long as the copies of a row allow it.
   """
@@ -42,7 +44,8 @@ class Blocks:
   keys: int
   unit_rows: int
   unit_keys: int
-  join: bool = False
+  join: int = 1
+  transposed: bool = False
   span: int = 0
   overlap: int = 4
 
@@ -57,11 +60,21 @@ class Blocks:
   @property
   def plain(self) -> tuple[int, int]:
     """Rows and keys of a unit of a tile that needs no mask."""
-    return (self.rows, self.keys) if self.join else (self.unit_rows, self.unit_keys)
+    rows, keys = (
+      self.join if units % self.join == 0 else 1 for units in (self.row_units, self.key_units)
+    )
+    return rows * self.unit_rows, keys * self.unit_keys
 
   def has_stairs(self, copies: int) -> bool:
     """Whether a tile on a causal diagonal has a basic block of its own."""
-    return self.row_units == self.key_units == 2 and 2 * copies <= self.overlap
+    return self.row_units == self.key_units > 1 and 2 * copies <= self.overlap
+
+  def stair(self, unit: int) -> int:
+    """Keys of a tile on a causal diagonal that a row unit sees without a mask.
+
+    A vector of lanes less than all before its own: there rows may see to the end of their block.
+    """
+    return max(0, unit * self.unit_keys - LANES) if self.transposed else 0
 
   def fit(self, num_rows: int, num_keys: int) -> Blocks:
     """The same blocks, no larger than these rows and keys need and evenly spread over them."""
@@ -154,8 +167,12 @@ def rule(
   elif copies > (1 if small else 4):
     forward = Blocks(rows=256, keys=512, unit_rows=256, unit_keys=512)
   else:
-    rows, join = 512 if small else 1024, chip in WIDE
+    rows, join = 512 if small else 1024, 2 if chip in WIDE else 1
     forward = Blocks(rows=rows, keys=1024, unit_rows=512, unit_keys=512, join=join)
-  return forward, dataclasses.replace(
-    forward, span=longest_span(chip, forward.keys, head_dim, itemsize, share)
-  )
+  span = longest_span(chip, forward.keys, head_dim, itemsize, share)
+  backward = dataclasses.replace(forward, span=span)
+  if chip in WIDE and narrow and num_rows > LANES:
+    forward = dataclasses.replace(
+      forward, unit_rows=256, unit_keys=256, join=2, transposed=True, overlap=8
+    )
+  return forward, backward

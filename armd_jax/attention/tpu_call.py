@@ -17,6 +17,7 @@ from armd_jax.attention import tiles, tpu_blocks
 Array = jax.Array
 
 ROWS_BY_KEYS = (((1,), (1,)), ((), ()))  # contract the head dimension of both
+COLUMNS_BY_COLUMNS = (((0,), (0,)), ((), ()))  # contract the first dimension of both
 PLAIN = (((1,), (0,)), ((), ()))
 
 
@@ -75,14 +76,22 @@ class Call:
     """The first key of a tile."""
     return (self.grid.span(code) * self.grid.span_tiles + self.grid.key(code)) * self.grid.keys
 
-  def seen(self, code, longest, unit):
-    """How far beyond the start of its tile the rows of a row unit see; 0 or less: they do not."""
+  def _bound(self, code, bounds, unit, shortest):
     tile = self.grid.batch_of(code) * self.grid.query_tiles + self.grid.query(code)
-    return longest[tile * self.blocks.row_units + unit] - self.tile_start(code)
+    tile += shortest * self.grid.batch * self.grid.query_tiles
+    return bounds[tile * self.blocks.row_units + unit] - self.tile_start(code)
 
-  def sees_nothing(self, code, longest):
+  def seen(self, code, bounds, unit):
+    """How far beyond the start of its tile the rows of a row unit see; 0 or less: they do not."""
+    return self._bound(code, bounds, unit, False)
+
+  def all_see(self, code, bounds, unit):
+    """How far beyond the start of its tile every row of a row unit sees."""
+    return self._bound(code, bounds, unit, True)
+
+  def sees_nothing(self, code, bounds):
     """Whether a tile is walked for its outputs only."""
-    units = [self.seen(code, longest, i) for i in range(self.blocks.row_units)]
+    units = [self.seen(code, bounds, i) for i in range(self.blocks.row_units)]
     return functools.reduce(jnp.maximum, units) <= 0
 
   def real_rows(self, x: Array, code, row) -> Array:
@@ -148,8 +157,8 @@ class Call:
     """`[spans, B, G, C, M, D]`, one query tile of one span."""
     inner = self.rows_spec()
 
-    def index(b, g, t, codes, longest):
-      return self.grid.span(codes[t]), *inner.index_map(b, g, t, codes, longest)
+    def index(b, g, t, codes, bounds):
+      return self.grid.span(codes[t]), *inner.index_map(b, g, t, codes, bounds)
 
     return pl.BlockSpec((None, *inner.block_shape), index)
 
@@ -161,7 +170,7 @@ class Call:
     """
     lengths = pad(lengths, 2, self.padded_rows, mode='edge')
     steps, codes = tiles.walk(lengths, self.grid)
-    longest = tiles.longest(lengths, self.blocks.unit_rows).ravel()
+    bounds = [f(lengths, self.blocks.unit_rows).ravel() for f in (tiles.longest, tiles.shortest)]
     # Under shard_map, results vary over the same mesh axes as the inputs.
     varying = jax.typeof(inputs[0]).manual_axis_type
     pairs = self.copies * self.num_rows * self.num_keys * self.batch * self.groups
@@ -190,11 +199,14 @@ class Call:
       ),
       cost_estimate=cost,
       name=name,
-    )(codes, longest, lengths, *inputs)
+    )(codes, jnp.concatenate(bounds), lengths, *inputs)
 
 
-def for_each_unit(call: Call, code, longest, unit) -> None:
-  """Runs `unit(copy, rows, keys, masked)` for the visible units of a tile; slices lie in the tile.
+def for_each_unit(call: Call, code, bounds, run) -> None:
+  """Runs the visible units of a tile, some at a time: `run` gets those of one basic block.
+
+  A unit is (copy, rows, keys, plain): slices of the tile, and how many of its first keys are seen
+  by all of its rows; the others need the mask.
 
   The copies of a unit always stand in one basic block, where the compiler interleaves them; rows
   and keys join them up to `blocks.overlap` units and are looped over beyond, to bound the code.
@@ -202,62 +214,71 @@ def for_each_unit(call: Call, code, longest, unit) -> None:
   blocks, grid, copies = call.blocks, call.grid, range(call.copies)
   row_units, key_units = blocks.row_units, blocks.key_units
 
-  def loop(count, step, body, unroll=False):
-    """`body(start)` for the first `count` multiples of step."""
-    if unroll:
-      for i in range(count):
-        body(i * step)
+  def starts(count, step, body, together):
+    """`body` with the first `count` multiples of step, together or one by one."""
+    if together:
+      body([i * step for i in range(count)])
     else:
-      lax.fori_loop(0, count, lambda i, _: body(pl.multiple_of(i * step, step)), None)
+      lax.fori_loop(0, count, lambda i, _: body([pl.multiple_of(i * step, step)]), None)
 
   @pl.when(grid.partial(code) == 0)
   def _():
     size = blocks.plain
     row_count, key_count = blocks.rows // size[0], blocks.keys // size[1]
-    unroll_rows = call.copies * row_count <= blocks.overlap
-    unroll_keys = call.copies * row_count * key_count <= blocks.overlap
 
-    def keys(key):
-      def rows(row):
-        for copy in copies:
-          unit(copy, pl.ds(row, size[0]), pl.ds(key, size[1]), False)
+    def keys(key_starts):
+      def rows(row_starts):
+        run(
+          [
+            (copy, pl.ds(row, size[0]), pl.ds(key, size[1]), size[1])
+            for key in key_starts
+            for row in row_starts
+            for copy in copies
+          ]
+        )
 
-      loop(row_count, size[0], rows, unroll_rows)
+      starts(row_count, size[0], rows, call.copies * row_count <= blocks.overlap)
 
-    loop(key_count, size[1], keys, unroll_keys)
+    starts(key_count, size[1], keys, call.copies * row_count * key_count <= blocks.overlap)
 
-  def masked(row, key):
-    for copy in copies:
-      unit(copy, pl.ds(row, blocks.unit_rows), pl.ds(key, blocks.unit_keys), True)
+  def masked(row, key, count=1, plain=0):
+    """The units of a row unit over `count` key units, of which the `plain` first keys are seen."""
+    rows = pl.ds(row, blocks.unit_rows)
+    if blocks.transposed:
+      return [(copy, rows, pl.ds(key, count * blocks.unit_keys), plain) for copy in copies]
+    keys = [key + i * blocks.unit_keys for i in range(count)]
+    return [(copy, rows, pl.ds(key, blocks.unit_keys), 0) for key in keys for copy in copies]
 
   def seen(row):
     """Key units of the tile that some row of a row unit sees.
 
     At least one in the first tile of a query tile, unless none of its rows sees anything.
     """
-    visible = call.seen(code, longest, lax.div(row, blocks.unit_rows))
-    alone = (grid.key(code) == 0) & jnp.logical_not(call.sees_nothing(code, longest))
+    visible = call.seen(code, bounds, lax.div(row, blocks.unit_rows))
+    alone = (grid.key(code) == 0) & jnp.logical_not(call.sees_nothing(code, bounds))
     units = lax.div(visible + blocks.unit_keys - 1, blocks.unit_keys)
     return jnp.clip(units, alone.astype(jnp.int32), key_units)
 
   def any_shape():
-    def rows(row):
+    def rows(row_starts):
+      (row,) = row_starts
       if call.copies * key_units > blocks.overlap // 2:
-        loop(seen(row), blocks.unit_keys, functools.partial(masked, row))
+        starts(seen(row), blocks.unit_keys, lambda keys: run(masked(row, *keys)), False)
         return
       # Few copies overlap little: one body for each number of visible key units.
       for count in range(1, key_units + 1):
-        body = functools.partial(
-          loop, count, blocks.unit_keys, functools.partial(masked, row), True
-        )
-        pl.when(seen(row) == count)(body)
+        pl.when(seen(row) == count)(functools.partial(run, masked(row, 0, count)))
 
-    loop(row_units, blocks.unit_rows, rows)
+    starts(row_units, blocks.unit_rows, rows, False)
 
   def stairs():
-    for i in range(row_units):
-      for j in range(i + 1):
-        masked(i * blocks.unit_rows, j * blocks.unit_keys)
+    run(
+      [
+        unit
+        for i in range(row_units)
+        for unit in masked(i * blocks.unit_rows, 0, i + 1, blocks.stair(i))
+      ]
+    )
 
   @pl.when(grid.partial(code) == 1)
   def _():
@@ -265,8 +286,10 @@ def for_each_unit(call: Call, code, longest, unit) -> None:
       any_shape()
       return
     # The tile on a causal diagonal, in one basic block.
-    found = functools.reduce(
-      jnp.logical_and, [seen(i * blocks.unit_rows) == i + 1 for i in range(row_units)]
-    )
+    steps = [seen(i * blocks.unit_rows) == i + 1 for i in range(row_units)]
+    steps += [
+      call.all_see(code, bounds, i) >= blocks.stair(i) for i in range(row_units) if blocks.stair(i)
+    ]
+    found = functools.reduce(jnp.logical_and, steps)
     pl.when(found)(stairs)
     pl.when(jnp.logical_not(found))(any_shape)

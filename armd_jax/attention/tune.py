@@ -14,6 +14,7 @@ import json
 import math
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,8 @@ from armd_jax.bench import timing
 from armd_jax.errors import UserError
 
 Blocks = tpu_blocks.Blocks
-# Seconds of one kernel: (shape, streams, forward and backward blocks, whether backward too).
-Timer = Callable[[shapes.Shape, int, tuple[Blocks, Blocks], bool], float]
+# Seconds of one call: (shape, streams, blocks of all its kernels, whether backward too).
+Timer = Callable[[shapes.Shape, int, Any, bool], float]
 
 
 def sizes(shape: shapes.Shape, streams: int) -> tuple[int, int]:
@@ -39,13 +40,20 @@ def sizes(shape: shapes.Shape, streams: int) -> tuple[int, int]:
 def candidates(num_rows: int, num_keys: int) -> list[Blocks]:
   """Distinct forward blocks that fit these rows and keys."""
   found = {}
-  for rows, keys, unit_rows, unit_keys, join in itertools.product(
-    (256, 512, 1024), (512, 1024, 2048), (256, 512, 1024), (512, 1024), (False, True)
+  for rows, keys, unit_rows, unit_keys, join, transposed in itertools.product(
+    (256, 512, 1024),
+    (512, 1024, 2048),
+    (256, 512, 1024),
+    (256, 512, 1024),
+    (1, 2),
+    (False, True),
   ):
     if unit_rows > rows or unit_keys > keys:
       continue
-    blocks = Blocks(rows, keys, unit_rows, unit_keys, join).fit(num_rows, num_keys)
-    if join and blocks.row_units * blocks.key_units == 1:
+    blocks = Blocks(
+      *(rows, keys, unit_rows, unit_keys, join, transposed), overlap=8 if transposed else 4
+    ).fit(num_rows, num_keys)
+    if join > 1 and blocks.plain == (blocks.unit_rows, blocks.unit_keys):
       continue  # the same kernel as without
     found[blocks] = None
   return list(found)
@@ -76,6 +84,7 @@ def tune_shape(chip: str, shape: shapes.Shape, streams: int, timer: Timer) -> tu
   spans = [
     dataclasses.replace(b, span=tpu_blocks.longest_span(chip, b.keys, shape.head_dim, 2))
     for b in options
+    if not b.transposed  # as backward always is, in its own way
   ]
   backward = fastest(
     [shipped[1], *spans], lambda blocks: timer(shape, streams, (forward, blocks), True)
@@ -83,8 +92,13 @@ def tune_shape(chip: str, shape: shapes.Shape, streams: int, timer: Timer) -> tu
   return forward, backward
 
 
-def seconds_here(repeats: int) -> Timer:
-  """A timer of the device that is here; infinite where the compiler refuses the blocks."""
+def seconds_here(attend: Callable, repeats: int) -> Timer:
+  """A timer of the device that is here; infinite where the compiler refuses the blocks.
+
+  Args:
+    attend: `attend(q, k, v, lengths, blocks)`.
+    repeats: timed rounds.
+  """
 
   def seconds(shape, streams, blocks, backward):
     keys = jax.random.split(jax.random.key(0), 3)
@@ -93,23 +107,27 @@ def seconds_here(repeats: int) -> Timer:
     size = (1, shape.keys, shape.groups, shape.head_dim)
     k, v = (jax.random.normal(key, size, jnp.bfloat16) for key in keys[1:])
     lengths = jnp.asarray(shape.lengths(streams))
-    chip = device.current().chip
 
     @jax.jit
     def call(q, k, v):
-      attend = lambda *arrays: tpu.prefix_attention(*arrays, lengths, chip=chip, blocks=blocks)
       if not backward:
-        return attend(q, k, v)
-      out, pullback = jax.vjp(attend, q, k, v)
+        return attend(q, k, v, lengths, blocks)
+      out, pullback = jax.vjp(lambda q, k, v: attend(q, k, v, lengths, blocks), q, k, v)
       return pullback(out)
 
     try:
       taken = timing.interleaved({'call': lambda: call(q, k, v)}, repeats)
-    except jax.errors.JaxRuntimeError:  # does not fit
+    except (jax.errors.JaxRuntimeError, ValueError):  # does not fit, say XLA and Mosaic GPU
       return math.inf
     return timing.medians(taken)['call']
 
   return seconds
+
+
+def write(path: pathlib.Path, table: dict) -> None:
+  """JSON with an entry a line, sorted."""
+  lines = (f'  {json.dumps(key)}: {json.dumps(table[key])}' for key in sorted(table))
+  path.write_text('{\n' + ',\n'.join(lines) + '\n}\n')
 
 
 def tune(path: pathlib.Path, chip: str, names: Sequence[str], timer: Timer) -> None:
@@ -123,8 +141,7 @@ def tune(path: pathlib.Path, chip: str, names: Sequence[str], timer: Timer) -> N
       found = tune_shape(chip, shape, streams, timer)
       line = tpu_blocks.name(chip, copies, num_rows, shape.keys, shape.head_dim, 2)
       table[line] = [dataclasses.asdict(blocks) for blocks in found]
-      lines = (f'  {json.dumps(key)}: {json.dumps(table[key])}' for key in sorted(table))
-      path.write_text('{\n' + ',\n'.join(lines) + '\n}\n')
+      write(path, table)
       print(line, *('x'.join(map(str, (b.rows, b.keys))) for b in found), flush=True)
 
 
@@ -136,7 +153,11 @@ def main() -> None:
       f'{", ".join(tpu_blocks.CHIPS)}'
     )
   names = [name for name in shapes.NAMED if _SHAPES.value in name]
-  tune(pathlib.Path(_JSON.value), here.chip, names, seconds_here(_REPEATS.value))
+
+  def attend(q, k, v, lengths, blocks):
+    return tpu.prefix_attention(q, k, v, lengths, chip=here.chip, blocks=blocks)
+
+  tune(pathlib.Path(_JSON.value), here.chip, names, seconds_here(attend, _REPEATS.value))
 
 
 if __name__ == '__main__':

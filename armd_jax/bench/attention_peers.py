@@ -6,8 +6,9 @@
 jax's splash attention, and tokamax's where it is installed (`pip install tokamax`; without it, its
 lines are left out). Needs `libtpu` and no TPU. One head's causal attention, bfloat16: bundles of
 the tiles that each kernel runs, masked on the diagonal, plus what it does per step and per row of
-tiles. Kept is the best of several blocks per kernel. Neither shares keys between streams: two
-streams are two calls, and the useful utilisation stays what it is.
+tiles. Kept is the best of several blocks per kernel; a second run with the same jax does what is
+missing. Neither shares keys between streams: two streams are two calls, and the useful utilisation
+stays what it is.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import itertools
+import json
 import os
 import pathlib
 import re
@@ -29,13 +31,18 @@ from absl import flags
 from armd_jax import cli
 from armd_jax.attention import aot, aot_hopper, device, schedule, shapes
 
-HEADS = {'12x64': (12, 64), '16x128': (16, 128), '8x256': (8, 256)}
-LENGTHS = (1024, 4096)
+HEADS = {
+  '12x64': (12, 12, 64),
+  '16x128': (16, 16, 128),
+  '8x256': (8, 8, 256),
+  '32/8x128': (32, 8, 128),
+}
+LENGTHS = (1024, 4096, 32768)
 # Query tile, key tile, keys computed at a time.
 BLOCKS = ((512, 512, 512), (1024, 1024, 512), (1024, 1024, 1024), (512, 1024, 512))
 
 
-def _splash(length, heads, query, key, compute):
+def _splash(length, heads, grouped, query, key, compute):
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -45,10 +52,11 @@ def _splash(length, heads, query, key, compute):
     use_fused_bwd_kernel=True,
   )
   mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * heads)
-  return kernel.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
+  make = kernel.make_splash_mqa if grouped else kernel.make_splash_mha
+  return make(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
 
 
-def _tokamax(length, query, key, compute, skip):
+def _tokamax(length, grouped, query, key, compute, skip):
   from tokamax._src.ops.experimental.tpu.splash_attention import splash_attention_kernel as kernel
   from tokamax._src.ops.experimental.tpu.splash_attention import splash_attention_mask as masks
 
@@ -58,7 +66,8 @@ def _tokamax(length, query, key, compute, skip):
     **dict(qk_diag_skip=skip, sv_diag_skip=skip),
   )
   mask = masks.CausalMask((length, length))
-  return kernel.make_splash_mha(mask, config=config, q_seq_shards=1)
+  make = kernel.make_splash_mqa if grouped else kernel.make_splash_mha
+  return make(mask, config=config, q_seq_shards=1)
 
 
 PEERS = {
@@ -96,7 +105,7 @@ def callables(platform: str, shape: shapes.Shape) -> dict[str, Callable]:
   names = [name for name in PEERS if name == 'splash' or importlib.util.find_spec('tokamax')]
 
   def attend(q, k, v, peer):
-    kernel = PEERS[peer](shape.rows, shape.heads, 1024, 1024, 512)
+    kernel = PEERS[peer](shape.rows, shape.heads, False, 1024, 1024, 512)
     heads_first = (x.swapaxes(1, 2) for x in (q[:, 0] * shape.head_dim**-0.5, k, v))
     return jax.vmap(kernel)(*heads_first).swapaxes(1, 2)[:, None]
 
@@ -129,17 +138,26 @@ def cycles(regions, peer: str, length: int, query: int, key: int, backward: bool
 
 
 def measure(folder, chip, peer, length, name, blocks) -> dict[str, float]:
-  """Useful utilisation of both passes."""
-  heads, head_dim = HEADS[name]
-  attend = PEERS[peer](length, heads, *blocks)
-  x = jax.ShapeDtypeStruct((heads, length, head_dim), jnp.bfloat16, sharding=aot.sharding(chip))
+  """Useful utilisation of both passes; of a key head and its query heads, where those are several.
+
+  Other key heads are more steps of the same grid.
+  """
+  heads, groups, head_dim = HEADS[name]
+  grouped = heads > groups
+  heads = heads // groups if grouped else heads
+  attend = PEERS[peer](length, heads, grouped, *blocks)
+  rows, keys = (
+    jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=aot.sharding(chip))
+    for shape in ((heads, length, head_dim), (heads, length, head_dim)[grouped:])
+  )
   shutil.rmtree(folder, ignore_errors=True)
   os.makedirs(folder)
   loss = lambda q, k, v: attend(q, k, v).astype(jnp.float32).sum()
-  jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x).compile()
+  jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(rows, keys, keys).compile()
   useful = {}
-  for backward, kernel in enumerate(('splash_mha_fwd', 'splash_mha_dkv')):
-    total = cycles(schedule.read(folder, kernel), peer, length, *blocks[:2], bool(backward))
+  for backward, kernel in enumerate(('fwd', 'dkv')):
+    regions = schedule.read(folder, f'splash_{"mqa" if grouped else "mha"}_{kernel}')
+    total = cycles(regions, peer, length, *blocks[:2], bool(backward))
     ideal = (5 if backward else 2) * head_dim * length * (length + 1) / 2 / schedule.PEAK[chip]
     useful['backward' if backward else 'forward'] = round(ideal / total, 3)
   return useful
@@ -183,9 +201,11 @@ def spills(length: int = 4096) -> dict[str, list[int]]:
   """Bytes of spill stores of each kernel of forward and backward, by peer, heads and blocks."""
   sharding = aot_hopper.prepare()
   found = {}
-  for (peer, (make, dtype)), (name, (heads, head_dim)), blocks in itertools.product(
+  for (peer, (make, dtype)), (name, (heads, groups, head_dim)), blocks in itertools.product(
     HOPPER_PEERS.items(), HEADS.items(), ((64, 64), (64, 128))
   ):
+    if heads > groups:
+      continue
     x = jax.ShapeDtypeStruct((1, length, heads, head_dim), dtype, sharding=sharding)
     key = f'{peer} {name} {blocks[0]}x{blocks[1]}'
     try:
@@ -200,28 +220,46 @@ def spills(length: int = 4096) -> dict[str, list[int]]:
   return found
 
 
+def run(path: pathlib.Path, chips: list[str], measured: Callable[..., dict[str, float]]) -> None:
+  """Adds to the results at `path` the best peer of every shape that this jax has not compiled yet.
+
+  Args:
+    path: written after each shape.
+    chips: chips to compile for.
+    measured: `measure`, but for its folder.
+  """
+  results = json.loads(path.read_text()) if path.exists() else {}
+  if results.get('jax') != jax.__version__:
+    results = {'jax': jax.__version__, 'best': {}}
+  for length, name, chip in itertools.product(LENGTHS, HEADS, chips):
+    shape, best = f'{chip} train_{length}_{name}', {}
+    if shape in results['best']:
+      continue
+    for peer, blocks in itertools.product(PEERS, BLOCKS):
+      tried = [peer, 'x'.join(map(str, blocks))]
+      try:
+        useful = measured(chip, peer, length, name, blocks)
+      # Not installed, blocks it does not take, or more than the chip holds.
+      except (ImportError, NotImplementedError, ValueError, jax.errors.JaxRuntimeError) as error:
+        print(f'{shape} {tried}: {error}'[:300], flush=True)
+        continue
+      for kind, value in useful.items():
+        best[kind] = max(best.get(kind, [0]), [value, *tried])
+      print(shape, tried, useful, flush=True)
+    results['best'][shape] = best
+    aot.write(path, results)
+
+
 def main() -> None:
   if _CHIPS.value == [device.HOPPER]:
     aot.write(pathlib.Path(_JSON.value), {'jax': jax.__version__, 'spill_stores': spills()})
     return
   folder = tempfile.mkdtemp(prefix='attention_peers_')
   aot.prepare(folder)
-  best = {}
   try:
-    for peer, blocks, chip, name, length in itertools.product(
-      PEERS, BLOCKS, _CHIPS.value, HEADS, LENGTHS
-    ):
-      try:
-        useful = measure(folder, chip, peer, length, name, blocks)
-      except (ImportError, ValueError) as error:  # not installed, or blocks it does not take
-        print(f'{peer} {blocks}: {error}', flush=True)
-        continue
-      for kind, value in useful.items():
-        line = best.setdefault(f'{chip} train_{length}_{name}', {})
-        line[kind] = max(line.get(kind, [0]), [value, peer, 'x'.join(map(str, blocks))])
+    run(pathlib.Path(_JSON.value), _CHIPS.value, functools.partial(measure, folder))
   finally:
     shutil.rmtree(folder, ignore_errors=True)
-  aot.write(pathlib.Path(_JSON.value), {'jax': jax.__version__, 'best': best})
 
 
 if __name__ == '__main__':

@@ -39,7 +39,7 @@ def test_kernels_use_the_matrix_unit_and_bulk_copies_and_spill_nothing(programs)
 
 
 @pytest.mark.parametrize(('chip', 'backend'), [('v5e', 'pallas_tpu'), ('H100', 'pallas_hopper')])
-def test_gradient_traces_under_shard_map_with_batch_and_heads_sharded(chip, backend):
+def test_gradient_traces_under_remat_and_shard_map_with_batch_and_heads_sharded(chip, backend):
   """Results are known to vary over the mesh as the inputs do."""
   mesh = jax.sharding.AbstractMesh((2, 2), ('data', 'heads'))
   rows, keys = PartitionSpec('data', None, None, 'heads'), PartitionSpec('data', None, 'heads')
@@ -48,13 +48,14 @@ def test_gradient_traces_under_shard_map_with_batch_and_heads_sharded(chip, back
 
   def loss(q, k, v):
     lengths = jnp.ones((1, 2, 256), jnp.int32)
-    out = jax.shard_map(
+    attend = jax.shard_map(
       lambda *a: attention.prefix_attention(*a, backend=backend),
       mesh=mesh,
       in_specs=(rows, keys, keys, PartitionSpec()),
       out_specs=rows,
-    )(q, k, v, lengths)
-    return out.astype(jnp.float32).sum()
+    )
+    layer = jax.checkpoint(lambda q, _: (attend(q, k, v, lengths), None))
+    return jax.lax.scan(layer, q, length=2)[0].astype(jnp.float32).sum()
 
   with device.compiling_for(chip):
     gradients = jax.eval_shape(jax.grad(loss, argnums=(0, 1, 2)), q, k, k)

@@ -4,10 +4,8 @@ import logging
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax._src import ad_checkpoint
-from jax.sharding import PartitionSpec
 
 from armd_jax import attention
 from armd_jax.attention import device
@@ -82,35 +80,6 @@ def test_unknown_tpu_is_not_taken_by_auto(monkeypatch):
 
 
 # ---- transformations ---------------------------------------------------------------------------
-
-
-def test_gradient_of_a_scan_over_layers_under_shard_map():
-  """jit, grad, scan and shard_map at once, equal to the reference."""
-  q, k, v, lengths = _arrays(groups=2)
-  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ('data', 'heads'))
-  rows, keys = PartitionSpec('data', None, None, 'heads'), PartitionSpec('data', None, 'heads')
-
-  def gradients(backend):
-    # The interpreter, not the kernel, cannot track which axes a value varies over.
-    attend = jax.shard_map(
-      lambda *a: attention.prefix_attention(*a, backend=backend),
-      mesh=mesh,
-      in_specs=(rows, keys, keys, PartitionSpec()),
-      out_specs=rows,
-      check_vma=False,
-    )
-
-    def loss(q, k, v):
-      layers = jax.lax.scan(lambda q, _: (attend(q, k, v, lengths) + q, None), q, length=2)
-      return (layers[0] ** 2).sum()
-
-    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
-
-  expected = gradients('reference')
-  with device.interpreting_tpu():
-    found = jax.block_until_ready(gradients('pallas_tpu'))
-  for a, b in zip(found, expected, strict=True):
-    np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 @pytest.mark.parametrize(('dtype', 'parts'), [(jnp.float32, 1), (jnp.bfloat16, 2)])

@@ -44,6 +44,8 @@ def test_fastest_blocks_reach_the_kernels_through_the_table(tmp_path, monkeypatc
   assert (forward.rows, forward.keys, forward.unit_rows) == (512, 512, 256)
   assert (backward.rows, backward.keys, backward.unit_rows) == (256, 1024, 256)
   assert backward.span >= SHAPE.keys
+  assert not any(blocks[1].transposed for *_, blocks, _ in calls)
+  assert any(blocks[0].transposed for *_, blocks, _ in calls)
   assert before != (forward, backward)
 
 

@@ -1,0 +1,38 @@
+"""What is compared: legal tiles, the shipped ones first, each other one once."""
+
+import jax
+import pytest
+
+from armd_jax.attention import aot, shapes, tpu_blocks
+from armd_jax.bench import attention_blocks
+
+
+@pytest.mark.parametrize('chip', tpu_blocks.CHIPS)
+def test_variants_are_distinct_and_cut_into_whole_units(chip):
+  for shipped in tpu_blocks.choose(chip, 1, 4096, 4096, 128, 2):
+    found = attention_blocks.variants(shipped)
+    assert found['as shipped'] == shipped
+    assert len(found) == len(set(found.values())) > 4
+    for blocks in found.values():
+      assert blocks.rows % blocks.unit_rows == blocks.keys % blocks.unit_keys == 0
+
+
+def test_what_is_changed_is_read_from_the_pass_it_is_changed_in(monkeypatch):
+  """A compiler that likes larger forward tiles and smaller backward ones, and refuses half rows."""
+
+  def compiled(folder, chip, shape, streams, blocks):
+    assert (folder, chip, shape.name, streams) == ('folder', 'v6e', 'train_4096_8x256', 1)
+    if blocks[0].rows == shipped[0].rows // 2:
+      raise jax.errors.JaxRuntimeError('does not fit')
+    return {'forward': {'useful': blocks[0].keys}, 'backward': {'useful': -blocks[1].keys}}
+
+  shape = shapes.NAMED['train_4096_8x256']
+  shipped = tpu_blocks.choose('v6e', 1, shape.rows, shape.keys, shape.head_dim, 2)
+  monkeypatch.setattr(aot, 'measure', compiled)
+  monkeypatch.setattr(attention_blocks, 'forward_alone', lambda *_: 1)
+  found = attention_blocks.measure('folder', 'v6e', shape)
+  assert found['as shipped'] == {'forward': 1024, 'backward': -1024}
+  assert found['twice the keys'] == {'forward': 2048, 'backward': -2048}
+  assert found[attention_blocks.LAYOUT] == {'forward': 1024}
+  assert found['half the rows'] == {}
+  assert found[attention_blocks.ALONE] == {'forward': 1}
