@@ -1,6 +1,7 @@
 """Decoding speed and what it costs: `python -m armd_jax.bench.decode --shape=weight_bound`.
 
-AR with a key/value cache beside ARMD at every S, of the same size and code, taken in turns. Prefill
+AR with a key/value cache beside ARMD at every S (and, with --mdlm, the sampler of a diffusion
+baseline), of the same size and code, taken in turns. Prefill
 (of a prompt of half the length) and compilation are timed apart. With trained weights (--workdir)
 the exact NLL of held-out text stands beside every S, split into what the order costs (the strided
 order one by one against left-to-right) and what independence costs (S at once against one by one).
@@ -9,6 +10,7 @@ order one by one against left-to-right) and what independence costs (S at once a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,6 +24,7 @@ from armd_jax import config as config_lib
 from armd_jax.bench import decode_peers, timing
 from armd_jax.config import Config, ModelConfig, check_streams
 from armd_jax.data import corpus as corpus_lib
+from armd_jax.decode import diffusion, panels
 from armd_jax.decode import state as decode_state
 from armd_jax.decode.generate import compile_generate, prepare, task_of
 from armd_jax.decode.state import Task
@@ -139,8 +142,30 @@ def step_floor(system: System, task: Task, vocab_size: int) -> tuple[int, float]
   state = jax.eval_shape(begin, system.params)
   state = state.replace(filled_B=middle_1, committed_B=middle_1 + 1 - width)
   step = lambda params, state: decode_state.predict(model, params, task, state, width)[0]
-  weights = sum(x.nbytes for x in jax.tree.leaves(system.params))
-  return weights, flops.count(step, system.params, state).visible
+  params = jax.eval_shape(panels.whole, system.params)  # as products, which are counted
+  weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
+  return weights, flops.count(step, params, state).visible
+
+
+def denoisers(
+  model: dict[str, Any], vocab_size: int, batch_size: int, steps: Sequence[int]
+) -> list[Timed]:
+  """MDLM of the same size, with random weights, sampling in so many steps T; the network runs in
+  those that reveal something."""
+  config = config_lib.parse({'model': model | {'family': 'mdlm'}, 'order': {'rho': 0}}).model
+  network, num_slots = models.build(config, vocab_size), config.num_slots
+  tokens_BxN = np.zeros((batch_size, num_slots), np.int32)
+  params = jax.jit(network.init)(jax.random.key(0), tokens_BxN[:1])['params']
+  task = tokens_BxN, tokens_BxN > 0, np.full(batch_size, num_slots)
+  (sampler,) = diffusion.SAMPLERS['mdlm']
+
+  def timed(count):
+    run = functools.partial(
+      diffusion.generate, config, vocab_size, params, *task, steps=count, sampler=sampler
+    )
+    return Timed(name=f'MDLM T={count}', streams=1, steps=int(run().steps), run=run)
+
+  return [timed(count) for count in steps]
 
 
 def measure(timed: Sequence[Timed], num_slots: int, batch_size: int, repeats: int) -> list[dict]:
@@ -298,7 +323,7 @@ def main() -> None:
     model, vocab_size = _SHAPE.values()
   compared = systems(model, vocab_size, streams, params)
   machine, shape = timing.machine(), compared[0].config
-  parameters = timing.num_parameters(compared[-1].params)
+  parameters = timing.num_parameters(jax.eval_shape(panels.whole, compared[-1].params))
   sizes = ', '.join(map(str, batches))
   print(f'decoding: {timing.shape_line(shape, vocab_size, sizes)}, {parameters / 1e6:.1f}M')
   print(f'{timing.machine_line(machine)}; medians of {_REPEATS.value} rounds in turns', flush=True)
@@ -306,6 +331,7 @@ def main() -> None:
   while batches:
     batch_size = batches.pop(0)
     timed = [compiled(system, vocab_size, batch_size) for system in compared]
+    timed += denoisers(model, vocab_size, batch_size, [*map(int, _MDLM.value)])
     if _TRANSFORMERS.value:
       timed.append(Timed(**decode_peers.gpt2(shape, vocab_size, batch_size)))
     new = measure(timed, shape.num_slots, batch_size, _REPEATS.value)
@@ -345,6 +371,9 @@ if __name__ == '__main__':
   _BATCHES = flags.DEFINE_list('batch_sizes', '1', 'Texts generated together, like 1,8,64.')
   fine = lambda values: values and all(v.isdigit() and int(v) > 0 for v in values)
   flags.register_validator('batch_sizes', fine, 'must be whole numbers, like 1,8,64')
+  _MDLM = flags.DEFINE_list('mdlm', '', 'Also MDLM, in so many steps: 1024,256,64.')
+  steps_fine = lambda values: not values or fine(values)
+  flags.register_validator('mdlm', steps_fine, 'must be whole numbers, like 1024,256,64')
   _FILL = flags.DEFINE_bool('fill_memory', False, 'Then double the batch while memory holds it.')
   _TRANSFORMERS = flags.DEFINE_bool('transformers', False, "Beside transformers' cached GPT-2.")
   _WINDOWS = flags.DEFINE_integer('windows', 64, 'Held-out windows to score.', lower_bound=0)

@@ -15,9 +15,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from armd_jax import axes, models, sharding
+from armd_jax.attention import device
 from armd_jax.config import ModelConfig
-from armd_jax.decode import sampling
+from armd_jax.decode import panels, sampling
 from armd_jax.decode.state import (
+  CACHE_ROWS,
   DecodeState,
   Task,
   decoding_form,
@@ -25,11 +27,15 @@ from armd_jax.decode.state import (
   next_width,
   predict,
   start,
+  whole_room,
+  with_room,
 )
 from armd_jax.models.armd import BOS
 from armd_jax.order import block_bounds, given_first, to_generation, to_text
 
 Array = jax.Array
+
+ROOM = 128  # rows by which caches grow, at least
 
 
 @flax.struct.dataclass
@@ -250,7 +256,7 @@ def _jit(*static: str, **options: Any) -> Callable[..., Any]:
 def prepare(config: ModelConfig, params: Any) -> Any:
   """Parameters as decoding reads them, for those who call with them many times: `generate` takes
   either, and makes these from trained ones at every call."""
-  return decoding_form(config, params)[1]
+  return _form(config, params, 1, None)[1]
 
 
 @_jit('config', 'vocab_size', 'stop_token', 'prefill', 'width', 'batch', 'mesh')
@@ -258,18 +264,41 @@ def _generate(
   config, vocab_size, params, task, tokens_BxN, draws, stop_token, prefill, width, batch, mesh
 ):
   with axes.on(mesh):
-    config, params = decoding_form(config, params)
+    config, params = _form(config, params, 2 * len(tokens_BxN) * width, mesh)
     model = models.build(config, vocab_size)
     tokens_BxN = to_generation(tokens_BxN, task.order)
-    state = start(model, params, task, tokens_BxN, prefill, width)
-    state = advance(model, params, task, draws, state, width, stop_token, batch)
+    rooms = _rooms(tokens_BxN.shape[1], prefill, width)
+    state = start(model, params, task, tokens_BxN, prefill, width, rooms[0])
+    where = width, stop_token, batch, None
+    for room in rooms:
+      state = with_room(state, room)
+      state = advance(model, params, task, draws, state, *where, room, room == rooms[0])
     return finish(task, state, stop_token, batch)
+
+
+def _form(config, params, rows, mesh):
+  """`decoding_form`, as matrices are multiplied fastest with so many rows."""
+  config, params = decoding_form(config, params)
+  fast = panels.serve(config, rows) and (mesh is None or mesh.size == 1)
+  return config, panels.cut(params) if fast else panels.whole(params)
+
+
+def _rooms(num_slots, prefill, width):
+  """Rows of the caches, one size after the other, where a step would read all of them. Kernels read
+  what is filled, whatever the size."""
+  whole = whole_room(num_slots, width)
+  if device.current().platform != 'cpu':
+    return (whole,)
+  # A loop per size: the heads, one row each, belong into the first.
+  first = prefill + 2 * width
+  step = max(ROOM, -(whole // 4) // CACHE_ROWS * -CACHE_ROWS)
+  return (*(room for room in range(step, whole, step) if room >= first), whole)
 
 
 @_jit('config', 'vocab_size', 'prefill', 'width', 'mesh')
 def _begin(config, vocab_size, params, task, tokens_BxN, prefill, width, mesh):
   with axes.on(mesh):
-    config, params = decoding_form(config, params)
+    config, params = _form(config, params, 2 * len(tokens_BxN) * width, mesh)
     model = models.build(config, vocab_size)
     tokens_BxN = to_generation(tokens_BxN, task.order)
     return params, start(model, params, task, tokens_BxN, prefill, width)
@@ -280,7 +309,7 @@ def _advance(
   config, vocab_size, params, task, draws, state, until, width, stop_token, batch, mesh
 ):  # fmt: skip
   with axes.on(mesh):
-    config, params = decoding_form(config, params)  # which they are in, so that nothing is copied
+    config, _ = decoding_form(config, {})
     model = models.build(config, vocab_size)
     state = advance(model, params, task, draws, state, width, stop_token, batch, until)
     return state, jnp.any(wanted(task, state, stop_token, batch))
@@ -305,8 +334,10 @@ def advance(
   stop_token: int | None,
   batch: int,
   until: Array | None = None,
+  room: int | None = None,
+  heads: bool = True,
 ) -> DecodeState:
-  """Steps until every text is complete or has stopped, or `until` steps are done.
+  """Steps until every text is complete or has stopped, `until` steps are done, or the caches full.
 
   Args:
     model, params: in `decoding_form`.
@@ -314,14 +345,17 @@ def advance(
     width: the widest block, static.
     stop_token: see `generate`.
     batch: sequences that somebody waits for.
+    room: rows of the caches, if they do not hold whole texts.
+    heads: whether blocks of one are taken apart; they are right either way.
   """
   # Heads come one by one and groups `width` at a time: two loops, so that heads cost one row each.
-  for loop_width in sorted({1, width}):
+  for loop_width in sorted({1, width}) if heads else (width,):
 
     def more(state, loop_width=loop_width):
       fits = True if loop_width == width else jnp.max(step_rows(task, state)) <= loop_width
       early = True if until is None else state.steps < until
-      return jnp.any(wanted(task, state, stop_token, batch)) & fits & early
+      has_room = True if room is None else jnp.max(state.filled_B) + loop_width <= room
+      return jnp.any(wanted(task, state, stop_token, batch)) & fits & early & has_room
 
     body = functools.partial(step, model, params, task, draws, width=loop_width)
     state = jax.lax.while_loop(more, body, state)

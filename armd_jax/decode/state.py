@@ -16,8 +16,9 @@ import jax.numpy as jnp
 
 from armd_jax import axes
 from armd_jax.config import ModelConfig
+from armd_jax.decode import panels
 from armd_jax.models.armd import Rows
-from armd_jax.models.layers import unstack_layers
+from armd_jax.models.layers import KVCache, unstack_layers
 from armd_jax.order import GenerationOrder, block_bounds
 
 Array = jax.Array
@@ -68,6 +69,8 @@ def decoding_form(config: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
   once instead of per step."""
 
   def prepare(path, x):
+    if path[-1].key in ('panels', 'matrix'):  # cast and whole already
+      return x
     is_matrix = path[-1].key in ('kernel', 'embedding')
     names = (None if name == 'embed' else name for name in axes.of_parameter(path, x))
     return axes.constrain(x.astype(config.dtype) if is_matrix else x, *names)
@@ -77,7 +80,13 @@ def decoding_form(config: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
 
 
 def start(
-  model: Any, params: Any, task: Task, tokens_BxN: Array, prefill: int, width: int
+  model: Any,
+  params: Any,
+  task: Task,
+  tokens_BxN: Array,
+  prefill: int,
+  width: int,
+  room: int | None = None,
 ) -> DecodeState:
   """Fills the caches with the given tokens in one pass through both streams.
 
@@ -87,6 +96,7 @@ def start(
     tokens_BxN: int32 in generation order; only the given slots are read.
     prefill: at least the largest number of given tokens and at most N; static.
     width: the widest block that will be decoded; static.
+    room: rows that the caches have room for, at first; `whole_room` if None.
   Returns:
     The state before the first step.
   """
@@ -95,8 +105,7 @@ def start(
     tokens_BxM=axes.constrain(jnp.pad(tokens_BxN, ((0, 0), (0, width))), 'batch', None),
     filled_B=task.num_given_B,
     committed_B=jnp.zeros_like(task.num_given_B),
-    # Room for the padding of the widest step behind the last real row; given tokens come first.
-    network=model.empty_state(batch, -(num_slots + width) // CACHE_ROWS * -CACHE_ROWS),
+    network=model.empty_state(batch, room or whole_room(num_slots, width)),
     steps=jnp.zeros((), jnp.int32),
     margin_B=axes.constrain(jnp.full(batch, jnp.inf, jnp.float32), 'batch'),
   )
@@ -115,8 +124,22 @@ def start(
     query_offset_B=zero_B,
     count_B=task.num_given_B,
   )
-  _, network = model.apply({'params': params}, content_BxP, rows, state.network, method='extend')
+  variables = {'params': panels.whole(params)}
+  with panels.reading():
+    _, network = model.apply(variables, content_BxP, rows, state.network, method='extend')
   return state.replace(network=network, committed_B=task.num_given_B)
+
+
+def whole_room(num_slots: int, width: int) -> int:
+  """Rows of caches for whole texts and the padding of the widest step behind them."""
+  return -(num_slots + width) // CACHE_ROWS * -CACHE_ROWS
+
+
+def with_room(state: DecodeState, rows: int) -> DecodeState:
+  """The same state, its caches with room for so many rows."""
+  is_cache = lambda x: isinstance(x, KVCache)
+  grow = lambda x: x.with_room(rows) if is_cache(x) else x
+  return state.replace(network=jax.tree.map(grow, state.network, is_leaf=is_cache))
 
 
 def next_width(task: Task, state: DecodeState) -> Array:
@@ -154,8 +177,11 @@ def predict(
     count_B=state.filled_B + 1 - state.committed_B,
   )
   variables = {'params': params}
-  hidden_BxWxE, network = model.apply(variables, content_BxW, rows, state.network, method='extend')
-  logits_BxWxV = model.apply(variables, hidden_BxWxE, method='logits')
+  with panels.reading():
+    hidden_BxWxE, network = model.apply(
+      variables, content_BxW, rows, state.network, method='extend'
+    )
+    logits_BxWxV = model.apply(variables, hidden_BxWxE, method='logits')
   state = state.replace(network=network, committed_B=state.filled_B + 1, steps=state.steps + 1)
   return logits_BxWxV, width_B, state
 

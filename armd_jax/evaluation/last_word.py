@@ -16,6 +16,7 @@ from armd_jax import axes, models, sharding
 from armd_jax.config import ModelConfig
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.errors import UserError
+from armd_jax.evaluation import likelihood
 from armd_jax.order import left_to_right
 
 
@@ -101,11 +102,15 @@ def score(
   run = _run(config, vocab_size, mesh, most)
   rows = sharding.batch_sharding(mesh)
   arrays = passages.text_WxN, passages.first_W, passages.count_W
-  for first in range(start, len(passages.text_WxN), batch_size):
-    batch = [x[first : first + batch_size] for x in arrays]
-    count = len(batch[0])
-    pad = lambda x: np.pad(x, [(0, batch_size - len(x)), *[(0, 0)] * (x.ndim - 1)])
-    yield np.asarray(run(params, *(sharding.put(pad(x), rows) for x in batch)))[:count]
+
+  def dispatched():
+    for first in range(start, len(passages.text_WxN), batch_size):
+      batch = [x[first : first + batch_size] for x in arrays]
+      pad = lambda x: np.pad(x, [(0, batch_size - len(x)), *[(0, 0)] * (x.ndim - 1)])
+      yield run(params, *(sharding.put(pad(x), rows) for x in batch)), len(batch[0])
+
+  for found_Bx2, count in likelihood.pulled_ahead(dispatched(), likelihood.AHEAD):
+    yield np.asarray(found_Bx2)[:count]
 
 
 @functools.lru_cache(maxsize=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from armd_jax.order import (
 Array = jax.Array
 
 
+AHEAD = 2  # batches that the device has before it while the host reads the one behind
 TIMES = 8  # per window, at which a diffusion baseline's bound is estimated
 
 
@@ -130,26 +132,44 @@ def nll(
       bound spread evenly over its slots.
   """
   is_diffusion = config.family in diffusion.FAMILIES
-  score = (_score_bound if is_diffusion else _score)(config, vocab_size, mesh)
+  score = (_score_bound if is_diffusion else scorer)(config, vocab_size, mesh)
   rows = sharding.batch_sharding(mesh)
   total = orders * len(windows_WxN)
   keys_W = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(total))
-  make_order = jax.jit(functools.partial(protocol.order, config.num_slots))
-  for first in range(start, total, batch_size):
-    count = min(batch_size, total - first)
-    index_B = np.minimum(first + np.arange(batch_size), total - 1)
-    text_BxN = windows_WxN[index_B % len(windows_WxN)].astype(np.int32)
-    if is_diffusion:
-      how = np.asarray(jax.random.key_data(keys_W[index_B]))
-    else:
-      how = jax.tree.map(np.asarray, make_order(keys_W[index_B]))
-    text_BxN, how = jax.tree.map(lambda x: sharding.put(x, rows), (text_BxN, how))
-    yield np.asarray(score(params, text_BxN, how))[:count]
+  order = functools.partial(protocol.order, config.num_slots)
+  make = jax.jit(jax.random.key_data if is_diffusion else order)
+
+  def asked_for():
+    for first in range(start, total, batch_size):
+      index_B = np.minimum(first + np.arange(batch_size), total - 1)
+      yield min(batch_size, total - first), index_B % len(windows_WxN), make(keys_W[index_B])
+
+  def dispatched():
+    # The host lays orders out over the processes, so they are made before the scores in front.
+    for count, window_B, how in pulled_ahead(asked_for(), AHEAD + 1):
+      text_BxN, how = windows_WxN[window_B].astype(np.int32), jax.tree.map(np.asarray, how)
+      text_BxN, how = jax.tree.map(lambda x: sharding.put(x, rows), (text_BxN, how))
+      yield score(params, text_BxN, how), count
+
+  for nll_BxN, count in pulled_ahead(dispatched(), AHEAD):
+    yield np.asarray(nll_BxN)[:count]
+
+
+def pulled_ahead(items: Iterator[Any], count: int) -> Iterator[Any]:
+  """The items, each given out when `count` more have been asked for: a device that works on those
+  does not wait for the host."""
+  waiting = collections.deque()
+  for item in items:
+    waiting.append(item)
+    if len(waiting) > count:
+      yield waiting.popleft()
+  yield from waiting
 
 
 @functools.lru_cache(maxsize=8)
-def _score(config, vocab_size, mesh):
-  """One compiled program serves every order, since orders are data."""
+def scorer(config, vocab_size, mesh):
+  """The compiled forward pass: a function of parameters, text_BxN and an order `[B, N]`, both over
+  the mesh. One program serves every order, since orders are data."""
   model = models.build(config, vocab_size)
 
   def score(params, text_BxN, order):
@@ -164,7 +184,7 @@ def _score(config, vocab_size, mesh):
 
 @functools.lru_cache(maxsize=8)
 def _score_bound(config, vocab_size, mesh):
-  """`_score` of a diffusion baseline, which takes a key per sequence in place of an order."""
+  """`scorer` of a diffusion baseline, which takes a key per sequence in place of an order."""
   model = models.build(config, vocab_size)
 
   def score(params, text_BxN, key_data_Bx2):

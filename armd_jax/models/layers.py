@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from armd_jax import axes
-from armd_jax.attention import prefix_attention
+from armd_jax.attention import device, prefix_attention
 from armd_jax.config import ModelConfig
 
 Array = jax.Array
@@ -52,29 +53,66 @@ class View:
 
 @flax.struct.dataclass
 class KVCache:
-  """Keys and values of one layer: the first rows are filled, the others are never visible."""
+  """Keys and values of one layer: the first rows are filled, the others are never visible.
 
-  k_BxKxGxD: Array
-  v_BxKxGxD: Array
+  Attributes:
+    k, v: `[B, K, G, D]`, as kernels read them; or heads first, `[B, G, K, D]`, and `[G, K, D]` of a
+      single sequence.
+    heads_first: as CPUs multiply them, which would turn whole caches around at every step.
+  """
+
+  k: Array
+  v: Array
+  heads_first: bool = flax.struct.field(pytree_node=False)
 
   @classmethod
   def empty(cls, config: ModelConfig, batch: int, rows: int) -> KVCache:
-    zeros = jnp.zeros((batch, rows, config.num_kv_heads, config.head_dim), config.dtype)
-    zeros = axes.constrain(zeros, 'batch', None, axes.kv_heads(config.num_kv_heads), None)
-    return cls(zeros, zeros)
+    shape = batch, rows, config.num_kv_heads, config.head_dim
+    names = 'batch', None, axes.kv_heads(config.num_kv_heads), None
+    heads_first = device.current().platform == 'cpu'
+    if heads_first:
+      # XLA drops an axis of one sequence by itself, and then copies the caches at every step.
+      order = (0, 2, 1, 3) if batch > 1 else (2, 1, 3)
+      shape, names = (tuple(x[i] for i in order) for x in (shape, names))
+    zeros = axes.constrain(jnp.zeros(shape, config.dtype), *names)
+    return cls(zeros, zeros, heads_first)
+
+  @property
+  def rows(self) -> int:
+    """K, that there is room for."""
+    return self.k.shape[self._axis]
 
   def write(self, k_BxWxGxD: Array, v_BxWxGxD: Array, offset_B: Array) -> KVCache:
     """Puts W rows at `offset_B` (`[1]` when all sequences are at the same place)."""
-    return KVCache(
-      _put(self.k_BxKxGxD, k_BxWxGxD, offset_B), _put(self.v_BxKxGxD, v_BxWxGxD, offset_B)
-    )
 
+    def put(cache, rows_BxWxGxD):
+      rows = rows_BxWxGxD.swapaxes(1, 2) if self.heads_first else rows_BxWxGxD
+      rows = rows if cache.ndim == 4 else rows[0]
+      write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=self._axis)
+      if len(offset_B) == 1:
+        return write(cache, rows, offset_B[0])
+      return jax.vmap(write)(cache, rows, offset_B)
 
-def _put(cache_BxKxGxD: Array, rows_BxWxGxD: Array, offset_B: Array) -> Array:
-  if offset_B.shape[0] == 1:
-    return jax.lax.dynamic_update_slice(cache_BxKxGxD, rows_BxWxGxD, (0, offset_B[0], 0, 0))
-  put = lambda cache, rows, offset: jax.lax.dynamic_update_slice(cache, rows, (offset, 0, 0))
-  return jax.vmap(put)(cache_BxKxGxD, rows_BxWxGxD, offset_B)
+    return self.replace(k=put(self.k, k_BxWxGxD), v=put(self.v, v_BxWxGxD))
+
+  def read(self) -> tuple[Array, Array]:
+    """k_BxKxGxD and v_BxKxGxD."""
+    if not self.heads_first:
+      return self.k, self.v
+    turned = lambda x: x.reshape(-1, *x.shape[-3:]).swapaxes(1, 2)
+    return turned(self.k), turned(self.v)
+
+  def with_room(self, rows: int) -> KVCache:
+    """The same, with room for so many rows, or more."""
+    if rows <= self.rows:
+      return self
+    more = [(0, 0)] * self.k.ndim
+    more[self._axis] = (0, rows - self.rows)
+    return self.replace(k=jnp.pad(self.k, more), v=jnp.pad(self.v, more))
+
+  @property
+  def _axis(self):
+    return -2 if self.heads_first else -3
 
 
 def rope_rotation(config: ModelConfig, position: Array) -> tuple[Array, Array] | None:
@@ -186,7 +224,7 @@ class Block(nn.Module):
     v_BxKxGxD = kv_BxKx2xGxD[:, :, 1]
     if cache is not None:
       cache = cache.write(k_BxKxGxD, v_BxKxGxD, view.offset_B)
-      k_BxKxGxD, v_BxKxGxD = cache.k_BxKxGxD, cache.v_BxKxGxD
+      k_BxKxGxD, v_BxKxGxD = cache.read()
     seen_BxRxNxHxD = prefix_attention(
       q_BxRxNxHxD, k_BxKxGxD, v_BxKxGxD, view.lengths_BxRxN, backend=c.attention
     )

@@ -13,6 +13,7 @@ from armd_jax import config as config_lib
 from armd_jax import sharding
 from armd_jax.bench import decode
 from armd_jax.config import MeshConfig, UserError
+from armd_jax.decode import panels
 from armd_jax.evaluation import likelihood
 
 SHAPE = dict(num_layers=2, embed_dim=32, num_heads=2, length=16, pe_dim=8, dtype='float32')
@@ -41,7 +42,7 @@ def test_rows(timed):
 def test_floor_of_a_step(timed):
   """AR: every matrix once, and two products with 9 keys of width 32 in both layers."""
   (bytes_, ar), *_, (_, four) = (one.step_floor for one in timed)
-  params = decode.systems(SHAPE, 11, [])[0].params
+  params = panels.whole(decode.systems(SHAPE, 11, [])[0].params)
   assert bytes_ == sum(x.nbytes for x in jax.tree.leaves(params))
   matrices = sum(x.size for x in jax.tree.leaves(params) if x.ndim > 1)
   assert ar == 2 * 2 * (matrices + 2 * 2 * 9 * 32)  # of two texts
@@ -91,12 +92,15 @@ def test_program_writes_its_numbers(tmp_path):
   }
   flags = [f'--{name}={value}' for name, value in sizes.items()]
   flags += ['--vocab_size=11', '--streams=2', '--repeats=1', f'--json={tmp_path}/d.json']
-  flags += [f'--png={tmp_path}/d.png']
+  flags += [f'--png={tmp_path}/d.png', '--mdlm=64,4']
   command = [sys.executable, '-m', 'armd_jax.bench.decode', *flags]
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   numbers = json.loads((tmp_path / 'd.json').read_text())
   assert numbers['shape']['length'] == 16 and numbers['machine']['cpu_cores'] >= 1
-  assert [row['steps'] for row in numbers['systems']] == [16, 9]
+  steps = {row['system']: row['steps'] for row in numbers['systems']}
+  assert steps.pop('MDLM T=4') <= 4 < steps['MDLM T=64'] <= 16  # only where something is revealed
+  assert list(steps.values())[:2] == [16, 9]
+  assert all(row['tokens_per_second'] > 0 for row in numbers['systems'])
   assert (tmp_path / 'd.png').stat().st_size > 10_000
   assert 'N = 16' in done.stdout and 'prefill' in done.stdout

@@ -10,7 +10,8 @@ import pytest
 import tiny
 
 from armd_jax import models, order
-from armd_jax.attention import hopper
+from armd_jax.attention import device, hopper
+from armd_jax.decode import generate as generate_module
 from armd_jax.decode.generate import generate, stream, task_of
 from armd_jax.decode.sampling import draw, nucleus
 from armd_jax.decode.state import Task, start
@@ -218,7 +219,30 @@ def test_kernels_take_caches_as_they_are(width):
   model = models.build(config, tiny.VOCAB)
   task = shared_task(order.left_to_right(16), 2)
   begin = lambda params: start(model, params, task, jnp.zeros((2, 16), int), 0, width)
-  caches = jax.eval_shape(begin, params).network.two_stream
+  with device.compiling_for(device.HOPPER):
+    caches = jax.eval_shape(begin, params).network.two_stream
   assert caches
-  for num_rows in (cache.k_BxKxGxD.shape[1] for cache in caches):
+  for cache in caches:
+    num_rows = cache.k.shape[1]
+    assert cache.k.shape == (2, num_rows, config.num_kv_heads, config.head_dim)
     assert num_rows >= 16 + width and num_rows % hopper.TMA_ROWS == 0
+
+
+def test_caches_grow_with_the_text(monkeypatch):
+  """Three sizes one after the other, and the texts of one size; another batch compiles anew."""
+  config, params = small()
+  run = lambda batch: generate(
+    config, tiny.VOCAB, params, task_of(np.zeros((batch, 16), bool), np.full(batch, 16), 2),
+    np.zeros((batch, 16), int), seed=5,
+  )  # fmt: skip
+  at_once = run(8)
+  monkeypatch.setattr(generate_module, 'ROOM', 8)
+  rooms = []
+  grow = generate_module.with_room
+  monkeypatch.setattr(
+    generate_module, 'with_room', lambda state, room: rooms.append(room) or grow(state, room)
+  )
+  growing = run(7)
+  assert rooms == [8, 16, 24]
+  np.testing.assert_array_equal(growing.tokens_BxN, at_once.tokens_BxN[:7])
+  assert int(growing.steps) == int(at_once.steps)

@@ -96,6 +96,24 @@ def test_several_orders_of_every_window(network):
   np.testing.assert_array_equal(exact[:81], exact[81:])
 
 
+def test_the_device_has_batches_before_it_while_results_are_read(network, monkeypatch):
+  params, _ = network
+  scorer, asked_for = likelihood.scorer, []
+
+  def counting(*where):
+    score = scorer(*where)
+    return lambda *inputs: asked_for.append(1) or score(*inputs)
+
+  monkeypatch.setattr(likelihood, 'scorer', counting)
+  mesh = sharding.make_mesh(config_lib.MeshConfig())
+  batches = likelihood.nll(CONFIG, V, params, TEXTS, likelihood.UNIFORM, mesh, batch_size=9)
+  found = [(len(asked_for), next(batches)) for _ in range(9)]
+  assert [count for count, _ in found] == [0, 3, 4, 5, 6, 7, 8, 9, 9]
+  np.testing.assert_array_equal(
+    np.concatenate([x for _, x in found]), nll(params, likelihood.UNIFORM, batch_size=9)
+  )
+
+
 # ----- a model trained left-to-right
 
 

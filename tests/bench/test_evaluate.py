@@ -1,0 +1,15 @@
+"""The evaluation benchmark times the loop beside its forward pass, and takes a profile."""
+
+from armd_jax import config as config_lib
+from armd_jax.bench import evaluate
+
+SHAPE = dict(num_layers=1, embed_dim=16, num_heads=2, length=16, pe_dim=8, dtype='float32')
+
+
+def test_rates_and_profile(tmp_path):
+  config = config_lib.parse({'model': SHAPE, 'order': {'rho': 0}})
+  numbers = evaluate.measure(config, 2, batches=3, repeats=2, profile=str(tmp_path))
+  assert 0 < numbers['share'] == numbers['evaluate'] / numbers['forward']
+  assert [*tmp_path.rglob('perfetto_trace.json.gz')]
+  assert 'missed' in evaluate.report(numbers | {'share': 0.89})
+  assert 'met' in evaluate.report(numbers | {'share': 0.9})
