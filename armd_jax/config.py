@@ -89,6 +89,7 @@ class OrderConfig:
   block_schedule: str = _one_of('linear', 'cosine')  # of that process
   sbp_start: int = -1  # from this step on orders are strided (SBP); -1: never
   sbp_streams: tuple[int, ...] = (1, 2, 4)  # S is drawn uniformly from these at every step
+  sbp_one_by_one: float = 0.0  # share of sequences whose strided order goes a token at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,6 +283,7 @@ def _check(config: Config) -> Config:
   for name, value in (
     ('model.dropout', m.dropout),
     ('order.uniform_order_prob', o.uniform_order_prob),
+    ('order.sbp_one_by_one', o.sbp_one_by_one),
     ('optimizer.ema_decay', p.ema_decay),
   ):
     _require(0 <= value <= 1, f'config.{name} is {value}; write a number from 0 to 1')

@@ -16,6 +16,7 @@ from armd_jax.objectives.cross_entropy import weighted_nll
 from armd_jax.order import (
   GenerationOrder,
   masking_blocks,
+  one_by_one,
   progressive_budget,
   select,
   shuffled,
@@ -39,7 +40,8 @@ def training_order(
   Left-to-right, then progressively shuffled, with a share of `uniform_order_prob` in random order
   (singletons, or the blocks of a `block_steps`-step masking process, paper section 2); then, from
   `sbp_start` on, strided with S drawn uniformly from `sbp_streams` once per step (which tokens are
-  shuffled is drawn per sequence).
+  shuffled is drawn per sequence); a share of `sbp_one_by_one` of the sequences takes the strided
+  order one token at a time (our choice).
 
   Args:
     num_slots: N.
@@ -66,7 +68,11 @@ def training_order(
   if config.sbp_start >= 0:
     streams = jax.random.choice(step_key, jnp.array(config.sbp_streams, jnp.int32))
     is_strided = jnp.reshape(step >= config.sbp_start, 1)
-    order = select(is_strided, strided(num_slots, streams), order)
+    stride = strided(num_slots, streams)
+    if config.sbp_one_by_one:
+      coin_B = jax.vmap(jax.random.bernoulli, (0, None))(keys_B, config.sbp_one_by_one)
+      stride = select(coin_B, one_by_one(stride), stride)
+    order = select(is_strided, stride, order)
     kind_B = jnp.where(is_strided, jnp.where(streams > 1, _STRIDED, _LEFT_TO_RIGHT), kind_B)
   return order, kind_B
 

@@ -125,3 +125,14 @@ def test_random_blocks_replace_random_singletons():
     first[schedule] = (np.asarray(blocks.block_BxN) == 1).mean()
   assert abs(first['linear'] - 1 / 4) < 0.02
   assert abs(first['cosine'] - (1 - np.cos(np.pi / 8))) < 0.02
+
+
+def test_some_strided_orders_go_one_by_one():
+  """The same positions, a block per token, for the share of sequences that is asked for."""
+  strided = dict(ar_steps=0, perm_steps=0, rho=0, sbp_start=0, sbp_streams=(4,))
+  together = step_order(OrderConfig(**strided), 0, batch=400)
+  mixed = step_order(OrderConfig(**strided, sbp_one_by_one=0.25), 0, batch=400)
+  assert (mixed.position_BxN == together.position_BxN[:1]).all()
+  blocks_B = np.asarray(order.num_blocks(mixed))
+  assert set(blocks_B) == {16, int(order.num_blocks(together)[0])}
+  assert abs((blocks_B == 16).mean() - 0.25) < 0.07
