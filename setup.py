@@ -13,6 +13,7 @@ setuptools.setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=setuptools.find_namespace_packages(include=['armd_jax', 'armd_jax.*']),
+  package_data={'armd_jax': ['page/*']},
   install_requires=[
     'absl-py>=2.1',
     'array-record>=0.8.1',

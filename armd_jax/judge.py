@@ -18,7 +18,9 @@ from armd_jax import cli
 from armd_jax.data.tokenizers import get_tokenizer
 from armd_jax.errors import UserError
 from armd_jax.evaluation import quality
+from armd_jax.evaluation.gpt2_judge import Gpt2Judge
 from armd_jax.evaluation.huggingface_judge import HuggingFaceJudge
+from armd_jax.models import gpt2
 
 
 def read_texts(path: str) -> list[str]:
@@ -44,6 +46,15 @@ def read_texts(path: str) -> list[str]:
   if not texts or not all(isinstance(text, str) for text in texts):
     raise UserError(f'{path} holds no texts, or what is not text; generate some')
   return texts
+
+
+def open_judge(path: str) -> quality.Judge:
+  """GPT-2 runs in JAX, any other model of Hugging Face in transformers.
+
+  Raises:
+    UserError: no judge is there, or what it needs is not installed.
+  """
+  return Gpt2Judge(path) if gpt2.is_gpt2(path) else HuggingFaceJudge(path)
 
 
 def mauve_score(judge: quality.Judge, texts: Sequence[str], references: Sequence[str]) -> float:
@@ -93,7 +104,7 @@ def main() -> None:
   texts = read_texts(_SAMPLES.value)
   references = read_texts(_REFERENCES.value) if _REFERENCES.value else None
   tokenizer = get_tokenizer(_TOKENIZER.value)
-  judge = HuggingFaceJudge(_JUDGE.value)
+  judge = open_judge(_JUDGE.value)
   try:
     statistics = quality.statistics([tokenizer.encode(text) for text in texts])
     verdict = quality.judge_texts(judge, texts)

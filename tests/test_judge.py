@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import corpora
+import numpy as np
 import pytest
 
 from armd_jax import judge
@@ -77,7 +78,7 @@ def test_a_real_judge_tells_prose_from_its_words_shuffled(tmp_path):
   for name, texts in {
     'prose': prose,
     'shuffled': shuffled,
-    'the': ['the' + ' the' * 200] * 2,
+    'repeated': ['the hat, ' * 80] * 2,
   }.items():
     (tmp_path / 's.json').write_text(json.dumps({'texts': texts}))
     out = tmp_path / f'{name}.json'
@@ -92,5 +93,30 @@ def test_a_real_judge_tells_prose_from_its_words_shuffled(tmp_path):
   perplexity = {name: r['verdict']['corpus_perplexity'] for name, r in results.items()}
   entropy = {name: r['statistics']['entropy_bits'] for name, r in results.items()}
   assert perplexity['shuffled'] > 5 * perplexity['prose']
-  assert perplexity['the'] < perplexity['prose']
-  assert entropy['the'] < 0.7 * entropy['prose'] < entropy['shuffled']
+  assert perplexity['repeated'] < perplexity['prose']
+  assert entropy['repeated'] < 0.7 * entropy['prose'] < entropy['shuffled']
+
+
+class LetterPairs:
+  """A judge whose features are how often pairs of letters follow each other, in 32 classes."""
+
+  name, context = 'pairs', 1 << 20
+
+  def encode(self, text):
+    return np.frombuffer(text.encode(), np.uint8).astype(np.int64)
+
+  def features(self, windows):
+    rows = [np.bincount((5 * ids[:-1] + ids[1:]) % 32, minlength=32) for ids in windows]
+    return np.stack([row / row.sum() for row in rows]).astype(np.float32)
+
+
+@corpora.needs_shared
+def test_mauve_tells_prose_from_its_letters_shuffled():
+  pytest.importorskip('mauve', reason='MAUVE needs its package (pip install mauve-text)')
+  prose = (corpora.SHARED / 'train/moby_dick.txt').read_text('utf-8').split('\n\n')
+  prose = [text for text in prose if len(text) > 600][:120]
+  shuffled = [''.join(random.Random(0).sample(text, len(text))) for text in prose]
+  one, other = prose[::2], prose[1::2]
+  alike = judge.mauve_score(LetterPairs(), one, other)
+  assert alike > 0.8 > 0.2 > judge.mauve_score(LetterPairs(), shuffled[::2], other)
+  assert alike == judge.mauve_score(LetterPairs(), one, other)

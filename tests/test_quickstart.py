@@ -1,6 +1,8 @@
 """The whole story on a tiny text: train, fine-tune, measure, generate, sample from the result."""
 
+import html
 import json
+import re
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 from armd_jax import config as config_lib
+from armd_jax import report
 from armd_jax.quickstart import quickstart
 
 
@@ -88,6 +91,23 @@ def test_sample_program(finished, tmp_path, flags, expected):
   assert all(text.startswith(expected) and text in done.stdout for text in texts)
   if 'gamma' in flags[0]:
     assert texts[0].endswith(' gamma') and len(texts[0]) == len('alpha ____ gamma')
+
+
+def test_report_shows_the_run(finished, tmp_path):
+  """Its numbers, its orders, and the texts that sampling gives."""
+  _, workdir, results = finished
+  report.report(workdir, tmp_path / 'r.html', seed=0, temperature=1.0, top_p=1.0)
+  page = (tmp_path / 'r.html').read_text()
+  assert not re.search(r'(src|href)="(?!#|data:)|://', page)
+  for title in ('Parallel generation', 'Quality against speed', 'Training', 'rho = 4 shuffled'):
+    assert title in page
+  for score in results['held_out']['after_sbp']:
+    assert score['name'] in page and f'{score["nats_per_token"]:.3f}' in page
+  shown = re.findall(r'data-steps="(\d+)"[^>]*>(.*?)</div>', page, re.DOTALL)
+  texts = [html.unescape(re.sub('<[^>]*>', '', text)) for _, text in shown]
+  assert [int(steps) for steps, _ in shown] == [s['steps'] for s in results['generation']]
+  assert texts == [s['text'] for s in results['generation']]
+  assert len(re.findall('<svg', page)) == len(re.findall('role="img"', page)) >= 10
 
 
 def test_evaluate_program_repeats_the_numbers(finished, tmp_path):

@@ -1,4 +1,4 @@
-"""A small GPT-2 checkpoint as Hugging Face writes it."""
+"""A small GPT-2 checkpoint as Hugging Face writes it, and what it computes."""
 
 from __future__ import annotations
 
@@ -38,3 +38,28 @@ def write(folder: pathlib.Path, arrays: dict[str, np.ndarray], **described) -> p
   (folder / 'config.json').write_text(json.dumps(DESCRIBED | described))
   safetensors.numpy.save_file(arrays, folder / 'model.safetensors')
   return folder
+
+
+def reference(p, ids_T):
+  """Logits [T, V] of the checkpoint p as the GPT-2 paper's code computes them, in float64."""
+  p = {name: x.astype(np.float64) for name, x in p.items()}
+
+  def norm(x, name):
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    return x * p[f'{name}.weight'] + p[f'{name}.bias']
+
+  dense = lambda x, name: x @ p[f'{name}.weight'] + p[f'{name}.bias']
+  gelu = lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+  x = p['wte.weight'][ids_T] + p['wpe.weight'][: len(ids_T)]
+  for layer in range(LAYERS):
+    h = f'h.{layer}'
+    q, k, v = np.split(dense(norm(x, f'{h}.ln_1'), f'{h}.attn.c_attn'), 3, axis=-1)
+    heads = []
+    for d in np.split(np.arange(E), HEADS):
+      scores = q[:, d] @ k[:, d].T / np.sqrt(len(d))
+      scores = np.where(np.tri(len(ids_T), dtype=bool), scores, -np.inf)
+      weights = np.exp(scores - scores.max(-1, keepdims=True))
+      heads.append(weights / weights.sum(-1, keepdims=True) @ v[:, d])
+    x = x + dense(np.concatenate(heads, axis=-1), f'{h}.attn.c_proj')
+    x = x + dense(gelu(dense(norm(x, f'{h}.ln_2'), f'{h}.mlp.c_fc')), f'{h}.mlp.c_proj')
+  return norm(x, 'ln_f') @ p['wte.weight'].T

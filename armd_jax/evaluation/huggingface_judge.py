@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from armd_jax.errors import UserError, sentence
+from armd_jax.evaluation import quality
 
 _TOKENS_AT_ONCE = 4096  # of padded windows, so that logits of large vocabularies fit
 
@@ -57,7 +58,7 @@ class HuggingFaceJudge:
 
   def nats(self, windows: Sequence[np.ndarray]) -> list[np.ndarray]:
     results = [None] * len(windows)
-    for batch, output, _ in self._run(windows, output_hidden_states=False):
+    for batch, output in self._run(windows, output_hidden_states=False):
       # One sequence at a time: log-probabilities of a whole batch need twice the logits' memory.
       for row, number in enumerate(batch):
         ids = self._torch.as_tensor(windows[number])
@@ -68,25 +69,15 @@ class HuggingFaceJudge:
 
   def features(self, windows: Sequence[np.ndarray]) -> np.ndarray:
     rows = [None] * len(windows)
-    for batch, output, lengths in self._run(windows, output_hidden_states=True):
+    for batch, output in self._run(windows, output_hidden_states=True):
       for row, number in enumerate(batch):
-        rows[number] = output.hidden_states[-1][row, lengths[row] - 1].numpy()
+        rows[number] = output.hidden_states[-1][row, len(windows[number]) - 1].numpy()
     return np.stack(rows)
 
-  def _run(self, windows, output_hidden_states) -> Iterator[tuple[list[int], Any, list[int]]]:
-    """Batches of windows of like length: their numbers, what the model says, their lengths."""
-    by_length = sorted(range(len(windows)), key=lambda number: len(windows[number]))
-    while by_length:
-      longest = len(windows[by_length[-1]])
-      count = max(1, _TOKENS_AT_ONCE // longest)
-      batch, by_length = by_length[-count:], by_length[:-count]
-      lengths = [len(windows[number]) for number in batch]
-      # Padding stands behind, where causal attention never looks.
-      ids = np.zeros((len(batch), longest), np.int64)
-      for row, number in enumerate(batch):
-        ids[row, : lengths[row]] = windows[number]
+  def _run(self, windows, output_hidden_states) -> Iterator[tuple[list[int], Any]]:
+    """Numbers of windows of like length, and what the model says of them."""
+    for batch, ids_BxT in quality.padded_batches(windows, _TOKENS_AT_ONCE):
+      ids = self._torch.as_tensor(ids_BxT)
       with self._torch.inference_mode():
-        output = self._model(
-          self._torch.as_tensor(ids), output_hidden_states=output_hidden_states, use_cache=False
-        )
-      yield batch, output, lengths
+        output = self._model(ids, output_hidden_states=output_hidden_states, use_cache=False)
+      yield batch, output

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -52,11 +52,13 @@ class Verdict:
     corpus_perplexity: e to the nats of all tokens over their number.
     mean_perplexity: mean over texts of each one's own perplexity.
     tokens: scored, in the judge's tokenizer.
+    perplexities: of every text that has a score.
   """
 
   corpus_perplexity: float
   mean_perplexity: float
   tokens: int
+  perplexities: tuple[float, ...]
 
 
 def judge_texts(judge: Judge, texts: Sequence[str]) -> Verdict:
@@ -82,11 +84,39 @@ def judge_texts(judge: Judge, texts: Sequence[str]) -> Verdict:
     nats_of_text[number] += nats_T.sum()
     tokens_of_text[number] += len(nats_T)
   scored = tokens_of_text > 0
+  perplexities = np.exp(nats_of_text[scored] / tokens_of_text[scored])
   return Verdict(
     corpus_perplexity=math.exp(nats_of_text.sum() / tokens_of_text.sum()),
-    mean_perplexity=float(np.mean(np.exp(nats_of_text[scored] / tokens_of_text[scored]))),
+    mean_perplexity=float(np.mean(perplexities)),
     tokens=int(tokens_of_text.sum()),
+    perplexities=tuple(map(float, perplexities)),
   )
+
+
+def padded_batches(
+  windows: Sequence[np.ndarray],
+  tokens_at_once: int,
+  padded_length: Callable[[int], int] = lambda length: length,
+) -> Iterator[tuple[list[int], np.ndarray]]:
+  """Windows of like length together, the longest first, so that little of a batch is padding.
+
+  Args:
+    windows: ids.
+    tokens_at_once: most ids of a batch, unless one window alone has more.
+    padded_length: of a batch whose longest window has so many ids.
+  Yields:
+    The numbers of a batch's windows, and their ids, int64 [batch, length]; padding, 0, stands
+    behind, where causal attention never looks.
+  """
+  by_length = sorted(range(len(windows)), key=lambda number: len(windows[number]))
+  while by_length:
+    length = padded_length(len(windows[by_length[-1]]))
+    count = max(1, tokens_at_once // length)
+    numbers, by_length = by_length[-count:], by_length[:-count]
+    ids_BxT = np.zeros((len(numbers), length), np.int64)
+    for row, number in enumerate(numbers):
+      ids_BxT[row, : len(windows[number])] = windows[number]
+    yield numbers, ids_BxT
 
 
 @dataclasses.dataclass(frozen=True)

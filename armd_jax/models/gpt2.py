@@ -29,6 +29,16 @@ _FIXED = {
 }
 
 
+def is_gpt2(path: str | pathlib.Path) -> bool:
+  """Whether a folder says that it holds one whose weights are in model.safetensors."""
+  try:
+    described = json.loads((pathlib.Path(path) / 'config.json').read_text())
+  except (OSError, ValueError):
+    return False
+  is_one = isinstance(described, dict) and described.get('model_type') == 'gpt2'
+  return is_one and (pathlib.Path(path) / 'model.safetensors').exists()
+
+
 def load(folder: str | pathlib.Path) -> tuple[config_lib.ModelConfig, int, Any]:
   """A model's config, its vocabulary size and its parameters.
 

@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from tiny_gpt2 import HEADS, LAYERS, E, N, V, arrays, write
+from tiny_gpt2 import N, V, arrays, reference, write
 
 from armd_jax import models
 from armd_jax.decode.generate import generate, task_of
@@ -15,31 +15,6 @@ from armd_jax.models.armd import BOS
 from armd_jax.order import left_to_right
 
 TOKENS = np.random.RandomState(1).randint(V, size=(3, N))
-
-
-def reference(p, ids_T):
-  """Logits [T, V] as the GPT-2 paper's code computes them, in float64."""
-  p = {name: x.astype(np.float64) for name, x in p.items()}
-
-  def norm(x, name):
-    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-    return x * p[f'{name}.weight'] + p[f'{name}.bias']
-
-  dense = lambda x, name: x @ p[f'{name}.weight'] + p[f'{name}.bias']
-  gelu = lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-  x = p['wte.weight'][ids_T] + p['wpe.weight'][: len(ids_T)]
-  for layer in range(LAYERS):
-    h = f'h.{layer}'
-    q, k, v = np.split(dense(norm(x, f'{h}.ln_1'), f'{h}.attn.c_attn'), 3, axis=-1)
-    heads = []
-    for d in np.split(np.arange(E), HEADS):
-      scores = q[:, d] @ k[:, d].T / np.sqrt(len(d))
-      scores = np.where(np.tri(len(ids_T), dtype=bool), scores, -np.inf)
-      weights = np.exp(scores - scores.max(-1, keepdims=True))
-      heads.append(weights / weights.sum(-1, keepdims=True) @ v[:, d])
-    x = x + dense(np.concatenate(heads, axis=-1), f'{h}.attn.c_proj')
-    x = x + dense(gelu(dense(norm(x, f'{h}.ln_2'), f'{h}.mlp.c_fc')), f'{h}.mlp.c_proj')
-  return norm(x, 'ln_f') @ p['wte.weight'].T
 
 
 @pytest.fixture(scope='module')

@@ -1,0 +1,106 @@
+"""GPT-2 of any size as a judge, in JAX, from local weights; see `models.gpt2` for the folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from armd_jax import models
+from armd_jax.data.tokenizers import get_tokenizer, vocab_size
+from armd_jax.errors import UserError, sentence
+from armd_jax.evaluation import quality
+from armd_jax.models import gpt2
+from armd_jax.objectives import armd
+from armd_jax.order import left_to_right
+
+Array = jax.Array
+
+_TOKENS_AT_ONCE = 8192  # of padded windows
+_LOSS_CHUNK = 64  # positions per window whose logits exist at once
+
+
+class Gpt2Judge:
+  """See `quality.Judge`; the tokenizer is the folder's tokenizer.json, else GPT-2's own.
+
+  Args:
+    folder: holds config.json and model.safetensors; nothing is downloaded.
+  Raises:
+    UserError: no GPT-2 is there, or it has no tokenizer.
+  """
+
+  def __init__(self, folder: str):
+    self.name = os.path.basename(os.path.normpath(folder))
+    config, self._vocab_size, self._params = gpt2.load(folder)
+    # Nothing stands before the first id of a window, not even what is between documents.
+    self._config = dataclasses.replace(config, bos='first_token_given')
+    self.context = config.length
+    self.encode = _encoder(pathlib.Path(folder), self._vocab_size)
+
+  def nats(self, windows: Sequence[np.ndarray]) -> list[np.ndarray]:
+    results = [None] * len(windows)
+    for batch, ids_BxT in quality.padded_batches(windows, _TOKENS_AT_ONCE, self._padded):
+      nll_BxN = np.asarray(_nats(self._config, self._vocab_size, self._params, ids_BxT))
+      for row, number in enumerate(batch):
+        results[number] = nll_BxN[row, : len(windows[number]) - 1].astype(np.float64)
+    return results
+
+  def features(self, windows: Sequence[np.ndarray]) -> np.ndarray:
+    rows = [None] * len(windows)
+    for batch, ids_BxT in quality.padded_batches(windows, _TOKENS_AT_ONCE, self._padded):
+      last_B = np.array([len(windows[number]) - 1 for number in batch])
+      rows_BxE = _features(self._config, self._vocab_size, self._params, ids_BxT, last_B)
+      for number, row_E in zip(batch, np.asarray(rows_BxE), strict=True):
+        rows[number] = row_E
+    return np.stack(rows)
+
+  def _padded(self, length: int) -> int:
+    """Powers of two, since every length is a program to compile."""
+    return min(self.context, max(16, 1 << (length - 1).bit_length()))
+
+
+def _encoder(folder, size):
+  path = folder / 'tokenizer.json'
+  if path.exists():
+    import tokenizers
+
+    try:
+      found = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises Exception itself
+      raise UserError(f'cannot read {path} ({sentence(error)}); fetch it anew') from error
+    if found.get_vocab_size() > size:
+      raise UserError(
+        f'{path} has {found.get_vocab_size()} tokens but the model {size}; take both from one model'
+      )
+    return lambda text: np.array(found.encode(text, add_special_tokens=False).ids, np.int64)
+  if size != vocab_size('gpt2'):
+    raise UserError(
+      f"{folder} holds a model of {size} tokens, not GPT-2's {vocab_size('gpt2')}, and no "
+      'tokenizer.json; put that of the model beside it'
+    )
+  return get_tokenizer('gpt2').encode
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'vocab_size'))
+def _nats(config, vocab_size, params, ids_BxT) -> Array:
+  """float32 [B, T - 1], of every id but the first."""
+  batch, length = ids_BxT.shape
+  model, order = models.build(config, vocab_size), left_to_right(length - 1)
+  weights_BxN = jnp.zeros((batch, length - 1))
+  _, nll_BxN = armd.nll(model, params, ids_BxT, order, weights_BxN, loss_chunk=_LOSS_CHUNK)
+  return nll_BxN
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'vocab_size'))
+def _features(config, vocab_size, params, ids_BxT, last_B) -> Array:
+  """float32 [B, E], the row that reads the last id."""
+  model, order = models.build(config, vocab_size), left_to_right(ids_BxT.shape[1])
+  read_BxT = jnp.roll(ids_BxT, -1, axis=1)  # row n of the model reads the first id and n of these
+  hidden_BxTxE = model.apply({'params': params}, read_BxT, order, ids_BxT[:, 0])
+  return jnp.take_along_axis(hidden_BxTxE, last_B[:, None, None], axis=1)[:, 0]

@@ -1,0 +1,160 @@
+"""The page of a run: its replay in a real browser, what its texts are cut into, what it refuses."""
+
+import re
+import subprocess
+import sys
+import time
+
+import browser
+import numpy as np
+import pytest
+import tiny
+
+from armd_jax import config as config_lib
+from armd_jax import report, report_page, sample
+from armd_jax.data.tokenizers import ByteTokenizer
+from armd_jax.errors import UserError
+from armd_jax.report_page import Replay
+
+# One text in two streams after a given piece, one in one stream; two tokens make one letter.
+TWO = Replay(
+  2, 4, (('<p> ', 4, 0), ('a', 1, 1), ('b', 1, 3), ('\n', 1, 4), ('é', 2, 2), ('c', 1, 3))
+)
+ONE = Replay(1, 6, tuple((letter, 1, step + 1) for step, letter in enumerate('abcdef')))
+VISIBLE = "document.querySelector('.generated:not([hidden])').innerText"
+OUTPUT = "document.querySelector('output').textContent"
+
+
+def new_page():
+  section = report_page.replay_section([TWO, ONE], 10, 'python -m armd_jax.sample')
+  return report_page.page('a <run>', 'of a model', {'step': '3 of 4'}, [section])
+
+
+@pytest.fixture(scope='module')
+def page(tmp_path_factory):
+  if browser.find() is None:
+    pytest.skip(f'needs a browser: none of {", ".join(browser.NAMES)} is installed')
+  folder = tmp_path_factory.mktemp('page')
+  report.write(folder / 'report.html', new_page())
+  page = browser.Page(folder / 'profile')
+  page.open(f'file://{folder}/report.html')
+  yield page
+  page.close()
+
+
+def test_the_slider_shows_exactly_what_every_step_made(page):
+  page.run("document.getElementById('step').focus()")
+  page.press('Home', 36)
+  for step in range(7):
+    shown = [piece for piece, _, appeared in TWO.pieces if appeared <= step]
+    assert page.run(VISIBLE) == ''.join(shown)
+    tokens = sum(tokens for _, tokens, appeared in TWO.pieces if appeared <= step)
+    assert page.run(OUTPUT) == f'step {min(step, 4)} of 4, {tokens} of 10 tokens'
+    page.press('ArrowRight', 39)
+  page.press('Home', 36)
+  page.run('document.querySelector(\'.lane[data-streams="1"]\').click()')
+  assert page.run(VISIBLE) == ''
+  page.press('ArrowRight', 39)
+  page.press('ArrowRight', 39)
+  assert page.run(VISIBLE) == 'ab'
+
+
+def test_playing_goes_on_to_the_end(page):
+  page.press('End', 35)
+  page.press('ArrowLeft', 37)
+  page.run("document.getElementById('play').click()")
+  play = "document.getElementById('play').textContent"
+  assert page.run(play) == 'Pause'
+  end = time.monotonic() + browser.SECONDS
+  while page.run(play) == 'Pause' and time.monotonic() < end:
+    time.sleep(0.1)
+  assert (page.run(play), page.run(VISIBLE)) == ('Play', 'abcdef')
+
+
+def test_a_page_fetches_nothing_and_has_no_errors(page):
+  urls = {request['request']['url'] for request in page.happened('Network.requestWillBeSent')}
+  assert {url.partition(':')[0] for url in urls} <= {'file', 'data'}
+  assert len([url for url in urls if url.startswith('file:')]) == 1
+  told = page.happened('Log.entryAdded', 'Runtime.exceptionThrown', 'Runtime.consoleAPICalled')
+  assert told == []
+
+
+def test_nothing_refers_to_what_is_outside():
+  text = new_page()
+  assert not re.search(r'(src|href)="(?!#|data:)|url\((?!#)|@import|://', text)
+  assert 'a &lt;run&gt;' in text and '&lt;p&gt;' in text
+
+
+def test_pieces_are_the_text_and_the_tokens():
+  tokenizer = ByteTokenizer()
+  ids_N = np.append(tokenizer.encode('né“!'), [256, 195, 65, 226])
+  step_N = np.arange(1, len(ids_N) + 1)
+  pieces = report.pieces_of(tokenizer, ids_N, step_N)
+  assert ''.join(text for text, _, _ in pieces) == tokenizer.decode(ids_N)
+  assert sum(tokens for _, tokens, _ in pieces) == len(ids_N)
+  assert [text for text, _, _ in pieces][:4] == ['n', 'é', '“', '!']
+  assert [step for _, _, step in pieces][:4] == [1, 3, 6, 7]
+
+
+def test_a_token_appears_when_the_decoder_makes_it():
+  """What streaming has seen by a step is what the replay shows by it, and no token more."""
+  raw = {'model': dict(length=20, num_layers=2, embed_dim=16, num_heads=2, dtype='float32')}
+  config = config_lib.parse(raw | {'order': {'rho': 1}})
+  tokenizer = ByteTokenizer()
+  _, params = tiny.init(config.model, tokenizer.vocab_size)
+  (replay,) = report.replays(config, tokenizer, params, 'ab', [3], seed=3)
+  step_N = np.concatenate([np.full(tokens, step) for _, tokens, step in replay.pieces])
+  seen = []
+  request = sample.continue_prompts(['ab'], 20, tokenizer)
+  watch = lambda generated, known_BxN: seen.append((int(generated.steps), known_BxN[0]))
+  (text,), _ = sample.complete(config, tokenizer, params, request, streams=3, seed=3, watch=watch)
+  assert ''.join(piece for piece, _, _ in replay.pieces) == text
+  assert (replay.steps, step_N[:2].tolist()) == (max(step_N), [0, 0])
+  assert len(seen) > 1  # before the first step and after the last; how often between, time decides
+  whole = {tokens for _, tokens, _ in replay.pieces} == {1}
+  for steps, known_N in seen:
+    missing = known_N & (step_N > steps)
+    assert not (~known_N & (step_N <= steps)).any()
+    assert not (whole and missing.any())
+
+
+@pytest.mark.parametrize(
+  ('log', 'sentence'),
+  [
+    (None, 'is missing or damaged'),
+    ('{"step": 1, "loss": 2.0}\n{"step": 2, "lo', 'damaged .*; give the training command again'),
+    ('{"step": 1, "held_out": 2.0}\n', 'holds no step; train first'),
+  ],
+)
+def test_a_log_that_cannot_be_shown_is_one_sentence(tmp_path, log, sentence):
+  if log is not None:
+    (tmp_path / 'metrics.jsonl').write_text(log)
+  with pytest.raises(UserError, match=sentence):
+    report.read_records(tmp_path)
+
+
+def test_numbers_of_another_program_are_refused(tmp_path):
+  (tmp_path / 'd.json').write_text('{"systems": []}')
+  for path, sentence in (('d.json', "has no 'quality'; make it by"), ('e.json', 'cannot be read')):
+    with pytest.raises(UserError, match=sentence):
+      report.read_json('decoding', str(tmp_path / path), 'x', 'systems', 'quality')
+  with pytest.raises(UserError, match='holds other rows than'):
+    report_page.decoding_section('d.json', {'systems': [{'seconds': 1}], 'quality': None})
+
+
+def test_a_page_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path):
+  page = tmp_path / 'report.html'
+  report.write(page, 'first')
+  with pytest.raises(UnicodeEncodeError):
+    report.write(page, 'second \ud800')
+  assert page.read_text() == 'first'
+  with pytest.raises(UserError, match='give another --out'):
+    report.write(page / 'below.html', 'third')
+  assert [path.name for path in tmp_path.iterdir()] == ['report.html']
+
+
+def test_no_run_is_one_sentence(tmp_path):
+  command = [sys.executable, '-m', 'armd_jax.report', f'--workdir={tmp_path}/absent']
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 1
+  assert done.stderr.splitlines()[-1].endswith('give the --workdir of a training run')
