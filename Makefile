@@ -8,7 +8,6 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-WORKDIR ?= work/quickstart
 TEXT ?=
 TESTS ?=
 DRILLS ?=
@@ -17,8 +16,9 @@ DRILLS ?=
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 # The interpreter of the newest jax alone runs the Hopper kernels; the others stand for their kinds.
-SMOKE = tests/attention/test_hopper.py tests/attention/test_hopper_splits.py tests/test_order.py \
-  tests/objectives/test_armd.py tests/objectives/test_cross_entropy.py tests/data/test_pipeline.py \
+SMOKE = tests/attention/test_hopper.py tests/attention/test_hopper_splits.py \
+  tests/attention/test_shard_map.py tests/test_order.py tests/objectives/test_armd.py \
+  tests/objectives/test_cross_entropy.py tests/data/test_pipeline.py \
   tests/decode/test_cached.py::test_ar_model \
   tests/test_train.py::test_killed_and_started_again_is_as_if_never_stopped
 
@@ -34,7 +34,7 @@ $(VENV)/.installed: setup.py pyproject.toml
 	touch $@ && echo "installed in $$(( $$(date +%s) - begin )) s"
 
 quickstart: $(VENV)/.installed
-	@$(VENV)/bin/python -m armd_jax.quickstart --workdir=$(WORKDIR) $(if $(TEXT),--text='$(TEXT)')
+	@$(VENV)/bin/python -m armd_jax.quickstart --workdir=$(or $(WORKDIR),work/quickstart) $(if $(TEXT),--text='$(TEXT)')
 
 test: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest $(TESTS)
