@@ -96,28 +96,36 @@ def replays(
   return found
 
 
-def drawn_orders(config: Config) -> dict[str, orders.GenerationOrder]:
-  """Small orders of the kinds that the run was trained on, by what they are called."""
+def drawn_orders(config: Config, step: int) -> dict[str, orders.GenerationOrder]:
+  """Small orders of the kinds that a run has been trained on by a step, by what they are called."""
   o, keys = config.order, jax.random.split(jax.random.key(config.seed), 1)
   if config.model.family in diffusion.SAMPLERS:
     return {}
+  is_strided = 0 <= o.sbp_start < step
+  last = o.sbp_start if is_strided else step
+  budget = int(orders.progressive_budget(last - 1, o.ar_steps, o.perm_steps, o.rho))
   found = {'left-to-right': orders.left_to_right(_DRAWN)}
-  if o.rho > 1:
-    count = min(o.rho, _DRAWN // 2)
-    name = f'rho = {o.rho} shuffled' + (f', here {count}' if count < o.rho else '')
-    found[name] = orders.shuffled(keys, _DRAWN, count, o.perm_mode)
-  if o.uniform_order_prob and o.block_steps:
-    count = min(o.block_steps, _DRAWN // 4)
-    name = f'masked diffusion, T = {o.block_steps}' + (
-      f', here {count}' if count < o.block_steps else ''
+  if budget > 1:
+    count = min(budget, _DRAWN // 2)
+    found[f'{budget} shuffled' + _drawn_as(budget, count)] = orders.shuffled(
+      keys, _DRAWN, count, o.perm_mode
     )
-    found[name] = orders.masking_blocks(keys, _DRAWN, count, o.block_schedule)
-  elif o.uniform_order_prob:
-    found['uniform'] = orders.uniform(keys, _DRAWN)
-  for count in o.sbp_streams if o.sbp_start >= 0 else ():
+  if o.uniform_order_prob and last > o.ar_steps:
+    if o.block_steps:
+      count = min(o.block_steps, _DRAWN // 4)
+      found[f'masked diffusion, T = {o.block_steps}' + _drawn_as(o.block_steps, count)] = (
+        orders.masking_blocks(keys, _DRAWN, count, o.block_schedule)
+      )
+    else:
+      found['uniform'] = orders.uniform(keys, _DRAWN)
+  for count in o.sbp_streams if is_strided else ():
     if 1 < count < _DRAWN and _DRAWN % count == 0:
       found[f'strided, S = {count}'] = orders.strided(_DRAWN, count)
   return found
+
+
+def _drawn_as(of_the_run: int, here: int) -> str:
+  return f', here {here}' if here < of_the_run else ''
 
 
 def read_records(workdir: pathlib.Path) -> dict[int, metrics.Record]:
@@ -256,7 +264,7 @@ def report(
   if verdicts:
     sections.append(report_page.judge_section(verdicts))
   sections.append(report_page.training_section(config, records))
-  if drawn := drawn_orders(config):
+  if drawn := drawn_orders(config, step):
     sections.append(report_page.masks_section(drawn))
   sections.append(report_page.config_section(config))
 

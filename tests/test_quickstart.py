@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import re
 import subprocess
 import sys
@@ -99,10 +100,17 @@ def test_report_shows_the_run(finished, tmp_path):
   report.report(workdir, tmp_path / 'r.html', seed=0, temperature=1.0, top_p=1.0)
   page = (tmp_path / 'r.html').read_text()
   assert not re.search(r'(src|href)="(?!#|data:)|://', page)
-  for title in ('Parallel generation', 'Quality against speed', 'Training', 'rho = 4 shuffled'):
+  for title in (
+    'Parallel generation',
+    'Quality against speed',
+    'Training',
+    '>4 shuffled<',
+    'strided, S = 4',
+  ):
     assert title in page
   for score in results['held_out']['after_sbp']:
-    assert score['name'] in page and f'{score["nats_per_token"]:.3f}' in page
+    assert f'<td class="text">{score["name"]}</td>' in page
+    assert f'<td>{math.exp(score["nats_per_token"]):.3f}</td>' in page
   shown = re.findall(r'data-steps="(\d+)"[^>]*>(.*?)</div>', page, re.DOTALL)
   texts = [html.unescape(re.sub('<[^>]*>', '', text)) for _, text in shown]
   assert [int(steps) for steps, _ in shown] == [s['steps'] for s in results['generation']]

@@ -96,26 +96,40 @@ def test_pieces_are_the_text_and_the_tokens():
   assert [step for _, _, step in pieces][:4] == [1, 3, 6, 7]
 
 
-def test_a_token_appears_when_the_decoder_makes_it():
-  """What streaming has seen by a step is what the replay shows by it, and no token more."""
-  raw = {'model': dict(length=20, num_layers=2, embed_dim=16, num_heads=2, dtype='float32')}
+def test_a_piece_appears_when_the_decoder_has_made_all_of_it():
+  """At every step that streaming tells of, the replay shows the pieces whose tokens are there."""
+  length, prompt = 44, 'ab'
+  raw = {'model': dict(length=length, num_layers=1, embed_dim=16, num_heads=2, dtype='float32')}
   config = config_lib.parse(raw | {'order': {'rho': 1}})
   tokenizer = ByteTokenizer()
   _, params = tiny.init(config.model, tokenizer.vocab_size)
-  (replay,) = report.replays(config, tokenizer, params, 'ab', [3], seed=3)
-  step_N = np.concatenate([np.full(tokens, step) for _, tokens, step in replay.pieces])
+  (replay,) = report.replays(config, tokenizer, params, prompt, [3], seed=3)
   seen = []
-  request = sample.continue_prompts(['ab'], 20, tokenizer)
+  request = sample.continue_prompts([prompt], length, tokenizer)
   watch = lambda generated, known_BxN: seen.append((int(generated.steps), known_BxN[0]))
   (text,), _ = sample.complete(config, tokenizer, params, request, streams=3, seed=3, watch=watch)
   assert ''.join(piece for piece, _, _ in replay.pieces) == text
-  assert (replay.steps, step_N[:2].tolist()) == (max(step_N), [0, 0])
-  assert len(seen) > 1  # before the first step and after the last; how often between, time decides
-  whole = {tokens for _, tokens, _ in replay.pieces} == {1}
+  assert replay.steps == max(step for _, _, step in replay.pieces)
+  assert [step for _, _, step in replay.pieces[:2]] == [0, 0]
+  ends = np.cumsum([tokens for _, tokens, _ in replay.pieces])
+  # Before the first step and after the last; how often between, time decides.
+  assert ends[-1] == length and len(seen) > 1
   for steps, known_N in seen:
-    missing = known_N & (step_N > steps)
-    assert not (~known_N & (step_N <= steps)).any()
-    assert not (whole and missing.any())
+    is_there = [known.all() for known in np.split(known_N, ends[:-1])]
+    assert is_there == [step <= steps for _, _, step in replay.pieces]
+
+
+def test_orders_are_those_that_training_has_reached():
+  order = dict(ar_steps=10, perm_steps=20, rho=32, sbp_start=30, sbp_streams=(1, 2, 4, 32))
+  config = config_lib.parse({'order': order | {'uniform_order_prob': 0.1}})
+  names = lambda step: list(report.drawn_orders(config, step))
+  assert names(10) == ['left-to-right']
+  assert names(13) == ['left-to-right', '7 shuffled', 'uniform']
+  shuffled = ['left-to-right', '32 shuffled, here 8', 'uniform']
+  assert names(30) == shuffled
+  assert names(31) == [*shuffled, 'strided, S = 2', 'strided, S = 4']
+  for name, drawn in report.drawn_orders(config, 31).items():
+    assert sorted(drawn.position_BxN[0].tolist()) == list(range(1, 17)), name
 
 
 @pytest.mark.parametrize(
