@@ -224,7 +224,8 @@ def cost_panel(axes: Any, quality: Sequence[dict[str, Any]]) -> None:
   for shift, name, color in ((-0.2, 'order', CONTENT), (0.2, 'independence', QUERY)):
     heights = [q[f'{name}_cost'] for q in several]
     errors = [q[f'{name}_cost_error'] or 0 for q in several]
-    axes.bar(place_S + shift, heights, 0.4, yerr=errors, color=color, label=f'{name} costs')
+    how = dict(yerr=errors, ecolor='grey', color=color, label=f'{name} costs')
+    axes.bar(place_S + shift, heights, 0.4, **how)
   axes.set_xticks(
     place_S,
     [f'{q["streams"]}\n{q["order_nats_per_junction"]:.2g}' for q in several],

@@ -61,6 +61,21 @@ def pieces_of(
   return tuple(pieces)
 
 
+def steps_of(given_N: np.ndarray, streams: int) -> np.ndarray:
+  """The step at which each token of a text is generated, int [N]; 0 where it is given.
+
+  >>> steps_of(np.arange(8) < 2, 3).tolist()
+  [0, 0, 1, 4, 2, 4, 3, 4]
+  """
+  order = task_of(given_N[None], np.array([len(given_N)]), streams).order
+  # Every step generates a block; those that were given come first.
+  given = int(given_N.sum())
+  step_N = np.zeros(len(given_N), int)
+  position_M, block_M = (np.asarray(x[0])[given:] for x in (order.position_BxN, order.block_BxN))
+  step_N[position_M - 1] = np.unique(block_M, return_inverse=True)[1] + 1
+  return step_N
+
+
 def replays(
   config: Config,
   tokenizer: Tokenizer,
@@ -83,15 +98,7 @@ def replays(
   found = []
   for count in streams:
     _, generated = sample.complete(config, tokenizer, params, request, streams=count, **options)
-    order = task_of(request.given_BxN, request.length_B, count).order
-    # Every step generates a block; those that were given come first.
-    given = int(request.given_BxN.sum())
-    block_M = np.asarray(order.block_BxN[0])[given:]
-    step_N = np.zeros(config.model.num_slots, int)
-    step_N[np.asarray(order.position_BxN[0])[given:] - 1] = (
-      np.unique(block_M, return_inverse=True)[1] + 1
-    )
-    ids_N = np.asarray(generated.tokens_BxN[0])
+    ids_N, step_N = np.asarray(generated.tokens_BxN[0]), steps_of(request.given_BxN[0], count)
     found.append(Replay(count, int(generated.steps), pieces_of(tokenizer, ids_N, step_N)))
   return found
 

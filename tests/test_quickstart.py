@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from armd_jax import config as config_lib
-from armd_jax import report
+from armd_jax import report, sample
 from armd_jax.quickstart import quickstart
 
 
@@ -116,6 +116,24 @@ def test_report_shows_the_run(finished, tmp_path):
   assert [int(steps) for steps, _ in shown] == [s['steps'] for s in results['generation']]
   assert texts == [s['text'] for s in results['generation']]
   assert len(re.findall('<svg', page)) == len(re.findall('role="img"', page)) >= 10
+
+
+def test_a_replay_shows_a_piece_when_the_decoder_has_made_all_of_it(finished):
+  """At every step that streaming tells of."""
+  _, workdir, _ = finished
+  config, tokenizer, params, _ = sample.load_ema(workdir)
+  (replay,) = report.replays(config, tokenizer, params, '', [2])
+  seen = []
+  request = sample.continue_prompts([''], 32, tokenizer)
+  watch = lambda generated, known_BxN: seen.append((int(generated.steps), known_BxN[0]))
+  (text,), _ = sample.complete(config, tokenizer, params, request, streams=2, watch=watch)
+  assert ''.join(piece for piece, _, _ in replay.pieces) == text
+  ends = np.cumsum([tokens for _, tokens, _ in replay.pieces])
+  # Before the first step and after the last; how often between, time decides.
+  assert ends[-1] == 32 and len(seen) > 1
+  for steps, known_N in seen:
+    is_there = [known.all() for known in np.split(known_N, ends[:-1])]
+    assert is_there == [step <= steps for _, _, step in replay.pieces]
 
 
 def test_evaluate_program_repeats_the_numbers(finished, tmp_path):

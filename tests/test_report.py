@@ -8,10 +8,9 @@ import time
 import browser
 import numpy as np
 import pytest
-import tiny
 
 from armd_jax import config as config_lib
-from armd_jax import report, report_page, sample
+from armd_jax import report, report_page
 from armd_jax.data.tokenizers import ByteTokenizer
 from armd_jax.errors import UserError
 from armd_jax.report_page import Replay
@@ -94,29 +93,6 @@ def test_pieces_are_the_text_and_the_tokens():
   assert sum(tokens for _, tokens, _ in pieces) == len(ids_N)
   assert [text for text, _, _ in pieces][:4] == ['n', 'é', '“', '!']
   assert [step for _, _, step in pieces][:4] == [1, 3, 6, 7]
-
-
-def test_a_piece_appears_when_the_decoder_has_made_all_of_it():
-  """At every step that streaming tells of, the replay shows the pieces whose tokens are there."""
-  length, prompt = 44, 'ab'
-  raw = {'model': dict(length=length, num_layers=1, embed_dim=16, num_heads=2, dtype='float32')}
-  config = config_lib.parse(raw | {'order': {'rho': 1}})
-  tokenizer = ByteTokenizer()
-  _, params = tiny.init(config.model, tokenizer.vocab_size)
-  (replay,) = report.replays(config, tokenizer, params, prompt, [3], seed=3)
-  seen = []
-  request = sample.continue_prompts([prompt], length, tokenizer)
-  watch = lambda generated, known_BxN: seen.append((int(generated.steps), known_BxN[0]))
-  (text,), _ = sample.complete(config, tokenizer, params, request, streams=3, seed=3, watch=watch)
-  assert ''.join(piece for piece, _, _ in replay.pieces) == text
-  assert replay.steps == max(step for _, _, step in replay.pieces)
-  assert [step for _, _, step in replay.pieces[:2]] == [0, 0]
-  ends = np.cumsum([tokens for _, tokens, _ in replay.pieces])
-  # Before the first step and after the last; how often between, time decides.
-  assert ends[-1] == length and len(seen) > 1
-  for steps, known_N in seen:
-    is_there = [known.all() for known in np.split(known_N, ends[:-1])]
-    assert is_there == [step <= steps for _, _, step in replay.pieces]
 
 
 def test_orders_are_those_that_training_has_reached():
