@@ -120,7 +120,7 @@ def replay_section(texts: Sequence[Replay], num_tokens: int, command: str) -> st
     'to read its text; a colour says at which step a token appeared.</p>\n',
     f'<div id="replay">\n<div class="controls">{controls}</div>\n{"".join(lanes)}\n',
     f'{"".join(shown)}\n<p class="key">{scale}</p>\n</div>\n',
-    note('The same texts:', command),
+    note(f'The text of S = {texts[-1].streams}, which another S generates likewise:', command),
   )
 
 
