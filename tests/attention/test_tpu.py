@@ -63,6 +63,13 @@ def test_explicit_choice_that_cannot_run_says_why(options, reason):
     attention.prefix_attention(*_arrays(**options), backend='pallas_tpu')
 
 
+def test_arrays_of_several_types_are_refused():
+  q, k, v, lengths = _arrays()
+  other = jnp.float32 if v.dtype == jnp.bfloat16 else jnp.bfloat16
+  with device.compiling_for('v5e'), pytest.raises(ValueError, match='values differ in dtype'):
+    attention.prefix_attention(q, k, v.astype(other), lengths, backend='pallas_tpu')
+
+
 def test_explicit_choice_on_another_platform_raises():
   with pytest.raises(ValueError, match="the platform is 'cpu', not a TPU"):
     attention.prefix_attention(*_arrays(), backend='pallas_tpu')
