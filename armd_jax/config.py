@@ -53,8 +53,8 @@ class ModelConfig:
   g0: str = _one_of('prefix', 'mask_embedding', 'shift', 'warm')  # query rows' seed (paper eq. 6)
   g0_norm: str = _one_of('none', 'rms')
   g0_chunk: int = 128  # slots per chunk of the linear form of eq. 6; 0: the quadratic form
-  pe: str = _one_of('sinusoidal', 'learned')  # position rows of eq. 6, of unit length
-  pe_dim: int = 64
+  pe: str = _one_of('sinusoidal', 'local', 'learned')  # position rows of eq. 6, of unit length
+  pe_dim: int = 64  # of 'local' rows: half the length or more
   attention: str = _one_of(*BACKENDS)  # see armd_jax.attention
   dtype: str = _one_of('bfloat16', 'float32')  # of activations; parameters are float32
   remat: str = _one_of('none', 'dots', 'full')  # what the backward pass recomputes

@@ -41,7 +41,7 @@ def candidates(num_rows: int, num_keys: int) -> list[Blocks]:
   """Distinct forward blocks that fit these rows and keys."""
   found = {}
   for rows, keys, unit_rows, unit_keys, join, transposed in itertools.product(
-    (256, 512, 1024),
+    (256, 512, 1024, 2048),
     (512, 1024, 2048),
     (256, 512, 1024),
     (256, 512, 1024),

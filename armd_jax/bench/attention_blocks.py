@@ -40,7 +40,7 @@ def variants(blocks: Blocks) -> dict[str, Blocks]:
     'no two units in a basic block': {'overlap': 1},
     'half the rows': {'rows': blocks.rows // 2},
     'half the keys': {'keys': blocks.keys // 2},
-    'twice the keys': {'keys': blocks.keys * 2},
+    'half the rows and keys': {'rows': blocks.rows // 2, 'keys': blocks.keys // 2},
   }
   found: dict[str, Blocks] = {}
   for name, change in changes.items():

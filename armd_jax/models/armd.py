@@ -334,8 +334,8 @@ class ARMD(nn.Module):
     return g_BxWxE, position_BxW + self.gain * (rows.query_position_BxW - position_BxW), aggregate
 
   def _pe(self, position):
-    if self.config.pe == 'sinusoidal':
-      return prefix_aggregation.sinusoidal(position, self.config.pe_dim)
+    if self.config.pe != 'learned':
+      return getattr(prefix_aggregation, self.config.pe)(position, self.config.pe_dim)
     rows = self.pe_table[position]
     return rows * jax.lax.rsqrt(jnp.sum(jnp.square(rows), axis=-1, keepdims=True))
 

@@ -31,8 +31,8 @@ def test_what_is_changed_is_read_from_the_pass_it_is_changed_in(monkeypatch):
   monkeypatch.setattr(aot, 'measure', compiled)
   monkeypatch.setattr(attention_blocks, 'forward_alone', lambda *_: 1)
   found = attention_blocks.measure('folder', 'v6e', shape)
-  assert found['as shipped'] == {'forward': 1024, 'backward': -1024}
-  assert found['twice the keys'] == {'forward': 2048, 'backward': -2048}
-  assert found[attention_blocks.LAYOUT] == {'forward': 1024}
+  assert found['as shipped'] == {'forward': 2048, 'backward': -2048}
+  assert found['half the keys'] == {'forward': 1024, 'backward': -1024}
+  assert found[attention_blocks.LAYOUT] == {'forward': 2048}
   assert found['half the rows'] == {}
   assert found[attention_blocks.ALONE] == {'forward': 1}

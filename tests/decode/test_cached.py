@@ -94,6 +94,7 @@ def test_every_order(name):
     {'g0': 'mask_embedding'},
     {'g0_norm': 'rms'},
     {'pe': 'learned'},
+    {'pe': 'local'},
     {'num_two_stream_layers': 0},
     {'num_two_stream_layers': 4},
     {'num_kv_heads': 2},

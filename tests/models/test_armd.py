@@ -207,6 +207,7 @@ def test_padded_vocabulary_has_no_probability():
     {'g0': 'mask_embedding'},
     {'g0_norm': 'rms'},
     {'pe': 'learned'},
+    {'pe': 'local'},
     {'pe_dim': 4},
     {'rope_theta': 10.0},
   ],
