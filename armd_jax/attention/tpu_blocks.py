@@ -168,9 +168,10 @@ def rule(
     forward = Blocks(rows=256, keys=512, unit_rows=256, unit_keys=512)
   else:
     # A tile has a beginning and an end to pay for, which large ones share among more units.
-    keys = 2048 if copies == 1 and num_rows >= 4096 and not small else 1024
-    rows, join = 512 if small else keys, 2 if chip in WIDE else 1
-    forward = Blocks(rows=rows, keys=keys, unit_rows=512, unit_keys=512, join=join)
+    large = copies == 1 and num_rows >= 4096 and not small
+    rows, keys, overlap = (2048, 2048, 8) if large else (512 if small else 1024, 1024, 4)
+    join = 2 if chip in WIDE else 1
+    forward = Blocks(rows, keys, unit_rows=512, unit_keys=512, join=join, overlap=overlap)
   span = longest_span(chip, forward.keys, head_dim, itemsize, share)
   backward = dataclasses.replace(forward, span=span)
   if chip in WIDE and narrow and num_rows > LANES:
