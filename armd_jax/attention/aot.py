@@ -10,6 +10,7 @@ sources they cover: a second run does only what is missing, and everything after
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import itertools
 import json
 import os
@@ -165,7 +166,8 @@ def run(path: pathlib.Path, chips: list[str], names: list[str], streams: list[in
   """
   results = json.loads(path.read_text()) if path.exists() else {}
   if results.get('stamp') != schedule.stamp():
-    results = {'stamp': schedule.stamp(), 'jax': jax.__version__, 'programs': {}, 'float32': {}}
+    versions = {'jax': jax.__version__, 'libtpu': importlib.metadata.version('libtpu')}
+    results = {'stamp': schedule.stamp(), **versions, 'programs': {}, 'float32': {}}
   folder = tempfile.mkdtemp(prefix='attention_aot_')
   prepare(folder)
   failed = []
