@@ -1,6 +1,8 @@
 """Settings shared by the tests."""
 
 import os
+import shutil
+import tempfile
 
 import pytest
 
@@ -13,6 +15,27 @@ os.environ.setdefault('NPROC', '16')
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 
 pytest_plugins = ['drills', 'on_device', 'on_mesh']
+
+COMPILED = 'ARMD_JAX_COMPILED'
+
+
+def pytest_configure(config):
+  if not hasattr(config, 'workerinput'):
+    os.environ[COMPILED] = tempfile.mkdtemp(prefix='armd_jax_compiled_')
+
+
+def pytest_collection_finish():
+  """Programs that tests start, many of them alike, find there what others have compiled.
+
+  After collection, when this process has read its own settings: its tests compile for themselves.
+  """
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = os.environ[COMPILED]
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
+
+
+def pytest_unconfigure(config):
+  if not hasattr(config, 'workerinput'):
+    shutil.rmtree(os.environ.pop(COMPILED), ignore_errors=True)
 
 
 @pytest.fixture
