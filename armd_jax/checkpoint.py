@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import pathlib
 import re
@@ -83,6 +84,7 @@ class Checkpoints:
     self.directory = pathlib.Path(workdir).absolute() / 'checkpoints'
     self._keep_last, self._keep_every, self._keep_best = keep_last, keep_every, keep_best
     self._orbax = ocp.StandardCheckpointer()
+    logging.getLogger('asyncio').addFilter(_is_news)
     self._finishing: threading.Thread | None = None
     self._error: BaseException | None = None
     self._damaged: set[int] = set()  # as far as `restore` has looked
@@ -274,6 +276,12 @@ def _refusal(error: BaseException | None) -> str | None:
   # tensorstore, which writes the arrays, tells of the system's error in its text only.
   code = re.search(r"os_error_code='(\d+)'", str(error))
   return os.strerror(int(code[1])) if code else error and _refusal(error.__cause__)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  """False of a write that was refused after the one that `wait` tells of, which nobody awaits."""
+  error = record.exc_info[1] if record.exc_info else None
+  return error is None or _refusal(error) is None
 
 
 def _warn(text: str) -> None:

@@ -1,6 +1,8 @@
 """Checkpoints: what is kept, and that no damage and no full disk ever leads to a wrong restore."""
 
 import contextlib
+import errno
+import logging
 import resource
 import shutil
 
@@ -166,6 +168,15 @@ def test_what_cannot_be_written_is_a_sentence_and_loses_nothing(copied):
   assert found(copied) == [1, 2] and restore(copied) == 2
   save(copied, 3)
   assert restore(copied) == 3
+
+
+def test_asyncio_tells_of_other_errors_than_refused_writes(tmp_path, caplog):
+  """The sentence has told of the first one; of a second, orbax's abandoned tasks would again."""
+  checkpoint.Checkpoints(tmp_path).close()
+  full, bug = OSError(errno.ENOSPC, 'No space left on device'), ValueError('a bug')
+  for error in (full, bug):
+    logging.getLogger('asyncio').error('never retrieved', exc_info=error)
+  assert [record.exc_info[1] for record in caplog.records] == [bug]
 
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
