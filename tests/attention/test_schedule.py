@@ -184,3 +184,15 @@ def test_committed_schedules_are_complete_and_of_these_sources():
   assert set(results['float32']) == both - {
     'v4 train_32768_16x128 x2', 'v4 train_32768_32/8x128 x2',
   }  # fmt: skip
+
+
+def test_useful_utilisation_is_at_least_that_of_the_best_peer():
+  """At every training shape, one stream and two, both passes."""
+  programs = json.loads(RESULTS.read_text())['programs']
+  peers = json.loads(RESULTS.with_name('attention_peers.json').read_text())['best']
+  training = {n for n in aot.distinct(shapes.NAMED) if not shapes.NAMED[n].decodes}
+  assert peers.keys() == {f'{chip} {name}' for chip in ('v5e', 'v6e') for name in training}
+  for name, best in peers.items():
+    for way in ('forward', 'backward'):
+      ours = [programs[f'{name} x{streams}'][way]['useful'] for streams in (1, 2)]
+      assert min(ours) >= best[way][0], (name, way, ours, best[way])
