@@ -13,6 +13,8 @@ they need; --list prints the names. The page is written from whatever is there.
 from __future__ import annotations
 
 import pathlib
+import shlex
+import sys
 
 from absl import flags
 from ml_collections import config_flags
@@ -39,7 +41,9 @@ def main() -> None:
   print(f'text: {corpus.description}, sha256 {corpus.sha256}', flush=True)
   place = run.Place(pathlib.Path(_WORKDIR.value), raw.to_dict(), corpus.sha256)
   failed = [] if _PAGE_ONLY.value else run.run(some, place, _JOBS.value)
-  command = f'python -m armd_jax.reproduce --text={_TEXT.value or raw.data.source!r}'
+  parts = ('--only', '--page_only', '--jobs')
+  given = [flag for flag in sys.argv[1:] if not flag.startswith(parts)]
+  command = shlex.join(['python', '-m', 'armd_jax.reproduce', *given])
   numbers = page.numbers(raw, place, pieces, command, corpus)
   page.write(numbers, pathlib.Path(_OUT.value))
   print(

@@ -28,6 +28,7 @@ RATES = (1e-3, 3e-3, 6e-3)
 SEEDS = (0, 1, 2)
 STREAMS = (1, 2, 4, 8, 16, 32)
 FEW, MANY = (1, 2, 4), STREAMS  # of SBP fine-tunes
+ONE_BY_ONE = 'ablation.sbp_one_by_one=0.5'  # a fine-tune, too
 LONGER = (1, 2, 4)  # times the config's length, at the same tokens per step
 
 WINDOWS = 256  # held-out windows of the config's length; longer ones are fewer, of the same text
@@ -270,8 +271,8 @@ def _ablations(config):
   overrides = _at_length(config, config.model.length) | {
     'order.sbp_start': base, 'order.sbp_streams': FEW, 'order.sbp_one_by_one': 0.5,
   }  # fmt: skip
-  name, own = 'ablation.sbp_one_by_one=0.5', core_name('armd', 0)
-  return [*pieces, *_tuned(name, own, overrides, (base + last,), last, WINDOWS)]
+  own = core_name('armd', 0)
+  return [*pieces, *_tuned(ONE_BY_ONE, own, overrides, (base + last,), last, WINDOWS)]
 
 
 def checkpoint_every(steps: tuple[int, ...]) -> int:

@@ -150,7 +150,9 @@ def key_of(piece: Piece, place: Place, keys: Mapping[str, str]) -> str:
   if 'config' in what:
     del what['config']['data']['source'], what['config']['init_from']
   what['text'] = place.text_sha256
-  what['needs'] = [keys[name] for name in piece.needs]
+  # A sweep decides a run by the rate alone, which is in the config.
+  builds_on = piece.needs if piece.kind != 'train' else filter(None, [piece.base])
+  what['needs'] = [keys[name] for name in builds_on]
   what['code'] = code_digest(SOURCES[piece.kind])
   return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 

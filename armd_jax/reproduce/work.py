@@ -99,8 +99,11 @@ def _suite(config, params, windows_WxN, draws):
     if part.orders > 1:
       variance_W = nats_KxW.var(axis=0, ddof=1) / part.orders
       errors[part.protocol.name] = math.sqrt(variance_W.sum()) / len(variance_W)
+  names = ('name', 'kind', 'orders', 'nats_per_byte', 'nats_per_token', 'standard_error')
   return [
-    score.row() | {'monte_carlo_error': errors.get(score.name.split(', K=')[0])} for score in found
+    {name: score.row()[name] for name in names}
+    | {'monte_carlo_error': errors.get(score.name.split(', K=')[0])}
+    for score in found
   ]
 
 
