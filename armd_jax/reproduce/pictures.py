@@ -58,7 +58,7 @@ def learning(results: Results, path: pathlib.Path) -> None:
     axes.set(ylabel='nats per byte', title=title)
   for axes in (left, middle, right):
     axes.set(xlabel='step')
-    plots.finish(axes)
+    _finish(axes)
   plots.save(figure, path)
 
 
@@ -93,6 +93,10 @@ def strided(results: Results, lengths: list[int], path: pathlib.Path) -> None:
       axes.set(xscale='log')
       axes.set_xticks(p.STREAMS, p.STREAMS)
       axes.xaxis.minorticks_off()
-      if axes.has_data():
-        plots.finish(axes)
+      _finish(axes)
   plots.save(figure, path)
+
+
+def _finish(axes):
+  if axes.has_data():
+    plots.finish(axes)

@@ -167,9 +167,9 @@ def _core(config):
 def _trained(name, overrides, steps, *, windows=WINDOWS, draws=DRAWS, rate_of='armd'):
   """A run from scratch, and its likelihoods."""
   needs = tuple(evaluated(rate_name(rate_of, rate)) for rate in RATES) if rate_of else ()
-  weight = 20 + windows * draws * len(steps) / 50
+  taken, weight = overrides['train.steps'] + 60, 20 + windows * draws * len(steps) / 50
   return [
-    Piece(name, 'train', overrides, needs, rate_of, steps=steps, weight=overrides['train.steps']),
+    Piece(name, 'train', overrides, needs, rate_of, steps=steps, weight=taken),
     Piece(
       evaluated(name), 'evaluate', needs=(name,), steps=steps, windows=windows, draws=draws,
       weight=weight,

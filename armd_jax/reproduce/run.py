@@ -358,7 +358,7 @@ class Progress:
     self._left -= piece.weight
     self._done += piece.weight
     minutes = (time.monotonic() - self._begin) / 60
-    left = minutes * self._left / self._done
+    left = max(0, minutes * self._left / self._done)
     print(
       f'[{self._ended}/{self._count}] {piece.name}: {seconds:.1f} s; {minutes:.1f} min so far, '
       f'about {left:.0f} min left',
