@@ -1,2 +1,5 @@
-"""The comparison of systems in miniature: pieces.py says what is run, run.py runs what is missing,
-tables.py and pictures.py show it. `python -m armd_jax.reproduce` does all of it."""
+"""The comparison of systems in miniature.
+
+pieces.py says what is run, place.py what decides a result, run.py runs what is missing, work.py
+does it; claims.py, tables.py and pictures.py show it.
+"""

@@ -25,6 +25,7 @@ from armd_jax.data import corpus as corpus_lib
 from armd_jax.errors import UserError
 from armd_jax.reproduce import page, run
 from armd_jax.reproduce.pieces import all_pieces
+from armd_jax.reproduce.place import Place
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
     return
   corpus = corpus_lib.load(config.data, config.model.length)
   print(f'text: {corpus.description}, sha256 {corpus.sha256}', flush=True)
-  place = run.Place(pathlib.Path(_WORKDIR.value), raw.to_dict(), corpus.sha256)
+  place = Place(pathlib.Path(_WORKDIR.value), raw.to_dict(), corpus.sha256)
   failed = [] if _PAGE_ONLY.value else run.run(some, place, _JOBS.value)
   parts = ('--only', '--page_only', '--jobs')
   given = [flag for flag in sys.argv[1:] if not flag.startswith(parts)]

@@ -13,8 +13,9 @@ import ml_collections
 from armd_jax import cli
 from armd_jax.bench import timing
 from armd_jax.data.corpus import Corpus
-from armd_jax.reproduce import claims, pictures, run, tables
+from armd_jax.reproduce import claims, pictures, tables
 from armd_jax.reproduce.pieces import Piece
+from armd_jax.reproduce.place import Place, results_of
 from armd_jax.reproduce.results import Results
 
 _PACKAGES = ('jax', 'flax', 'optax', 'numpy')
@@ -22,7 +23,7 @@ _PACKAGES = ('jax', 'flax', 'optax', 'numpy')
 
 def numbers(
   raw: ml_collections.ConfigDict,
-  place: run.Place,
+  place: Place,
   pieces: Sequence[Piece],
   command: str,
   corpus: Corpus,
@@ -36,7 +37,7 @@ def numbers(
     command: that makes all of it again.
     corpus: the text.
   """
-  found = run.results(place, pieces)
+  found = results_of(place, pieces)
   config = raw.to_dict()
   del config['data']['source']
   return {

@@ -4,7 +4,7 @@ import pathlib
 import runpy
 
 from armd_jax.reproduce import pieces as p
-from armd_jax.reproduce import run
+from armd_jax.reproduce.place import Place
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Nats per byte at the end.
@@ -81,4 +81,4 @@ def place(workdir, sha256='ab12', source='stdlib'):
   """A work directory for the small experiment."""
   raw = config()
   raw.data.source = source
-  return run.Place(workdir, raw.to_dict(), sha256)
+  return Place(workdir, raw.to_dict(), sha256)

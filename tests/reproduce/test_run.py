@@ -11,6 +11,7 @@ from armd_jax.data import corpus as corpus_lib
 from armd_jax.errors import UserError
 from armd_jax.reproduce import page, run
 from armd_jax.reproduce import pieces as p
+from armd_jax.reproduce import place as place_lib
 
 DRILL_SOURCES = (
   'armd_jax/reproduce/*.py',
@@ -57,11 +58,11 @@ def test_every_config_is_valid_and_keeps_what_is_measured(finished):
   place, _ = finished
   trained = {piece.name: piece for piece in PIECES if piece.kind == 'train'}
   for piece in trained.values():
-    config = run.config_of(piece, place)
+    config = place_lib.config_of(piece, place)
     assert all(step % config.train.keep_every == 0 for step in piece.steps)
     assert max(piece.steps) == config.train.steps
     if piece.base:
-      base = run.config_of(trained[piece.base], place)
+      base = place_lib.config_of(trained[piece.base], place)
       assert base.model == config.model and base.train.steps < config.train.steps
   for piece in PIECES:
     if piece.kind in ('evaluate', 'speed'):
@@ -75,7 +76,7 @@ def test_systems_differ_by_family_and_orders_alone(finished):
   for seed in p.SEEDS:
     found = set()
     for system in p.SYSTEMS:
-      raw = config_lib.to_dict(run.config_of(by_name[p.core_name(system, seed)], place))
+      raw = config_lib.to_dict(place_lib.config_of(by_name[p.core_name(system, seed)], place))
       del raw['model']['family'], raw['order'], raw['optimizer']['learning_rate']
       del raw['train']['keep_every'], raw['train']['checkpoint_every']
       found.add(json.dumps(raw))
@@ -87,7 +88,7 @@ def test_finished_pieces_are_not_done_again(finished):
   again = Recorder()
   run.run(PIECES, place, 1, again)
   assert again.done == []
-  assert run.results(place, PIECES).keys() == {piece.name for piece in PIECES}
+  assert place_lib.results_of(place, PIECES).keys() == {piece.name for piece in PIECES}
 
 
 def test_another_text_or_result_is_done_anew(finished, tmp_path):
@@ -112,7 +113,7 @@ def test_the_best_rate_is_read_from_the_sweep(finished, tmp_path):
     rows[0]['nats_per_byte'] = 0.5
   place.keep(name, record)
   (piece,) = (piece for piece in PIECES if piece.name == p.core_name('ar', 0))
-  assert run.config_of(piece, place).optimizer.learning_rate == 6e-3
+  assert place_lib.config_of(piece, place).optimizer.learning_rate == 6e-3
 
 
 def test_what_needs_a_failed_piece_is_left_and_the_rest_done(tmp_path, capsys):
@@ -139,20 +140,20 @@ def test_some_pieces_bring_what_they_need():
 
 
 def test_comments_and_docstrings_decide_nothing(tmp_path, monkeypatch):
-  monkeypatch.setattr(run, 'ROOT', tmp_path)
+  monkeypatch.setattr(place_lib, 'ROOT', tmp_path)
   digests = []
   for code in ('x = 1\n', '"""Says more."""\nx = 1  # one\n', 'x = 2\n'):
     (tmp_path / 'code.py').write_text(code)
-    run.code_digest.cache_clear()
-    digests.append(run.code_digest(('code.py',)))
-  run.code_digest.cache_clear()
+    place_lib.code_digest.cache_clear()
+    digests.append(place_lib.code_digest(('code.py',)))
+  place_lib.code_digest.cache_clear()
   assert digests[0] == digests[1] != digests[2]
 
 
 def test_sources_are_there():
-  for globs in run.SOURCES.values():
+  for globs in place_lib.SOURCES.values():
     for glob in globs:
-      assert list(run.ROOT.glob(glob)), glob
+      assert list(place_lib.ROOT.glob(glob)), glob
 
 
 @pytest.mark.drill
