@@ -1,4 +1,5 @@
 # make quickstart [TEXT='FILE_OR_GLOB'] [WORKDIR=DIR]   train, fine-tune, measure and generate, in minutes
+# make reproduce-mini [TEXT='FILE_OR_GLOB'] [WORKDIR=DIR] [OUT=DIR]   all systems compared, small; goes on
 # make test [TESTS='tests/data ...']                     install what the tests need and run them
 # make smoke PYTHON=python3.13 VENV=.venv-newest        a part of each kind, on the newest jax
 # make drills [DRILLS='-k hopper']                      run the full matrices that have not passed yet
@@ -22,7 +23,7 @@ SMOKE = tests/attention/test_hopper.py tests/attention/test_hopper_splits.py \
   tests/decode/test_cached.py::test_ar_model \
   tests/test_train.py::test_killed_and_started_again_is_as_if_never_stopped
 
-.PHONY: quickstart test smoke drills test-device lint pictures
+.PHONY: quickstart reproduce-mini test smoke drills test-device lint pictures
 
 # Made anew whenever the requirements change; half-made environments have no stamp.
 $(VENV)/.installed: setup.py pyproject.toml
@@ -35,6 +36,10 @@ $(VENV)/.installed: setup.py pyproject.toml
 
 quickstart: $(VENV)/.installed
 	@$(VENV)/bin/python -m armd_jax.quickstart --workdir=$(or $(WORKDIR),work/quickstart) $(if $(TEXT),--text='$(TEXT)')
+
+# An hour of two cores, and half an hour of ablations; stopped and run again, it goes on.
+reproduce-mini: $(VENV)/.installed
+	@$(VENV)/bin/python -m armd_jax.reproduce --workdir=$(or $(WORKDIR),work/reproduce) --out=$(or $(OUT),docs) $(if $(TEXT),--text='$(TEXT)')
 
 test: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest $(TESTS)

@@ -21,7 +21,7 @@ from armd_jax.evaluation.scores import Score
 from armd_jax.objectives.armd import ORDER_KINDS
 
 CONTENT, QUERY, HIDDEN = '#2a6fbb', '#d9822b', '#f2f2f2'
-_OTHERS = '#3f9d76', '#a06cc8'
+OTHERS = '#3f9d76', '#a06cc8'
 
 # What a page's style sheet calls the colours, so that one drawing serves light and dark.
 _INK, _LINE = '#010203', '#040506'
@@ -55,7 +55,7 @@ def training(records: dict[int, dict[str, Any]], order: OrderConfig, path: pathl
   curve_panel(bottom, records, order, 'tokens_per_second', 'tokens per second')
   for axes in (top, middle):
     axes.set_xlabel('')
-  _save(figure, path)
+  save(figure, path)
 
 
 def loss_panel(axes: Any, records: dict[int, dict[str, Any]], order: OrderConfig) -> None:
@@ -73,7 +73,7 @@ def loss_panel(axes: Any, records: dict[int, dict[str, Any]], order: OrderConfig
 
 def kinds_panel(axes: Any, records: dict[int, dict[str, Any]], order: OrderConfig) -> None:
   """Training loss of every kind of order apart."""
-  for kind, color in zip(ORDER_KINDS, (CONTENT, QUERY, *_OTHERS), strict=True):
+  for kind, color in zip(ORDER_KINDS, (CONTENT, QUERY, *OTHERS), strict=True):
     if points := _curve(records, f'loss_{kind}'):
       label = kind.replace('_', '-')
       axes.plot(*zip(*points, strict=True), '.', color=color, ms=3, label=label)
@@ -121,7 +121,8 @@ def _over_steps(axes, records, order, named=False):
   axes.grid(alpha=0.3)
 
 
-def _save(figure, path):
+def save(figure: Any, path: str | pathlib.Path) -> None:
+  """Writes a figure and forgets it."""
   figure.savefig(path, dpi=120)
   plt.close(figure)
 
@@ -150,8 +151,8 @@ def quality_speed(
     title='Quality against speed',
   )  # fmt: skip
   axes.margins(0.15)
-  _finish(axes)
-  _save(figure, path)
+  finish(axes)
+  save(figure, path)
 
 
 def decoding(
@@ -167,7 +168,7 @@ def decoding(
   if quality:
     front_panel(all_axes[0, 1], systems, quality)
     cost_panel(all_axes[0, 2], quality)
-  _save(figure, path)
+  save(figure, path)
 
 
 def speed_panel(axes: Any, systems: Sequence[dict[str, Any]]) -> None:
@@ -188,7 +189,7 @@ def speed_panel(axes: Any, systems: Sequence[dict[str, Any]]) -> None:
   streams = sorted({row['streams'] for row in rows})
   axes.set_xticks(streams, streams)
   axes.xaxis.minorticks_off()
-  _finish(axes)
+  finish(axes)
 
 
 def front_panel(
@@ -214,7 +215,7 @@ def front_panel(
     title='Quality against speed',
   )  # fmt: skip
   axes.margins(0.15)
-  _finish(axes)
+  finish(axes)
 
 
 def cost_panel(axes: Any, quality: Sequence[dict[str, Any]]) -> None:
@@ -235,10 +236,11 @@ def cost_panel(axes: Any, quality: Sequence[dict[str, Any]]) -> None:
     xlabel='S; below, nats per junction that the order costs', ylabel='nats per token',
     title='Where quality goes',
   )  # fmt: skip
-  _finish(axes)
+  finish(axes)
 
 
-def _finish(axes):
+def finish(axes: Any) -> None:
+  """The legend and the grid that all pictures have."""
   axes.legend(fontsize=8)
   axes.grid(alpha=0.3)
 
@@ -306,7 +308,7 @@ def orders_and_masks(path: pathlib.Path) -> None:
     )
   ]
   figure.legend(handles=handles, loc='outside lower center', ncols=3, frameon=False)
-  _save(figure, path)
+  save(figure, path)
 
 
 def order_and_mask(axes: Sequence[Any], order: Any) -> None:

@@ -48,7 +48,8 @@ def measure(
     repeats: timed steps of each, in turns.
   Returns:
     By name: seconds (median), all_seconds, compile_seconds, tokens_per_second, dense_gflops and
-    visible_gflops (per step), gflops_per_second (dense), parameters.
+    visible_gflops (per step), gflops_per_second (dense), parameters, memory_bytes (of what is
+    given and made on the way, at once).
   """
   numbers, calls = {}, {}
   for name, config in configs.items():
@@ -62,12 +63,14 @@ def measure(
     start = time.perf_counter()
     compiled = step.lower(state, text_BxN).compile()
     seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
     counted = flops.count(step, training.abstract_state(config, vocab_size, mesh), text_BxN)
     numbers[name] = {
       'compile_seconds': seconds,
       'dense_gflops': counted.dense / 1e9,
       'visible_gflops': counted.visible / 1e9,
       'parameters': timing.num_parameters(state.params),
+      'memory_bytes': memory.argument_size_in_bytes + memory.temp_size_in_bytes,
     }
     calls[name] = _stepper(compiled, state, text_BxN)
   for name, all_seconds in timing.interleaved(calls, repeats, warm_up=2).items():

@@ -1,0 +1,111 @@
+"""What the paper claims beside what was seen, and whether they agree, by fixed rules."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from armd_jax.reproduce import pieces as p
+from armd_jax.reproduce.results import Results, markdown, perplexity_excess
+
+PERPLEXITY = 2.0  # percent over AR's that still agrees
+STEP_TIME, STEP_TIME_SLACK = 1.22, 1.05  # over AR's; what a measurement may be off by
+PARALLEL = 4  # S of the paper's fine-tunes, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """One claim.
+
+  Attributes:
+    claim: the paper's, with the rule by which it is decided here.
+    seen: the numbers.
+    agrees: None where something is not measured yet.
+  """
+
+  claim: str
+  seen: str
+  agrees: bool | None
+
+  @property
+  def verdict(self) -> str:
+    return {True: 'agrees', False: '**does not agree**', None: 'not measured yet'}[self.agrees]
+
+
+def claims(results: Results) -> list[Claim]:
+  """All of them, in the order of the page."""
+  return [
+    _left_to_right(results),
+    _equal_steps(results),
+    _a_third(results, 'armd_uniform', 'bound', 'both any-order bounds'),
+    _a_third(results, 'armd', 'exact', 'exact left-to-right against bounds, as in the paper'),
+    _step_time(results),
+    *(_parallel(results, length) for length in p.lengths(results.config)),
+  ]
+
+
+def table(results: Results) -> str:
+  rows = [(c.claim, c.seen, c.verdict) for c in claims(results)]
+  return markdown(('claim', 'seen', 'verdict'), rows)
+
+
+def _left_to_right(results):
+  text = f"ARMD generates left-to-right within {PERPLEXITY:g} % of AR's perplexity"
+  last = results.config.train.steps
+  means = [results.over_seeds(s, last, 'exact', 'nats_per_token') for s in ('armd', 'ar')]
+  if None in means:
+    return Claim(text, '', None)
+  armd, ar = means
+  excess = perplexity_excess(armd.value, ar.value)
+  seen = f'{excess:+.2f} % ({armd.text()} against {ar.text()} nats per token)'
+  return Claim(text, seen, excess <= PERPLEXITY)
+
+
+def _equal_steps(results):
+  text = 'ARMD on uniform orders is better than every diffusion baseline at equal steps (bounds)'
+  last = results.config.train.steps
+  ours = results.over_seeds('armd_uniform', last, 'bound')
+  theirs = {s: results.over_seeds(s, last, 'bound') for s in p.DIFFUSION}
+  return _compared(text, ours, theirs, lambda ours, theirs: ours < theirs)
+
+
+def _a_third(results, system, kind, how):
+  names = ('mdlm', 'radd')
+  text = f'ARMD at a third of the steps is no worse than MDLM and RADD at all of them ({how})'
+  at = p.fractions(results.config)
+  ours = results.over_seeds(system, at['a third'], kind)
+  theirs = {s: results.over_seeds(s, at['100 %'], 'bound') for s in names}
+  return _compared(text, ours, theirs, lambda ours, theirs: ours <= theirs)
+
+
+def _compared(text, ours, theirs, is_fine):
+  if ours is None or None in theirs.values():
+    return Claim(text, '', None)
+  against = ', '.join(f'{s} {mean.text()}' for s, mean in theirs.items())
+  agrees = all(is_fine(ours.value, mean.value) for mean in theirs.values())
+  return Claim(text, f'{ours.text()} nats per byte against {against}', agrees)
+
+
+def _step_time(results):
+  text = (
+    f"a training step takes {STEP_TIME:g} times as long as AR's (agrees up to "
+    f'{STEP_TIME * STEP_TIME_SLACK:.2f})'
+  )
+  if not results.cost:
+    return Claim(text, '', None)
+  armd = results.cost['armd']
+  seen = f'{armd["seconds_ratio"]:.3f} times; {armd["visible_gflops_ratio"]:.3f} by visible FLOPs'
+  return Claim(text, seen, armd['seconds_ratio'] <= STEP_TIME * STEP_TIME_SLACK)
+
+
+def _parallel(results, length):
+  text = (
+    f'after SBP, {PARALLEL} tokens at once lose less NLL than before it, and at most 10 % '
+    f'(length {length})'
+  )
+  before, after = (
+    results.lost(run, length).get(PARALLEL)
+    for run in (p.base_name(length, results.config), p.tuned_name(length, 'few'))
+  )
+  if before is None or after is None:
+    return Claim(text, '', None)
+  return Claim(text, f'{after:+.2f} %, before {before:+.2f} %', after < before and after <= 10)

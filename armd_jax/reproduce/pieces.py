@@ -1,0 +1,280 @@
+"""What the miniature reproduction runs, as data: pieces, each with a result of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import ml_collections
+
+from armd_jax import config as config_lib
+
+# What is compared: the six families, and ARMD trained on uniformly random orders, which is of the
+# same kind as the diffusion baselines: its bound is over random orders as theirs are.
+SYSTEMS = {
+  'ar': {'model.family': 'ar'},
+  'armd': {'model.family': 'armd'},
+  'armd_uniform': {
+    'model.family': 'armd', 'order.ar_steps': 0, 'order.uniform_order_prob': 1.0,
+  },
+  'mdlm': {'model.family': 'mdlm'},
+  'd3pm': {'model.family': 'd3pm'},
+  'sedd': {'model.family': 'sedd'},
+  'radd': {'model.family': 'radd'},
+}  # fmt: skip
+DIFFUSION = ('mdlm', 'd3pm', 'sedd', 'radd')
+RATES = (1e-3, 3e-3, 6e-3)
+SEEDS = (0, 1, 2)
+STREAMS = (1, 2, 4, 8, 16, 32)
+FEW, MANY = (1, 2, 4), STREAMS  # of SBP fine-tunes
+ONE_BY_ONE = 'ablation.sbp_one_by_one=0.5'  # a fine-tune, too
+LONGER = (1, 2, 4)  # times the config's length, at the same tokens per step
+
+WINDOWS = 256  # held-out windows of the config's length; longer ones are fewer, of the same text
+DRAWS = 4  # random orders, or sets of times, per window
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+  """One step of the reproduction; its result is one small JSON file.
+
+  Attributes:
+    name: of the piece and its file.
+    kind: 'train' a run; 'evaluate' its likelihoods at some steps; 'speed' the time of sampling from
+      it; 'cost' the time, memory and FLOPs of a training step of every system.
+    overrides: of the config, by dotted field, of a training run.
+    needs: names of the pieces that have to be there before; of 'evaluate' and 'speed', the first
+      is the training run that is measured.
+    rate_of: the system whose sweep decides a run's learning rate; '' leaves the config's.
+    base: the training piece that a run goes on from; '' trains from scratch.
+    steps: of the checkpoints that are kept or measured.
+    windows: held-out windows to measure on.
+    draws: random orders, or sets of times, per window.
+    streams: S; of 'evaluate', () measures the family's standard suite.
+    weight: about how long it takes, in training steps of AR; for the time that is left.
+  """
+
+  name: str
+  kind: str
+  overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+  needs: tuple[str, ...] = ()
+  rate_of: str = ''
+  base: str = ''
+  steps: tuple[int, ...] = ()
+  windows: int = WINDOWS
+  draws: int = DRAWS
+  streams: tuple[int, ...] = ()
+  weight: float = 100
+
+  @property
+  def is_alone(self) -> bool:
+    """Whether it measures time, so that nothing else may run beside it."""
+    return self.kind in ('speed', 'cost')
+
+
+def rate_name(system: str, rate: float) -> str:
+  """Of the training piece of a sweep; its evaluation is `evaluated` of it."""
+  return f'rate.{system}.{rate:g}'
+
+
+def evaluated(train: str) -> str:
+  """Name of the standard evaluation of a training piece."""
+  return f'{train}.scores'
+
+
+def strided_name(train: str) -> str:
+  """Name of the evaluation of a training piece at every S."""
+  return f'{train}.strided'
+
+
+def core_name(system: str, seed: int) -> str:
+  return f'core.{system}.{seed}'
+
+
+def base_name(length: int, config: ml_collections.ConfigDict) -> str:
+  """ARMD's base model at a length; that of the config is part of the core."""
+  return core_name('armd', 0) if length == config.model.length else f'length.{length}.base'
+
+
+def speed_name(length: int) -> str:
+  return f'length.{length}.speed'
+
+
+def tuned_name(length: int, how: str) -> str:
+  """What a base model is trained further as: 'few', 'many', or 'control', which is not strided."""
+  return f'length.{length}.{how}'
+
+
+def fractions(config: ml_collections.ConfigDict) -> dict[str, int]:
+  """The steps that results are read at, by what they are called."""
+  steps = config.train.steps
+  return {'25 %': steps // 4, 'a third': steps // 3, '50 %': steps // 2, '100 %': steps}
+
+
+def tuned_steps(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+  """i_SBP, steps of fine-tuning, that results are read at."""
+  return tuple(config.train.steps // part for part in (24, 12, 6))
+
+
+def lengths(config: ml_collections.ConfigDict) -> list[int]:
+  return [times * config.model.length for times in LONGER]
+
+
+def all_pieces(config: ml_collections.ConfigDict) -> list[Piece]:
+  """Every piece, the ones that others need before them.
+
+  Args:
+    config: an experiment's, such as experiments/miniature.py; all sizes follow from it.
+  """
+  return [
+    *_rates(config),
+    *_core(config),
+    Piece('cost', 'cost', weight=700),
+    *_lengths(config),
+    *_ablations(config),
+  ]
+
+
+# ----- the groups
+
+
+def _rates(config):
+  """A sweep of the learning rate, the same for every system."""
+  steps = fractions(config)['25 %']
+  pieces = []
+  for system, own in SYSTEMS.items():
+    for rate in RATES:
+      name = rate_name(system, rate)
+      overrides = own | {'optimizer.learning_rate': rate, 'train.steps': steps}
+      pieces += _trained(name, overrides, (steps,), windows=WINDOWS // 2, draws=2, rate_of='')
+  return pieces
+
+
+def _core(config):
+  """All systems at all seeds; ARMD's are read at a third of the steps, too."""
+  at = fractions(config)
+  pieces = []
+  for seed in SEEDS:
+    for system, own in SYSTEMS.items():
+      read = at if system.startswith('armd') else {k: s for k, s in at.items() if k != 'a third'}
+      overrides = own | {'seed': seed, 'train.steps': config.train.steps}
+      steps = tuple(sorted(read.values()))
+      pieces += _trained(core_name(system, seed), overrides, steps, rate_of=system)
+  return pieces
+
+
+def _trained(name, overrides, steps, *, windows=WINDOWS, draws=DRAWS, rate_of='armd'):
+  """A run from scratch, and its likelihoods."""
+  needs = tuple(evaluated(rate_name(rate_of, rate)) for rate in RATES) if rate_of else ()
+  taken, weight = overrides['train.steps'] + 60, 20 + windows * draws * len(steps) / 50
+  return [
+    Piece(name, 'train', overrides, needs, rate_of, steps=steps, weight=taken),
+    Piece(
+      evaluated(name), 'evaluate', needs=(name,), steps=steps, windows=windows, draws=draws,
+      weight=weight,
+    ),
+  ]  # fmt: skip
+
+
+def _at_length(config, length):
+  """Overrides for texts of a length, with as many tokens per step."""
+  times = length // config.model.length
+  return SYSTEMS['armd'] | {
+    'model.length': length,
+    # As many position rows as tell all neighbours apart.
+    'model.pe_dim': max(config.model.pe_dim, length // 2),
+    'order.rho': config.order.rho * times,
+    'train.batch_size': max(1, config.train.batch_size // times),
+    'train.steps': config.train.steps,
+  }
+
+
+def _lengths(config):
+  """Strided generation before and after fine-tunes, at every length."""
+  steps, last = config.train.steps, tuned_steps(config)[-1]
+  pieces = []
+  for length in lengths(config):
+    overrides, base = _at_length(config, length), base_name(length, config)
+    windows = max(2, WINDOWS * config.model.length // length)
+    if length > config.model.length:
+      pieces += _trained(base, overrides, (steps,), windows=windows)
+    pieces.append(_strided(base, (steps,), windows))
+    read = tuple(steps + more for more in tuned_steps(config))
+    for how, strided in (
+      ('control', {}),
+      ('few', {'order.sbp_start': steps, 'order.sbp_streams': FEW}),
+      ('many', {'order.sbp_start': steps, 'order.sbp_streams': MANY}),
+    ):
+      name = tuned_name(length, how)
+      is_read = read if length == config.model.length and how == 'few' else read[-1:]
+      pieces += _tuned(name, base, overrides | strided, is_read, last, windows)
+    pieces.append(
+      Piece(
+        speed_name(length), 'speed', needs=(tuned_name(length, 'many'),), steps=read[-1:],
+        streams=STREAMS, weight=200 + length,
+      )
+    )  # fmt: skip
+  return pieces
+
+
+def _tuned(name, base, overrides, read, taken, windows):
+  """A base model trained on for `taken` steps, and its likelihoods at every S."""
+  overrides = overrides | {'train.steps': overrides['train.steps'] + taken}
+  needs = (base, *(evaluated(rate_name('armd', rate)) for rate in RATES))
+  train = Piece(name, 'train', overrides, needs, 'armd', base, read, weight=taken + 60)
+  return [train, _strided(name, read, windows)]
+
+
+def _strided(train, read, windows):
+  return Piece(
+    strided_name(train), 'evaluate', needs=(train,), steps=read, windows=windows, streams=STREAMS,
+    weight=60 + 60 * len(read),
+  )  # fmt: skip
+
+
+def ablations(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
+  """What is changed one at a time, by name; what the core has already is left out."""
+  half = config.model.num_layers // 2
+  values = {
+    'model.pe': _choices('model', 'pe'),
+    'model.g0': _choices('model', 'g0'),
+    'model.g0_norm': _choices('model', 'g0_norm'),
+    'model.num_two_stream_layers': sorted({0, max(1, half // 2), half, config.model.num_layers}),
+    # A budget of 1 moves nothing: it is that of 0.
+    'order.rho': tuple(config.order.rho * part for part in (0, 1, 2, 8)),
+    'order.perm_mode': _choices('order', 'perm_mode'),
+  }
+  own = config.to_dict()
+  found = {}
+  for field, options in values.items():
+    section, name = field.split('.')
+    is_own = {own[section][name]} | ({half} if field.endswith('layers') else set())
+    found |= {f'ablation.{name}={x}': {field: x} for x in options if x not in is_own}
+  return found
+
+
+def _choices(section, name):
+  """All values that a field of the config may take."""
+  of_section = type(getattr(config_lib.Config(), section))
+  return next(f for f in dataclasses.fields(of_section) if f.name == name).metadata['one_of']
+
+
+def _ablations(config):
+  """One change each, from scratch for half of the steps; and what fine-tunes by themselves."""
+  steps = fractions(config)['50 %']
+  pieces = []
+  for name, change in ablations(config).items():
+    overrides = SYSTEMS['armd'] | {'train.steps': steps} | change
+    pieces += _trained(name, overrides, (steps,))
+  base, last = config.train.steps, tuned_steps(config)[-1]
+  overrides = _at_length(config, config.model.length) | {
+    'order.sbp_start': base, 'order.sbp_streams': FEW, 'order.sbp_one_by_one': 0.5,
+  }  # fmt: skip
+  own = core_name('armd', 0)
+  return [*pieces, *_tuned(ONE_BY_ONE, own, overrides, (base + last,), last, WINDOWS)]
+
+
+def checkpoint_every(steps: tuple[int, ...]) -> int:
+  """Steps between checkpoints, so that each of `steps` is one."""
+  return math.gcd(*steps)

@@ -1,0 +1,198 @@
+"""The sections of docs/reproduction.md, from results alone."""
+
+from __future__ import annotations
+
+from armd_jax.reproduce import pieces as p
+from armd_jax.reproduce.results import Results, markdown
+
+NAMES = {
+  'ar': 'AR',
+  'armd': 'ARMD',
+  'armd_uniform': 'ARMD, uniform orders',
+  'mdlm': 'MDLM',
+  'd3pm': 'D3PM-absorb',
+  'sedd': 'SEDD-absorb',
+  'radd': 'RADD',
+}
+LOSSES = (1, 3, 10)  # percent of NLL
+
+
+def held_out(results: Results) -> str:
+  """The core table, one table for each kind of number."""
+  at = p.fractions(results.config)
+  sections = []
+  for kind, systems, title in (
+    (
+      'exact',
+      ('ar', 'armd', 'armd_uniform'),
+      'Left-to-right, exact, nats per byte',
+    ),
+    (
+      'bound',
+      ('armd_uniform', *p.DIFFUSION, 'armd'),
+      'Any-order bounds, one random order per text, nats per byte',
+    ),
+  ):
+    rows = []
+    for system in systems:
+      means = [results.over_seeds(system, step, kind) for step in at.values()]
+      seeds = max((mean.count for mean in means if mean), default=0)
+      rows.append((NAMES[system], *(mean and mean.text() for mean in means), seeds))
+    steps = [f'{name} ({step} steps)' for name, step in at.items()]
+    sections.append(f'### {title}\n\n{markdown(("system", *steps, "seeds"), rows)}')
+  error = results.monte_carlo_error()
+  if error is not None:
+    sections.append(
+      'Mean ± sample standard deviation over seeds. What is random in the bounds leaves a standard '
+      f'error of at most {error:.4f} nats per token of any one of them. The same windows for all; '
+      'the two tables are of different kinds and do not compare.'
+    )
+  return '\n\n'.join(sections)
+
+
+def rates(results: Results) -> str:
+  """The sweep of the learning rate."""
+  step = p.fractions(results.config)['25 %']
+  rows = []
+  for system, name in NAMES.items():
+    kind = 'exact' if system in ('ar', 'armd') else 'bound'
+    scores = {r: results.score(p.rate_name(system, r), step, kind) for r in p.RATES}
+    nats = {rate: row['nats_per_byte'] for rate, row in scores.items() if row}
+    best = min(nats, key=nats.get) if len(nats) == len(p.RATES) else None
+    text = lambda rate, nats=nats, best=best: (
+      (rate in nats and (f'**{nats[rate]:.4f}**' if rate == best else f'{nats[rate]:.4f}')) or None
+    )
+    rows.append((name, kind, *map(text, p.RATES)))
+  header = ('system', 'own objective', *(f'{rate:g}' for rate in p.RATES))
+  return f'After {step} steps, seed 0, nats per byte; the best in bold.\n\n{markdown(header, rows)}'
+
+
+def cost(results: Results) -> str:
+  """A training step of every system."""
+  rows = [
+    (
+      NAMES[system],
+      f'{1e3 * c["seconds"]:.1f}',
+      f'{c["seconds_ratio"]:.3f}',
+      f'{c["memory_bytes"] / 2**20:.0f}',
+      f'{c["memory_bytes_ratio"]:.3f}',
+      f'{c["dense_gflops"]:.2f}',
+      f'{c["dense_gflops_ratio"]:.3f}',
+      f'{c["visible_gflops_ratio"]:.3f}',
+    )
+    for system, c in results.cost.items()
+  ]
+  header = (
+    'system', 'ms per step', 'over AR', 'peak MiB', 'over AR', 'GFLOP, dense', 'over AR',
+    'visible, over AR',
+  )  # fmt: skip
+  return (
+    'Medians of steps taken in turns, nothing else running. Memory: of the compiled step, what is '
+    'given and made on the way. FLOPs: of matrix products, as the code multiplies (dense) and with '
+    'attention counted by the keys that each row sees (visible). ARMD on uniform orders is the '
+    f'same network as ARMD.\n\n{markdown(header, rows)}'
+  )
+
+
+def strided(results: Results) -> str:
+  """NLL of every S and where it goes, and the time of sampling, by length."""
+  sections = []
+  for length in p.lengths(results.config):
+    rows = []
+    for name, run in results.models(length).items():
+      lost = results.lost(run, length)
+      for streams, row in results.strided(run).items():
+        rows.append(
+          (
+            name,
+            streams,
+            f'{row["nats"]:.4f}',
+            _with_error(row, 'order_cost'),
+            _with_error(row, 'independence_cost'),
+            f'{lost[streams]:+.2f} %' if streams in lost else None,
+          )
+        )
+    header = ('model', 'S', 'S at once', 'order costs', 'independence costs', 'NLL lost')
+    sections.append(f'### Length {length}\n\n{markdown(header, rows)}\n\n{_speed(results, length)}')
+  return (
+    'Nats per token, exact. The order costs what the strided order taken one token at a time has '
+    'over left-to-right; independence what S at once have over one at a time; ± standard error '
+    'over windows. NLL lost: against left-to-right by the same model before SBP, and after it by '
+    'the control, trained as long without SBP.\n\n' + '\n\n'.join(sections)
+  )
+
+
+def _with_error(row, name):
+  error = row[f'{name}_error']
+  return f'{row[name]:.4f}' + (f' ± {error:.4f}' if error else '')
+
+
+def _speed(results, length):
+  seconds = results.seconds(length)
+  if not seconds:
+    return 'Time of sampling: not measured yet.'
+  ar = next(iter(seconds.values()))
+  rows = [(name, f'{1e3 * s:.1f}', f'{ar / s:.2f}') for name, s in seconds.items()]
+  table = markdown(('sampling one text', 'ms, median', 'times as fast as AR'), rows)
+  return table
+
+
+def farthest(results: Results) -> str:
+  """How far S can go."""
+  rows = []
+  for length in p.lengths(results.config):
+    for name, run in results.models(length).items():
+      if name != 'control':
+        far = [results.farthest(run, length, percent) for percent in LOSSES]
+        rows.append((length, name, *far))
+  header = ('length', 'model', *(f'at most {percent} %' for percent in LOSSES))
+  return (
+    f'The largest S, of {", ".join(map(str, p.STREAMS))}, up to which at most so much NLL is lost; '
+    f'0: S = 1 loses more.\n\n{markdown(header, rows)}'
+  )
+
+
+def ablations(results: Results) -> str:
+  """One change each, from scratch, against ARMD of the core at the same step and seed."""
+  step = p.fractions(results.config)['50 %']
+  runs = {'ARMD as it is': p.core_name('armd', 0)}
+  runs |= {name.removeprefix('ablation.'): name for name in p.ablations(results.config)}
+  nats = {
+    name: [(s := results.score(run, step, kind)) and s['nats_per_byte'] for kind in _KINDS]
+    for name, run in runs.items()
+  }
+  own = nats['ARMD as it is']
+  rows = []
+  for name, both in nats.items():
+    cells = [
+      None if x is None else f'{x:.4f}' + (f' ({x - y:+.4f})' if y and x != y else '')
+      for x, y in zip(both, own, strict=True)
+    ]
+    rows.append((name, *cells))
+  header = ('change', 'left-to-right, exact', 'uniform orders, bound')
+  return (
+    f'One seed, {step} steps, nats per byte; in brackets, over ARMD as it is.\n\n'
+    f'{markdown(header, rows)}\n\n{_fine_tunes(results)}'
+  )
+
+
+_KINDS = ('exact', 'bound')
+
+
+def _fine_tunes(results):
+  length, steps = results.config.model.length, results.config.train.steps
+  few = p.tuned_name(length, 'few')
+  runs = {f'i_SBP = {taken}': (few, steps + taken) for taken in p.tuned_steps(results.config)}
+  runs = {'before SBP': (p.core_name('armd', 0), steps)} | runs
+  runs['half of the sequences one by one'] = p.ONE_BY_ONE, None
+  rows = []
+  for name, (run, step) in runs.items():
+    found = results.strided(run, step)
+    of = lambda s, found=found: f'{found[s]["nats"]:.4f}' if s in found else None
+    rows.append((name, *map(of, p.STREAMS)))
+  header = ('fine-tuning', *(f'S = {s}' for s in p.STREAMS))
+  last = p.tuned_steps(results.config)[-1]
+  return (
+    f'Fine-tuned with S up to {max(p.FEW)}, the last one for {last} steps; exact nats per token, '
+    f'S at once.\n\n{markdown(header, rows)}'
+  )

@@ -1,0 +1,147 @@
+"""What each kind of piece does, by the library's own programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from armd_jax import checkpoint, metrics, sharding, training
+from armd_jax import config as config_lib
+from armd_jax.bench import decode, timing, train_step
+from armd_jax.config import Config
+from armd_jax.data import corpus as corpus_lib
+from armd_jax.data.tokenizers import get_tokenizer
+from armd_jax.evaluation import likelihood, scores
+from armd_jax.evaluation.journal import Journal
+from armd_jax.reproduce.pieces import SYSTEMS, Piece
+from armd_jax.train import train as train_run
+
+BATCH = 16  # windows per call of an evaluation
+STEP_REPEATS, SAMPLE_REPEATS = 15, 5
+
+
+@functools.lru_cache(maxsize=3)
+def corpus_of(data: config_lib.DataConfig, length: int) -> corpus_lib.Corpus:
+  return corpus_lib.load(data, length)
+
+
+def train(piece: Piece, config: Config, folder: pathlib.Path) -> dict[str, Any]:
+  """Trains, or goes on with it, and keeps the checkpoints that are to be measured.
+
+  Returns:
+    loss and held_out (own objective, nats per token, few windows), each [step, value] pairs;
+    learning_rate; parameters.
+  """
+  state = train_run(config, folder, corpus=corpus_of(config.data, config.model.length))
+  for path in (folder / 'checkpoints').iterdir():
+    if path.name.isdecimal() and int(path.name) not in piece.steps:
+      shutil.rmtree(path)
+  records = metrics.read(folder / 'metrics.jsonl')
+  curve = lambda name: [
+    [step, round(r[name], 4)] for step, r in records.items() if r.get(name) is not None
+  ]
+  return {
+    'loss': curve('loss'),
+    'held_out': curve('held_out'),
+    'learning_rate': config.optimizer.learning_rate,
+    'parameters': timing.num_parameters(state.params),
+  }
+
+
+def evaluate(piece: Piece, folder: pathlib.Path, data: config_lib.DataConfig) -> dict[str, Any]:
+  """Likelihoods of the averaged weights at every step of the piece.
+
+  Returns:
+    By step: rows of `scores.Score` with monte_carlo_error, nats per token, of what is random in
+    a bound; or, where the piece has streams, rows of `bench.decode.quality`.
+  """
+  found = {}
+  for step in piece.steps:
+    config, vocab, params = _restored(folder, step)
+    windows_WxN = _spread(corpus_of(data, config.model.length).held_out_WxN, piece.windows)
+    if piece.streams:
+      found[str(step)] = decode.quality(config, vocab, params, windows_WxN, piece.streams)
+    else:
+      found[str(step)] = _suite(config, params, windows_WxN, piece.draws)
+  return found
+
+
+def _restored(folder, step):
+  config = checkpoint.read_config(folder)
+  vocab = get_tokenizer(config.data.tokenizer).vocab_size
+  abstract = training.abstract_state(config, vocab, sharding.make_mesh(config.mesh))
+  state, _ = checkpoint.Checkpoints(folder).restore(abstract, step)
+  return config, vocab, state.ema
+
+
+def _spread(windows_WxN, count):
+  """Windows at equal distances, so that all parts of a text are there."""
+  index_W = np.linspace(0, len(windows_WxN) - 1, min(count, len(windows_WxN))).astype(int)
+  return np.stack([windows_WxN[i] for i in index_W])
+
+
+def _suite(config, params, windows_WxN, draws):
+  suite = likelihood.standard_suite(config.model, ())
+  parts = [scores.Part(p, windows_WxN, '', 1 if p.streams else draws) for p in suite]
+  journal, tokenizer = Journal(), get_tokenizer(config.data.tokenizer)
+  how = dict(batch_size=BATCH, journal=journal)
+  found = scores.score(config, tokenizer, params, parts, **how)
+  errors = {}
+  for number, part in enumerate(parts):
+    nats_KxW = journal.rows(number).reshape(part.orders, -1) / config.model.num_slots
+    if part.orders > 1:
+      variance_W = nats_KxW.var(axis=0, ddof=1) / part.orders
+      errors[part.protocol.name] = math.sqrt(variance_W.sum()) / len(variance_W)
+  names = ('name', 'kind', 'orders', 'nats_per_byte', 'nats_per_token', 'standard_error')
+  return [
+    {name: score.row()[name] for name in names}
+    | {'monte_carlo_error': errors.get(score.name.split(', K=')[0])}
+    for score in found
+  ]
+
+
+def speed(piece: Piece, folder: pathlib.Path) -> dict[str, Any]:
+  """Seconds of sampling one text at every S, in turns, with AR of the same size beside them.
+
+  Returns:
+    machine, and rows of `bench.decode.measure`.
+  """
+  config, vocab, params = _restored(folder, piece.steps[-1])
+  compared = decode.systems(dataclasses.asdict(config.model), vocab, piece.streams, params)
+  timed = [decode.compiled(system, vocab, 1) for system in compared]
+  rows = decode.measure(timed, config.model.num_slots, 1, SAMPLE_REPEATS)
+  names = ('system', 'streams', 'steps', 'seconds', 'tokens_per_second', 'over_first')
+  return {
+    'machine': timing.machine(),
+    'systems': [{name: row[name] for name in names} for row in rows],
+  }
+
+
+def cost(raw: Mapping[str, Any]) -> dict[str, Any]:
+  """A training step of every system, in turns.
+
+  Args:
+    raw: fields of the config, the same for all systems.
+  Returns:
+    machine, and by system the numbers of `bench.train_step.measure`. ARMD's orders are shuffled as
+    in most of its training. On uniform orders it is the same network; its visible keys are those of
+    left-to-right orders, so it is left out.
+  """
+  configs = {}
+  for system, overrides in SYSTEMS.items():
+    if system != 'armd_uniform':
+      order = raw['order'] | {'ar_steps': 0, 'perm_steps': 0}
+      model = raw['model'] | {'family': overrides['model.family']}
+      configs[system] = config_lib.parse({**raw, 'order': order, 'model': model})
+  vocab = get_tokenizer(configs['ar'].data.tokenizer).vocab_size
+  numbers = train_step.measure(configs, vocab, STEP_REPEATS)
+  for row in numbers.values():
+    row['all_seconds'] = [round(s, 5) for s in row['all_seconds']]
+  return {'machine': timing.machine(), 'steps': numbers}

@@ -1,0 +1,101 @@
+"""The page says what its numbers say, and turns when they turn."""
+
+import copy
+import json
+
+import pytest
+import synthetic
+
+from armd_jax.reproduce import claims, page, tables
+from armd_jax.reproduce import pieces as p
+from armd_jax.reproduce.results import Results
+
+
+@pytest.fixture(scope='module')
+def numbers():
+  return synthetic.numbers()
+
+
+def verdicts(numbers):
+  return [claim.agrees for claim in claims.claims(Results(numbers))]
+
+
+def change(numbers, run, nats, kind):
+  """The numbers, with other ones for a run at all steps."""
+  changed = copy.deepcopy(numbers)
+  for rows in changed['pieces'][p.evaluated(run)]['result'].values():
+    for row in rows:
+      if row['kind'] == kind:
+        row['nats_per_byte'] = row['nats_per_token'] = nats
+  return changed
+
+
+def test_what_the_paper_says_agrees(numbers):
+  assert verdicts(numbers) == [True] * 8
+
+
+@pytest.mark.parametrize(
+  'place, system, nats, kind',
+  [(0, 'armd', 2.3, 'exact'), (1, 'sedd', 1.0, 'bound'), (2, 'mdlm', 1.0, 'bound')],
+)
+def test_the_opposite_does_not(numbers, place, system, nats, kind):
+  for seed in p.SEEDS:
+    numbers = change(numbers, p.core_name(system, seed), nats, kind)
+  assert verdicts(numbers)[place] is False
+
+
+def test_left_to_right_is_within_two_percent_of_perplexity(numbers):
+  """Not of nats: 0.0198 nats are 2 %."""
+  for above, agrees in ((0.0197, True), (0.0199, False)):
+    found = numbers
+    for seed in p.SEEDS:
+      found = change(found, p.core_name('ar', seed), 2.0, 'exact')
+      found = change(found, p.core_name('armd', seed), 2.0 + above, 'exact')
+    assert verdicts(found)[0] is agrees
+
+
+def test_slow_steps_and_costly_streams_do_not_agree(numbers):
+  changed = copy.deepcopy(numbers)
+  changed['pieces']['cost']['result']['steps']['armd']['seconds'] = 0.13
+  few = p.strided_name(p.tuned_name(32, 'few'))
+  for rows in changed['pieces'][few]['result'].values():
+    rows[2]['nats'] = 2.6
+  assert verdicts(changed)[4:6] == [False, False]
+  assert '**does not agree**' in claims.table(Results(changed))
+
+
+def test_how_far_streams_go(numbers):
+  """Every doubling of S loses 2.1 % more before SBP, and 0.19 % after it."""
+  results = Results(numbers)
+  far = lambda run: [results.farthest(run, 32, percent) for percent in tables.LOSSES]
+  assert far(p.core_name('armd', 0)) == [1, 2, 16]
+  assert far(p.tuned_name(32, 'many')) == [32, 32, 32]
+
+
+def test_what_is_missing_is_named_and_not_judged(numbers):
+  part = copy.deepcopy(numbers)
+  names = [p.core_name('ar', seed) for seed in p.SEEDS]
+  for name in names:
+    del part['pieces'][p.evaluated(name)]
+  part['missing'] = list(map(p.evaluated, names))
+  text = page.text(Results(part), [])
+  assert '**3 pieces are missing**: core.ar.0.scores, core.ar.1.scores' in text
+  assert verdicts(part)[0] is None and 'not measured yet' in text
+
+
+def test_a_page_of_nothing(numbers):
+  text = page.text(Results(numbers | {'pieces': {}, 'missing': ['all']}), [])
+  assert text.count('not measured yet') >= 8
+
+
+def test_everything_is_written(numbers, tmp_path):
+  page.write(numbers, tmp_path)
+  assert (
+    json.loads((tmp_path / 'reproduction.json').read_text())['pieces'].keys()
+    == numbers['pieces'].keys()
+  )
+  text = (tmp_path / 'reproduction.md').read_text()
+  drawn = sorted(tmp_path.glob('*.png'))
+  assert len(drawn) == 2
+  assert all(path.stat().st_size > 10_000 and f']({path.name})' in text for path in drawn)
+  assert numbers['text']['sha256'] in text and numbers['command'] in text
