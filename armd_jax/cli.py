@@ -150,20 +150,9 @@ def write_json(path: str | pathlib.Path, numbers: Any) -> None:
   Raises:
     UserError: the file cannot be written.
   """
-  write_text(path, json.dumps(numbers, indent=2) + '\n', 'another --json')
-
-
-def write_text(path: str | pathlib.Path, text: str, instead: str = 'another folder') -> None:
-  """Writes a file, and the folders above it.
-
-  Args:
-    instead: what to give where that fails.
-  Raises:
-    UserError: it cannot be written.
-  """
   path = pathlib.Path(path)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(json.dumps(numbers, indent=2) + '\n')
   except OSError as error:
-    raise UserError(f'cannot write {path} ({error.strerror}); give {instead}') from error
+    raise UserError(f'cannot write {path} ({error.strerror}); give another --json') from error

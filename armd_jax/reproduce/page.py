@@ -65,7 +65,7 @@ def write(numbers: dict[str, Any], out: pathlib.Path) -> None:
   cli.write_json(out / 'reproduction.json', _rounded(numbers))
   results = Results(numbers)
   drawn = pictures.draw(results, out)
-  cli.write_text(out / 'reproduction.md', text(results, drawn))
+  (out / 'reproduction.md').write_text(text(results, drawn))
 
 
 def text(results: Results, drawn: Sequence[tuple[str, str]]) -> str:
