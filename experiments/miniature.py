@@ -5,7 +5,9 @@
 
 The order schedule is the paper's for OpenWebText in proportion: of the steps, i_AR and i_perm are
 the shares 9K and 48K have of 400K; of the length, rho is the share 32 has of 1024. The learning
-rate is chosen for every system by the reproduction's own sweep. `armd_jax.reproduce` derives all
+rate is chosen for every system by the reproduction's own sweep. The seed of ARMD's query rows (eq. 6)
+is not the literal one: its position rows tell neighbours apart, and it has the size of an embedding;
+the ablations `pe=sinusoidal` and `g0_norm=none` show what each is worth. `armd_jax.reproduce` derives all
 its other sizes from this file: checkpoints, fine-tunes, longer texts, ablations.
 """
 
@@ -19,7 +21,7 @@ def get_config(options: str = '') -> ml_collections.ConfigDict:
   config = default_config()
   config.model.update(
     length=128, num_layers=4, embed_dim=128, num_heads=4, dropout=0.0, dtype='float32',
-    scan_layers=False, vocab_multiple=1, pe='local', pe_dim=128,
+    scan_layers=False, vocab_multiple=1, pe='local', pe_dim=128, g0_norm='rms',
   )  # fmt: skip
   config.order.update(ar_steps=16, perm_steps=86, rho=4)
   config.optimizer.update(learning_rate=3e-3, warmup_steps=40, ema_decay=0.98)
