@@ -5,10 +5,10 @@
 
 The order schedule is the paper's for OpenWebText in proportion: of the steps, i_AR and i_perm are
 the shares 9K and 48K have of 400K; of the length, rho is the share 32 has of 1024. The learning
-rate is chosen for every system by the reproduction's own sweep. The seed of ARMD's query rows (eq. 6)
-is not the literal one: its position rows tell neighbours apart, and it has the size of an embedding;
-the ablations `pe=sinusoidal` and `g0_norm=none` show what each is worth. `armd_jax.reproduce` derives all
-its other sizes from this file: checkpoints, fine-tunes, longer texts, ablations.
+rate is chosen for every system by the reproduction's own sweep. The seed of ARMD's query rows is
+not literally eq. 6: its position rows tell neighbours apart, and it is scaled to unit size; the
+ablation `eq. 6 literally` shows what that is worth. `armd_jax.reproduce` derives all its other
+sizes from this file: checkpoints, fine-tunes, longer texts, ablations.
 """
 
 import ml_collections

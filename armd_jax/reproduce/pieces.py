@@ -246,7 +246,10 @@ def ablations(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
     'order.perm_mode': _choices('order', 'perm_mode'),
   }
   own = config.to_dict()
-  found = {}
+  # What the config's own seed of the query rows stands for: the defaults, which the paper has.
+  literal = config_lib.ModelConfig()
+  names = ('pe', 'pe_dim', 'g0_norm')
+  found = {'ablation.eq. 6 literally': {f'model.{x}': getattr(literal, x) for x in names}}
   for field, options in values.items():
     section, name = field.split('.')
     is_own = {own[section][name]} | ({half} if field.endswith('layers') else set())
