@@ -62,7 +62,8 @@ def write(numbers: dict[str, Any], out: pathlib.Path) -> None:
   Raises:
     UserError: it cannot be written to.
   """
-  cli.write_json(out / 'reproduction.json', _rounded(numbers))
+  numbers = _rounded(numbers)
+  cli.write_json(out / 'reproduction.json', numbers)
   results = Results(numbers)
   drawn = pictures.draw(results, out)
   (out / 'reproduction.md').write_text(text(results, drawn))
@@ -110,6 +111,8 @@ def _head(results):
     f'- Every system: {model.num_layers} layers x {model.embed_dim}, {model.num_heads} heads, '
     f'{model.length} bytes, batch {train.batch_size}, {train.steps} steps, '
     f'{model.dtype}, the same optimizer; the learning rate of each from the same sweep\n'
+    f'- ARMD: query rows seeded with pe={model.pe!r}, pe_dim={model.pe_dim}, '
+    f'g0_norm={model.g0_norm!r}; the first ablation is the seed of eq. 6 as it is written\n'
     f'- Time: {seconds / 60:.0f} minutes of processes with a core each. {missing}'
   )
 
