@@ -24,7 +24,7 @@ SYSTEMS = {
   'radd': {'model.family': 'radd'},
 }  # fmt: skip
 DIFFUSION = ('mdlm', 'd3pm', 'sedd', 'radd')
-RATES = (1e-3, 3e-3, 6e-3)
+RATES = (5e-4, 1.25e-3, 3e-3)
 SEEDS = (0, 1, 2)
 STREAMS = (1, 2, 4, 8, 16, 32)
 FEW, MANY = (1, 2, 4), STREAMS  # of SBP fine-tunes
@@ -141,7 +141,8 @@ def all_pieces(config: ml_collections.ConfigDict) -> list[Piece]:
 
 def _rates(config):
   """A sweep of the learning rate, the same for every system."""
-  steps = fractions(config)['25 %']
+  # Before half of the steps a denoiser may not have begun to look at its neighbours.
+  steps = fractions(config)['50 %']
   pieces = []
   for system, own in SYSTEMS.items():
     for rate in RATES:

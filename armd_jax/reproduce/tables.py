@@ -52,7 +52,7 @@ def held_out(results: Results) -> str:
 
 def rates(results: Results) -> str:
   """The sweep of the learning rate."""
-  step = p.fractions(results.config)['25 %']
+  step = p.fractions(results.config)['50 %']
   rows = []
   for system, name in NAMES.items():
     kind = 'exact' if system in ('ar', 'armd') else 'bound'

@@ -95,10 +95,10 @@ def test_another_text_or_result_is_done_anew(finished, tmp_path):
   some = run.chosen(PIECES, '^rate.ar')
   place, first = synthetic.place(tmp_path), Recorder()
   run.run(some, place, 1, first)
-  (tmp_path / 'pieces' / 'rate.ar.0.001.json').unlink()
+  (tmp_path / 'pieces' / 'rate.ar.0.0005.json').unlink()
   lost = Recorder()
   run.run(some, place, 1, lost)
-  assert lost.done == ['rate.ar.0.001']
+  assert lost.done == ['rate.ar.0.0005']
   other = Recorder()
   run.run(some, synthetic.place(tmp_path, sha256='cd34'), 1, other)
   assert sorted(other.done) == sorted(first.done)
@@ -107,13 +107,13 @@ def test_another_text_or_result_is_done_anew(finished, tmp_path):
 def test_the_best_rate_is_read_from_the_sweep(finished, tmp_path):
   place = synthetic.place(tmp_path)
   run.run(run.chosen(PIECES, '^rate.ar'), place, 1, Recorder())
-  name = p.evaluated(p.rate_name('ar', 6e-3))
+  name = p.evaluated(p.rate_name('ar', 1.25e-3))
   record = place.result(name)
   for rows in record['result'].values():
     rows[0]['nats_per_byte'] = 0.5
   place.keep(name, record)
   (piece,) = (piece for piece in PIECES if piece.name == p.core_name('ar', 0))
-  assert place_lib.config_of(piece, place).optimizer.learning_rate == 6e-3
+  assert place_lib.config_of(piece, place).optimizer.learning_rate == 1.25e-3
 
 
 def test_what_needs_a_failed_piece_is_left_and_the_rest_done(tmp_path, capsys):
