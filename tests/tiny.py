@@ -37,6 +37,8 @@ def init(model_config, vocab_size=VOCAB, seed=0, scale=3.0):
   def enlarge(path, x):
     if path[-1].key == 'gain':  # starts at 0
       return x + 0.3
+    if scale > 1 and 'modulation' in jax.tree_util.keystr(path):  # starts at 0: all gates shut
+      return jax.random.normal(jax.random.key(x.ndim), x.shape)
     return x if path[-1].key == 'scale' else scale * x
 
   return model, jax.tree_util.tree_map_with_path(enlarge, params)

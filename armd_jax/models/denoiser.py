@@ -27,7 +27,10 @@ Array = jax.Array
 MASK = SPECIAL  # stands for a masked token among ids; it is a learned vector and never predicted
 
 # SEDD's and D3PM's networks read the noise level. MDLM's does not by default and RADD's never does:
-# conditionals of clean tokens do not depend on it (RADD theorem 1).
+# conditionals of clean tokens do not depend on it (RADD theorem 1). They are told noise 0, as in
+# MDLM's released code: what shifts, scales and gates their branches is then learned constants, the
+# only biases there are. Without any, a small network stays for long at the frequencies of tokens.
+# (For RADD this is our choice; its released layers have biases in the MLP.)
 READS_NOISE = ('d3pm', 'sedd')
 CONDITION_DIM = 128  # width of the noise embedding (SEDD, MDLM)
 FREQUENCIES = 128  # of its sinusoids, between 1 and 1e-4 radians per unit of noise (DiT)
@@ -65,8 +68,7 @@ class Denoiser(nn.Module):
     self.stack = Stack(c, c.num_layers)
     self.final_norm = make_norm(c)
     self.embedding_dropout = Dropout(c.dropout)
-    if c.family in READS_NOISE:
-      self.noise_embedding = NoiseEmbedding(c.dtype)
+    self.noise_embedding = NoiseEmbedding(c.dtype)
 
   def __call__(
     self,
@@ -104,7 +106,7 @@ class Denoiser(nn.Module):
         (length_B + given).astype(jnp.int32)[:, None, None], (length_B.shape[0], 1, rows)
       ),
       index_B=index_B,
-      condition_BxC=self.noise_embedding(noise_B) if c.family in READS_NOISE else None,
+      condition_BxC=self.noise_embedding(noise_B if c.family in READS_NOISE else jnp.zeros(1)),
     )
     x_Bx1xKxE, _ = self.stack(x_BxKxE[:, None], view)
     return self.final_norm(x_Bx1xKxE[:, 0, given:])
