@@ -50,9 +50,10 @@ def candidates(num_rows: int, num_keys: int) -> list[Blocks]:
   ):
     if unit_rows > rows or unit_keys > keys:
       continue
-    blocks = Blocks(
-      *(rows, keys, unit_rows, unit_keys, join, transposed), overlap=8 if transposed else 4
-    ).fit(num_rows, num_keys)
+    overlap = 8 if transposed or rows == keys == 2048 else 4  # as in the rule
+    blocks = Blocks(*(rows, keys, unit_rows, unit_keys, join, transposed), overlap=overlap).fit(
+      num_rows, num_keys
+    )
     if join > 1 and blocks.plain == (blocks.unit_rows, blocks.unit_keys):
       continue  # the same kernel as without
     found[blocks] = None

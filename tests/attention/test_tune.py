@@ -68,3 +68,11 @@ def test_candidates_are_distinct_and_include_no_tile_beyond_the_keys():
 def test_nothing_that_runs_is_an_error():
   with pytest.raises(ValueError, match='refuses all'):
     tune.fastest([1, 2], lambda _: math.inf)
+
+
+def test_what_the_rule_takes_for_long_calls_is_tried():
+  """Forward on a narrow and on a wide matrix unit, one query head to a key head."""
+  tried = tune.candidates(4096, 4096)
+  for chip in ('v5e', 'v6e'):
+    forward, _ = tpu_blocks.rule(chip, 1, 4096, 4096, 128, 2)
+    assert forward in tried, chip
