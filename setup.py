@@ -42,8 +42,14 @@ setuptools.setup(
     # Compilers for TPUs and H100s, which need neither; the plugins in jax's own version.
     'aot': ['jax[tpu]', 'jax-cuda12-pjrt', 'jax-cuda12-plugin', 'nvidia-cuda-nvcc-cu12'],
     'gcs': ['gcsfs>=2024.6'],  # texts and corpora on gs://
-    # Hugging Face models that judge generated texts, GGUF files included.
-    'judge': ['accelerate>=1.0', 'gguf>=0.10', 'torch>=2.4', 'transformers>=4.50'],
+    # Hugging Face models that judge generated texts, GGUF files included, and MAUVE.
+    'judge': [
+      'accelerate>=1.0',
+      'gguf>=0.10',
+      'mauve-text>=0.4',
+      'torch>=2.4',
+      'transformers>=4.50',
+    ],
     'prepare': ['tensorflow>=2.18'],  # for tensorflow-datasets that come as archives
     'test': [
       'hypothesis>=6.100',

@@ -31,6 +31,7 @@ from armd_jax.export import measured_in
 from armd_jax.report_page import Replay
 
 _DRAWN = 16  # tokens of a drawn order
+_FLAGS = {'S': 'streams', 'K': 'steps'}  # of `sample`, by what texts are told apart by
 
 
 def pieces_of(
@@ -83,24 +84,43 @@ def replays(
   prompt: str,
   streams: Sequence[int],
   **options: Any,
-) -> list[Replay]:
-  """One text for every S.
+) -> tuple[list[Replay], str]:
+  """One text for every S; of a diffusion baseline, one for every K = tokens / S steps.
 
   Args:
-    config, tokenizer, params: a trained model that generates by orders.
+    config, tokenizer, params: a trained model.
     prompt: what they go on from.
     streams: stride counts S.
     options: of `sample.complete`.
+  Returns:
+    The texts, and how they were generated, in a sentence.
   Raises:
     UserError: the prompt leaves no room.
   """
   request = sample.continue_prompts([prompt], config.model.num_slots, tokenizer)
+  arguments, length = (config, tokenizer, params, request), config.model.num_slots
+  samplers = diffusion.SAMPLERS.get(config.model.family)
   found = []
   for count in streams:
-    _, generated = sample.complete(config, tokenizer, params, request, streams=count, **options)
-    ids_N, step_N = np.asarray(generated.tokens_BxN[0]), steps_of(request.given_BxN[0], count)
-    found.append(Replay(count, int(generated.steps), pieces_of(tokenizer, ids_N, step_N)))
-  return found
+    if samplers:
+      steps = -(-int((~request.given_BxN[0]).sum()) // count)
+      name, options['steps'], options['sampler'] = f'K = {steps}', steps, samplers[0]
+      _, generated = sample.denoise(*arguments, **options)
+      step_N = np.asarray(generated.step_BxN[0])
+    else:
+      name = f'S = {count}'
+      _, generated = sample.complete(*arguments, streams=count, **options)
+      step_N = steps_of(request.given_BxN[0], count)
+    ids_N = np.asarray(generated.tokens_BxN[0])
+    found.append(Replay(name, int(generated.steps), pieces_of(tokenizer, ids_N, step_N)))
+  if samplers:
+    how = (
+      f'A text of {length:,} tokens, all masked at first, is revealed in K steps, anywhere in it; '
+      'after a step that reveals nothing, a network that does not read the noise need not run.'
+    )
+  else:
+    how = f'S streams of a text of {length:,} tokens grow at once, a token of each in every step.'
+  return found, how
 
 
 def drawn_orders(config: Config, step: int) -> dict[str, orders.GenerationOrder]:
@@ -234,7 +254,7 @@ def report(
     workdir: of the run.
     out: the page.
     scores, decoding, judged: files of `evaluate`, `bench.decode` and `judge`.
-    streams: stride counts S of the texts that are generated.
+    streams: stride counts S of the texts that are generated, see `replays`.
     prompt: what these go on from.
     options: seed, temperature and top_p of them.
   Raises:
@@ -252,18 +272,11 @@ def report(
     measured['scores'] = {path: measured_in(path, step) for path in scores}
 
   command = _sample_command(workdir, prompt, options)
-  if config.model.family in diffusion.SAMPLERS:
-    request = sample.continue_prompts([prompt], config.model.num_slots, tokenizer)
-    sampler = diffusion.SAMPLERS[config.model.family][0]
-    (text,), _ = sample.denoise(
-      config, tokenizer, params, request, steps=0, sampler=sampler, **options
-    )
-    sections = [report_page.text_section(text, command)]
-  else:
-    streams = [1] if config.model.family == 'ar' else streams
-    texts = replays(config, tokenizer, params, prompt, streams, **options)
-    command += f' --streams={streams[-1]}'
-    sections = [report_page.replay_section(texts, config.model.num_slots, command)]
+  streams = [1] if config.model.family == 'ar' else streams
+  texts, how = replays(config, tokenizer, params, prompt, streams, **options)
+  kind, _, number = texts[-1].name.partition(' = ')
+  command += f' --{_FLAGS[kind]}={number}'
+  sections = [report_page.replay_section(texts, how, command)]
   if 'decoding' in measured:
     sections.append(report_page.decoding_section(*measured['decoding']))
   if 'scores' in measured:

@@ -26,12 +26,12 @@ class Replay:
   """A generated text, in pieces that appeared at once.
 
   Attributes:
-    streams: S.
-    steps: that generation took.
+    name: what it is told apart by, 'S = 4' of streams, or 'K = 64' of a diffusion's steps.
+    steps: runs of the network that generation took.
     pieces: (text, tokens, step) in text order; given pieces have step 0.
   """
 
-  streams: int
+  name: str
   steps: int
   pieces: tuple[tuple[str, int, int], ...]
 
@@ -86,14 +86,20 @@ def figures(drawings: Sequence[tuple[str, str]], kind: str = '') -> str:
   return f'<div class="figures {kind}">\n{shown}</div>\n'
 
 
-def replay_section(texts: Sequence[Replay], num_tokens: int, command: str) -> str:
-  """Texts by S, with a slider over their steps; all of each is there without scripts."""
+def replay_section(texts: Sequence[Replay], how: str, command: str) -> str:
+  """Texts by name, with a slider over their steps; all of each is there without scripts.
+
+  Args:
+    texts: what was generated.
+    how: in a sentence.
+    command: generates the last of them.
+  """
   lanes, shown = [], []
   for text in texts:
     steps = f'{text.steps} steps'
     lanes.append(
-      f'<button type="button" class="lane" data-streams="{text.streams}" '
-      f'aria-pressed="false">S = {text.streams}<canvas></canvas>'
+      f'<button type="button" class="lane" data-name="{text.name}" '
+      f'aria-pressed="false">{text.name}<canvas></canvas>'
       f'<span class="count">{steps}</span></button>'
     )
     spans = []
@@ -102,8 +108,8 @@ def replay_section(texts: Sequence[Replay], num_tokens: int, command: str) -> st
       several = f' data-tokens="{tokens}"' if tokens > 1 else ''
       spans.append(f'<span class="{color}" data-step="{step}"{several}>{html.escape(piece)}</span>')
     shown.append(
-      f'<div class="generated" data-streams="{text.streams}" data-steps="{text.steps}" '
-      f'aria-label="Text generated in {text.streams} streams">{"".join(spans)}</div>'
+      f'<div class="generated" data-name="{text.name}" data-steps="{text.steps}" '
+      f'aria-label="Text generated with {text.name}">{"".join(spans)}</div>'
     )
   controls = (
     '<button type="button" id="play">Play</button>'
@@ -115,21 +121,12 @@ def replay_section(texts: Sequence[Replay], num_tokens: int, command: str) -> st
     scale += '<span>given: no colour</span>'
   return section(
     'Parallel generation',
-    f'<p>S streams of a text of {num_tokens:,} tokens grow at once, a token of each in every step. '
-    'A lane is a text from its first token to its last; all of them share one clock. Choose a lane '
-    'to read its text; a colour says at which step a token appeared.</p>\n',
+    f'<p>{how} A lane is a text from its first token to its last; all of them share one clock, on '
+    'which a step is a run of the network. Choose a lane to read its text; a colour says at which '
+    'step a token appeared.</p>\n',
     f'<div id="replay">\n<div class="controls">{controls}</div>\n{"".join(lanes)}\n',
     f'{"".join(shown)}\n<p class="key">{scale}</p>\n</div>\n',
-    note(f'The text of S = {texts[-1].streams}, which another S generates likewise:', command),
-  )
-
-
-def text_section(text: str, command: str) -> str:
-  """A text of a diffusion baseline, whose sampler does not tell when a token appeared."""
-  return section(
-    'A generated text',
-    f'<div class="generated">{html.escape(text)}</div>\n',
-    note('The same text:', command),
+    note(f'The text of {texts[-1].name}, from which the others differ in that number:', command),
   )
 
 

@@ -190,7 +190,7 @@ def denoise(
   temperature: float = 1.0,
   top_p: float = 1.0,
   stop: str = 'none',
-) -> tuple[list[str], Generated]:
+) -> tuple[list[str], diffusion.Denoised]:
   """`complete` by a diffusion baseline.
 
   Args:

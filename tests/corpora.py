@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import random
@@ -42,8 +43,9 @@ def write_parquet(path, texts, column='text', row_group_size=7):
 
 
 def write_tfds(folder, set_name, splits, columns=('text',), version='1.0.0'):
-  """Prepares a set as tensorflow-datasets does; each split is a list of texts, one for all columns.
+  """Prepares a set as tensorflow-datasets does.
 
+  Each split is a list of texts, one for all columns, or of dicts with a text for every column.
   tensorflow-datasets shuffles what it writes, so that only the set of texts is known.
   """
   import tensorflow_datasets as tfds
@@ -65,9 +67,26 @@ def write_tfds(folder, set_name, splits, columns=('text',), version='1.0.0'):
 
     def _generate_examples(self, texts):
       for i, text in enumerate(texts):
-        yield i, dict.fromkeys(columns, text)
+        yield i, text if isinstance(text, dict) else dict.fromkeys(columns, text)
 
   SmallSet(data_dir=str(folder), file_format='array_record').download_and_prepare()
+
+
+@contextlib.contextmanager
+def tfds_in(folder):
+  """Where sets are kept that are asked for by name alone."""
+  from tensorflow_datasets.core import constants
+
+  from armd_jax.data import tfds_reader
+
+  caches = tfds_reader._builder, tfds_reader._examples
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(constants, 'DATA_DIR', str(folder))
+    for cache in caches:
+      cache.cache_clear()
+    yield
+  for cache in caches:
+    cache.cache_clear()
 
 
 def fake_bucket(monkeypatch):

@@ -122,7 +122,7 @@ def test_a_replay_shows_a_piece_when_the_decoder_has_made_all_of_it(finished):
   """At every step that streaming tells of."""
   _, workdir, _ = finished
   config, tokenizer, params, _ = sample.load_ema(workdir)
-  (replay,) = report.replays(config, tokenizer, params, '', [2])
+  (replay,), _ = report.replays(config, tokenizer, params, '', [2])
   seen = []
   request = sample.continue_prompts([''], 32, tokenizer)
   watch = lambda generated, known_BxN: seen.append((int(generated.steps), known_BxN[0]))

@@ -1,5 +1,6 @@
 """The page of a run: its replay in a real browser, what its texts are cut into, what it refuses."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -8,24 +9,26 @@ import time
 import browser
 import numpy as np
 import pytest
+import tiny
 
 from armd_jax import config as config_lib
-from armd_jax import report, report_page
+from armd_jax import report, report_page, sample
 from armd_jax.data.tokenizers import ByteTokenizer
+from armd_jax.decode import diffusion
 from armd_jax.errors import UserError
 from armd_jax.report_page import Replay
 
 # One text in two streams after a given piece, one in one stream; two tokens make one letter.
 TWO = Replay(
-  2, 4, (('<p> ', 4, 0), ('a', 1, 1), ('b', 1, 3), ('\n', 1, 4), ('é', 2, 2), ('c', 1, 3))
+  'S = 2', 4, (('<p> ', 4, 0), ('a', 1, 1), ('b', 1, 3), ('\n', 1, 4), ('é', 2, 2), ('c', 1, 3))
 )
-ONE = Replay(1, 6, tuple((letter, 1, step + 1) for step, letter in enumerate('abcdef')))
+ONE = Replay('S = 1', 6, tuple((letter, 1, step + 1) for step, letter in enumerate('abcdef')))
 VISIBLE = "document.querySelector('.generated:not([hidden])').innerText"
 OUTPUT = "document.querySelector('output').textContent"
 
 
 def new_page():
-  section = report_page.replay_section([TWO, ONE], 10, 'python -m armd_jax.sample')
+  section = report_page.replay_section([TWO, ONE], 'S streams grow.', 'python -m armd_jax.sample')
   return report_page.page('a <run>', 'of a model', {'step': '3 of 4'}, [section])
 
 
@@ -51,11 +54,21 @@ def test_the_slider_shows_exactly_what_every_step_made(page):
     assert page.run(OUTPUT) == f'step {min(step, 4)} of 4, {tokens} of 10 tokens'
     page.press('ArrowRight', 39)
   page.press('Home', 36)
-  page.run('document.querySelector(\'.lane[data-streams="1"]\').click()')
+  page.run('document.querySelector(\'.lane[data-name="S = 1"]\').click()')
   assert page.run(VISIBLE) == ''
   page.press('ArrowRight', 39)
   page.press('ArrowRight', 39)
   assert page.run(VISIBLE) == 'ab'
+
+
+def test_an_address_names_a_text_and_a_step(page):
+  where = page.run('location.href').partition('#')[0]
+  for name, step, shown in (('S=1', 3, 'abc'), ('S=2', 1, '<p> a'), ('S=3', 1, '<p> a')):
+    page.open('about:blank')
+    page.open(f'{where}#{name},step={step}')
+    assert page.run(VISIBLE) == shown
+  page.open('about:blank')
+  page.open(f'{where}#S=1')
 
 
 def test_playing_goes_on_to_the_end(page):
@@ -93,6 +106,25 @@ def test_pieces_are_the_text_and_the_tokens():
   assert sum(tokens for _, tokens, _ in pieces) == len(ids_N)
   assert [text for text, _, _ in pieces][:4] == ['n', 'é', '“', '!']
   assert [step for _, _, step in pieces][:4] == [1, 3, 6, 7]
+
+
+@pytest.mark.parametrize('family', ['mdlm', 'sedd'])
+def test_a_diffusion_is_replayed_by_runs_of_its_network(family):
+  tokenizer = ByteTokenizer()
+  config = dataclasses.replace(config_lib.Config(), model=tiny.model_config(family=family))
+  _, params = tiny.init(config.model, tokenizer.vocab_size)
+  found, how = report.replays(config, tokenizer, params, 'ab', (1, 4), seed=0)
+  assert [replay.name for replay in found] == ['K = 14', 'K = 4']
+  assert '16 tokens' in how and 'K steps' in how
+  for replay in found:
+    assert replay.pieces[:2] == (('a', 1, 0), ('b', 1, 0))
+    steps = [step for _, _, step in replay.pieces[2:]]
+    assert min(steps) >= 1 and max(steps) == replay.steps <= int(replay.name[4:])
+    assert sum(tokens for _, tokens, _ in replay.pieces) == 16
+    request = sample.continue_prompts(['ab'], 16, tokenizer)
+    options = dict(steps=int(replay.name[4:]), sampler=diffusion.SAMPLERS[family][0], seed=0)
+    (text,), _ = sample.denoise(config, tokenizer, params, request, **options)
+    assert text == ''.join(piece for piece, _, _ in replay.pieces)
 
 
 def test_orders_are_those_that_training_has_reached():

@@ -32,17 +32,19 @@ class TfdsSpan:
   num_bytes: int
 
   def documents(self) -> Iterator[str]:
+    return (text for text in self.texts() if text.strip())
+
+  def texts(self) -> Iterator[str]:
+    """The column of every example, blank ones too."""
     examples = _examples(self.name, self.split_name)
     for index in range(self.begin, self.end):
       try:
-        text = examples[index][self.column].decode('utf-8')
+        yield examples[index][self.column].decode('utf-8')
       except Exception as error:  # whatever the C++ library raises for damaged files
         raise UserError(
           f'example {index} of {self.name!r} cannot be read ({sentence(error)}); delete '
           f'{_builder(self.name).data_dir} and prepare the set anew'
         ) from error
-      if text.strip():
-        yield text
 
   def split(self, num_bytes: int) -> Sequence[TfdsSpan]:
     count = self.end - self.begin

@@ -19,6 +19,7 @@ import functools
 import math
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +43,17 @@ SAMPLERS = {  # by family, the default first
 LOGITS_AT_ONCE = 64  # slots of every sequence whose logits exist at once
 
 
+@flax.struct.dataclass
+class Denoised(Generated):
+  """A generated batch; `steps` counts how often the network ran.
+
+  Attributes:
+    step_BxN: int32, after which of these runs, from 1, each token appeared; 0 where it did not.
+  """
+
+  step_BxN: Array
+
+
 def generate(
   config: ModelConfig,
   vocab_size: int,
@@ -58,7 +70,7 @@ def generate(
   temperature: float = 1.0,
   top_p: float = 1.0,
   mesh: Mesh | None = None,
-) -> Generated:
+) -> Denoised:
   """Fills in what is not given.
 
   Args:
@@ -76,7 +88,7 @@ def generate(
     mesh: where the parameters lie, which shares the batch; None: on one device. Every process calls
       with the same arguments, and holds the result.
   Returns:
-    The texts, with the number of times the network ran.
+    The texts, and when the network ran for each token.
   """
   batch = tokens_BxN.shape[0]
   rows = [
@@ -105,7 +117,7 @@ def generate(
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'settings', 'steps', 'is_euler', 'mesh'))
-def sample(model, settings, params, *rows, mesh=None, **options) -> Generated:
+def sample(model, settings, params, *rows, mesh=None, **options) -> Denoised:
   """`generate`, for a network that is made already."""
   with axes.on(mesh):
     generated = _sample(model, settings, params, *rows, **options)
@@ -115,7 +127,7 @@ def sample(model, settings, params, *rows, mesh=None, **options) -> Generated:
 def _sample(
   model, settings, params, tokens_BxN, given_BxN, length_B, sequence_B, first_B=None, *, seed,
   temperature, top_p, steps, is_euler,
-) -> Generated:  # fmt: skip
+) -> Denoised:  # fmt: skip
   batch, num_slots = tokens_BxN.shape
   family = FAMILIES[model.config.family]
   reads_noise = model.config.family in READS_NOISE
@@ -147,7 +159,7 @@ def _sample(
     return jax.tree.map(jnp.transpose, jax.lax.map(draw, slots, batch_size=LOGITS_AT_ONCE))
 
   def body(state):
-    step, text_BxN, predicted, is_new, runs, margin_B = state
+    step, text_BxN, appeared_BxN, predicted, is_new, runs, margin_B = state
     t, s = (steps - step) / steps, (steps - step - 1) / steps
     if reads_noise:
       predicted, runs = run(text_BxN, t), runs + 1
@@ -166,14 +178,18 @@ def _sample(
     u_BxN = jax.vmap(lambda key: jax.random.uniform(key, (num_slots,)))(keys_B)
     is_revealed_BxN = (text_BxN == MASK) & (u_BxN < probability)
     text_BxN = jnp.where(is_revealed_BxN, drawn_BxN, text_BxN)
+    appeared_BxN = jnp.where(is_revealed_BxN, runs, appeared_BxN)
     gap_B = jnp.min(jnp.where(is_revealed_BxN, gap_BxN, jnp.inf), axis=1)
     margin_B = jnp.minimum(margin_B, gap_B)
-    return step + 1, text_BxN, predicted, jnp.any(is_revealed_BxN), runs, margin_B
+    is_new = jnp.any(is_revealed_BxN)
+    return step + 1, text_BxN, appeared_BxN, predicted, is_new, runs, margin_B
 
   zeros_BxN = jnp.zeros((batch, num_slots))
-  predicted = (zeros_BxN.astype(jnp.int32), zeros_BxN, zeros_BxN)
+  never_BxN = zeros_BxN.astype(jnp.int32)
+  predicted = (never_BxN, zeros_BxN, zeros_BxN)
   margin_B = jnp.full(batch, jnp.inf)
-  state = (jnp.int32(0), text_BxN, predicted, jnp.bool_(True), jnp.int32(0), margin_B)
+  zero = jnp.int32(0)
+  state = (zero, text_BxN, never_BxN, predicted, jnp.bool_(True), zero, margin_B)
   more = lambda state: (state[0] < steps) & jnp.any(state[1] == MASK)
-  _, text_BxN, _, _, runs, margin_B = jax.lax.while_loop(more, body, state)
-  return Generated(text_BxN, length_B, runs, margin_B)
+  _, text_BxN, appeared_BxN, _, _, runs, margin_B = jax.lax.while_loop(more, body, state)
+  return Denoised(text_BxN, length_B, runs, margin_B, appeared_BxN)

@@ -19,13 +19,16 @@ from armd_jax.errors import UserError
 from armd_jax.evaluation import likelihood
 from armd_jax.order import left_to_right
 
+_MULTIPLE = 128  # windows are cut to one of it, which attention kernels divide well
+
 
 @dataclasses.dataclass(frozen=True)
 class Passages:
   """Passages of one window each, and where their last words stand.
 
   Attributes:
-    text_WxN: int32 ids in text order, padding behind them.
+    text_WxN: int32 ids in text order, padding behind them; N is at most the model's length, and
+      little more than the longest passage.
     first_W: int32, the slot where the last word begins.
     count_W: int32, its tokens.
     cut: how many passages lost their beginning.
@@ -57,9 +60,7 @@ def passages(rows: Sequence[str], tokenizer: Tokenizer, config: ModelConfig) -> 
     UserError: a passage is one word, or a last word leaves no room for anything before it.
   """
   given = config.length - config.num_slots
-  text_WxN = np.zeros((len(rows), config.length), np.int32)
-  text_WxN[:, :given] = tokenizer.eos_id
-  first, count, cut = [], [], 0
+  kept, first, count, cut = [], [], [], 0
   for number, row in enumerate(rows):
     before, space, word = row.rstrip().rpartition(' ')
     word_ids = tokenizer.encode(space + word)
@@ -70,10 +71,15 @@ def passages(rows: Sequence[str], tokenizer: Tokenizer, config: ModelConfig) -> 
       )
     ids = np.concatenate([tokenizer.encode(before), word_ids])
     cut += len(ids) > config.num_slots
-    ids = ids[-config.num_slots :]
-    text_WxN[number, given : given + len(ids)] = ids
-    first.append(len(ids) - len(word_ids))
+    kept.append(ids[-config.num_slots :])
+    first.append(len(kept[-1]) - len(word_ids))
     count.append(len(word_ids))
+  longest = given + max(map(len, kept))
+  length = min(config.length, -(-longest // _MULTIPLE) * _MULTIPLE)
+  text_WxN = np.zeros((len(rows), length), np.int32)
+  text_WxN[:, :given] = tokenizer.eos_id
+  for text_N, ids in zip(text_WxN, kept, strict=True):
+    text_N[given : given + len(ids)] = ids
   return Passages(text_WxN, np.array(first, np.int32), np.array(count, np.int32), cut)
 
 
@@ -122,14 +128,13 @@ def _run(config, vocab_size, mesh, most):
     given = config.length - config.num_slots
     first_token_B = text_BxN[:, 0] if given else None
     tokens_BxN = text_BxN[:, given:]
+    num_slots = tokens_BxN.shape[1]
     variables = {'params': params}
     # Padding stands behind: left-to-right, no row of the passage attends to it.
     slot_M = jnp.arange(most)
-    slot_BxM = jnp.minimum(first_B[:, None] + slot_M, config.num_slots - 1)
+    slot_BxM = jnp.minimum(first_B[:, None] + slot_M, num_slots - 1)
     with axes.on(mesh):
-      hidden_BxNxE = model.apply(
-        variables, tokens_BxN, left_to_right(config.num_slots), first_token_B
-      )
+      hidden_BxNxE = model.apply(variables, tokens_BxN, left_to_right(num_slots), first_token_B)
       hidden_BxMxE = jnp.take_along_axis(hidden_BxNxE, slot_BxM[..., None], axis=1)
       logits_BxMxV = model.apply(variables, hidden_BxMxE, method='logits')
     target_BxM = jnp.take_along_axis(tokens_BxN, slot_BxM, axis=1)

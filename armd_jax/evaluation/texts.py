@@ -145,4 +145,4 @@ def _tfds_rows(text: Text, source: str) -> list[str]:
   there = tfds_reader.columns(name)
   columns = _columns(text, there, source)
   spans = [tfds_reader.tfds_span(name, split or 'test', c, prepare=False) for c in columns]
-  return [' '.join(row) for row in zip(*(span.documents() for span in spans), strict=True)]
+  return [' '.join(row) for row in zip(*(span.texts() for span in spans), strict=True)]

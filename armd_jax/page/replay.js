@@ -15,7 +15,7 @@
       tokens: Number(span.dataset.tokens || 1),
       color: getComputedStyle(span).getPropertyValue('--c'),
     }));
-    const lane = replay.querySelector(`.lane[data-streams="${element.dataset.streams}"]`);
+    const lane = replay.querySelector(`.lane[data-name="${element.dataset.name}"]`);
     return { element, lane, pieces, canvas: lane.querySelector('canvas'), steps: Number(element.dataset.steps) };
   });
   const longest = Math.max(...texts.map((text) => text.steps));
@@ -99,10 +99,10 @@
   }
   window.addEventListener('resize', draw);
 
-  // report.html#S=4,step=20 opens there.
+  // report.html#S=4,step=20 opens there; so does #K=64 where the steps of a diffusion are told apart.
   for (const part of location.hash.slice(1).split(',')) {
     const [name, value] = part.split('=');
-    if (name === 'S') chosen = texts.find((text) => text.element.dataset.streams === value) || chosen;
+    chosen = texts.find((text) => text.element.dataset.name === `${name} = ${value}`) || chosen;
     if (name === 'step') step = Math.max(0, Math.min(longest, Number(value) || 0));
   }
   slider.max = String(longest);

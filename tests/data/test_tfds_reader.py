@@ -25,12 +25,7 @@ def data_dir(tmp_path_factory):
   corpora.write_tfds(folder, 'as_tfrecord', {'train': TEXTS})
   info = next(folder.glob('as_tfrecord/*/dataset_info.json'))
   info.write_text(info.read_text().replace('array_record', 'tfrecord'))
-  with pytest.MonkeyPatch.context() as patch:
-    from tensorflow_datasets.core import constants
-
-    patch.setattr(constants, 'DATA_DIR', str(folder))
-    tfds_reader._builder.cache_clear()
-    tfds_reader._examples.cache_clear()
+  with corpora.tfds_in(folder):
     yield folder
 
 

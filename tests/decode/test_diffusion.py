@@ -9,8 +9,10 @@ import pytest
 import tiny
 import toy
 
+from armd_jax import models
 from armd_jax.config import DiffusionConfig
 from armd_jax.decode import diffusion
+from armd_jax.models.denoiser import MASK
 
 CASES = [(family, name) for family, names in diffusion.SAMPLERS.items() for name in names]
 COUNT, STEPS = 4000, 64
@@ -123,6 +125,28 @@ def test_batching_changes_nothing_and_padding_is_never_seen():
     )
   again = np.asarray(generate(config, params, text, given, length, seed=4).tokens_BxN)
   assert (again[0] != together[0]).any()
+
+
+@pytest.mark.parametrize('family', ['mdlm', 'radd'])
+def test_tokens_appear_as_the_network_says_of_those_before(family):
+  """A replay: what appeared after run r is what the network says, given what was there before r."""
+  config, params = network(family)
+  model = models.build(config, tiny.VOCAB)
+  given = np.zeros((1, 16), bool)
+  given[0, [0, 5]] = True
+  text, length = np.full((1, 16), 3), np.array([14])
+  found = generate(config, params, text, given, length, steps=6, temperature=0)
+  tokens_N, step_N = np.asarray(found.tokens_BxN)[0], np.asarray(found.step_BxN)[0]
+  is_free_N = ~given[0] & (np.arange(16) < 14)
+  runs = int(found.steps)
+  assert (step_N[~is_free_N] == 0).all() and runs > 1
+  assert sorted({*step_N[is_free_N].tolist()}) == [*range(1, runs + 1)]
+  for run in range(1, runs + 1):
+    before = np.where(is_free_N & (step_N >= run), MASK, tokens_N)[None]
+    hidden = model.apply({'params': params}, jnp.asarray(before), None, None, jnp.asarray(length))
+    logits_NxV = model.apply({'params': params}, hidden, method='logits')[0]
+    now_N = step_N == run
+    np.testing.assert_array_equal(np.argmax(logits_NxV, axis=-1)[now_N], tokens_N[now_N])
 
 
 def test_temperature_and_nucleus_sharpen():

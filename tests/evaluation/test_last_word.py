@@ -101,6 +101,21 @@ def test_the_space_is_the_last_word_s_and_long_passages_lose_their_beginning(bos
   assert found.cut == 1
 
 
+@pytest.mark.parametrize('bos', ['prepend', 'first_token_given'])
+def test_windows_are_no_longer_than_passages_need(bos):
+  """A passage of 100 letters in a model of 300; its score is that of the whole window."""
+  config = tiny.model_config(length=300, bos=bos)
+  _, params = tiny.init(config)
+  found = last_word.passages(['ab ' * 30 + 'cde ed', 'a b'], Letters(), config)
+  assert found.text_WxN.shape == (2, 128) and found.cut == 0
+  whole = np.pad(found.text_WxN, [(0, 0), (0, 300 - 128)], constant_values=5)
+  np.testing.assert_allclose(
+    score(config, params, found),
+    score(config, params, dataclasses.replace(found, text_WxN=whole)),
+    rtol=1e-5,
+  )
+
+
 @pytest.mark.parametrize('row', ['abc', ' abc', 'a ' + 'b' * 15])
 def test_no_room_before_the_word(row):
   with pytest.raises(UserError, match=r'passage 2 ends with .* has no room for words before it'):

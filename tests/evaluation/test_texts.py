@@ -58,6 +58,20 @@ def test_bad_files(tmp_path, file, content, sentence):
     read_rows(TEXTS['lambada'], str(tmp_path / file))
 
 
+def test_sets_of_tensorflow_datasets_hold_the_same_rows(tmp_path):
+  """Columns are those of its own sets; news that lack a title keep their body."""
+  lines = [f'row {i}' for i in range(20)]
+  corpora.write_tfds(tmp_path, 'lambada', {'test': lines}, ('passage',))
+  corpora.write_tfds(tmp_path, 'lm1b', {'train': ['x'], 'test': lines}, ('text',), '1.1.0')
+  news = [{'title': line[: i % 5], 'description': line} for i, line in enumerate(lines)]
+  corpora.write_tfds(tmp_path, 'ag_news_subset', {'test': news}, ('title', 'description'))
+  with corpora.tfds_in(tmp_path):
+    for name in ('lambada', 'lm1b'):
+      assert sorted(read_rows(TEXTS[name], f'tfds:{TEXTS[name].tfds}#test')) == sorted(lines)
+    found = read_rows(TEXTS['ag_news'], 'tfds:ag_news_subset#test')
+  assert sorted(found) == sorted(f'{item["title"]} {item["description"]}' for item in news)
+
+
 @corpora.needs_shared
 def test_real_files():
   folder = corpora.SHARED / 'eval'

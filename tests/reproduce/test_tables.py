@@ -89,11 +89,12 @@ def test_a_page_of_nothing(numbers):
 
 
 def test_everything_is_written(numbers, tmp_path):
+  """Numbers to seven digits."""
+  numbers = copy.deepcopy(numbers)
+  numbers['pieces']['cost']['seconds'] = 100 / 3
   page.write(numbers, tmp_path)
-  assert (
-    json.loads((tmp_path / 'reproduction.json').read_text())['pieces'].keys()
-    == numbers['pieces'].keys()
-  )
+  pieces = json.loads((tmp_path / 'reproduction.json').read_text())['pieces']
+  assert pieces.keys() == numbers['pieces'].keys() and pieces['cost']['seconds'] == 33.33333
   text = (tmp_path / 'reproduction.md').read_text()
   drawn = sorted(tmp_path.glob('*.png'))
   assert len(drawn) == 2
