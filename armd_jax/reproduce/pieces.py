@@ -29,6 +29,7 @@ SEEDS = (0, 1, 2)
 STREAMS = (1, 2, 4, 8, 16, 32)
 FEW, MANY = (1, 2, 4), STREAMS  # of SBP fine-tunes
 ONE_BY_ONE = 'ablation.sbp_one_by_one=0.5'  # a fine-tune, too
+NOT_SHUFFLED = 'ablation.rho=0'  # trained to the end, for what ARMD has over AR left-to-right
 LONGER = (1, 2, 4)  # times the config's length, at the same tokens per step
 
 WINDOWS = 256  # held-out windows of the config's length; longer ones are fewer, of the same text
@@ -265,12 +266,13 @@ def _choices(section, name):
 
 
 def _ablations(config):
-  """One change each, from scratch for half of the steps; and what fine-tunes by themselves."""
-  steps = fractions(config)['50 %']
+  """One change each, from scratch, most for half of the steps; and another way to fine-tune."""
+  at = fractions(config)
   pieces = []
   for name, change in ablations(config).items():
-    overrides = SYSTEMS['armd'] | {'train.steps': steps} | change
-    pieces += _trained(name, overrides, (steps,))
+    read = (at['25 %'], at['50 %'], at['100 %']) if name == NOT_SHUFFLED else (at['50 %'],)
+    overrides = SYSTEMS['armd'] | {'train.steps': read[-1]} | change
+    pieces += _trained(name, overrides, read)
   base, last = config.train.steps, tuned_steps(config)[-1]
   overrides = _at_length(config, config.model.length) | {
     'order.sbp_start': base, 'order.sbp_streams': FEW, 'order.sbp_one_by_one': 0.5,

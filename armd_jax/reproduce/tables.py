@@ -172,11 +172,30 @@ def ablations(results: Results) -> str:
   header = ('change', 'left-to-right, exact', 'uniform orders, bound')
   return (
     f'One seed, {step} steps, nats per byte; in brackets, over ARMD as it is.\n\n'
-    f'{markdown(header, rows)}\n\n{_fine_tunes(results)}'
+    f'{markdown(header, rows)}\n\n{_against_ar(results)}\n\n{_fine_tunes(results)}'
   )
 
 
 _KINDS = ('exact', 'bound')
+
+
+def _against_ar(results):
+  """What the network and the shuffled orders each have over AR, left-to-right."""
+  at = {name: step for name, step in p.fractions(results.config).items() if name != 'a third'}
+  runs = {
+    'AR': p.core_name('ar', 0),
+    'ARMD, rho = 0: left-to-right alone': p.NOT_SHUFFLED,
+    'ARMD': p.core_name('armd', 0),
+  }
+  rows = []
+  for name, run in runs.items():
+    scores = [results.score(run, step, 'exact') for step in at.values()]
+    rows.append((name, *(score and f'{score["nats_per_byte"]:.4f}' for score in scores)))
+  header = ('system', *(f'{name} ({step} steps)' for name, step in at.items()))
+  return (
+    'What ARMD has over AR left-to-right, in two steps: the network, and training on shuffled '
+    f'orders. Seed 0, exact nats per byte.\n\n{markdown(header, rows)}'
+  )
 
 
 def _fine_tunes(results):
