@@ -288,15 +288,15 @@ def report(
     sections.append(report_page.masks_section(drawn))
   sections.append(report_page.config_section(config))
 
-  model, train = config.model, config.train
+  model = config.model
   lead = (
     f'{model.family.upper()}, {model.num_layers} layers x {model.embed_dim}, {model.num_heads} '
     f'heads, {model.length:,} tokens of {tokenizer.name}; trained on {config.data.source}'
   )
   tiles = {
     'parameters': _short(num_parameters(params)),
-    'step': f'{step:,} of {train.steps:,}',
-    'tokens read': _short(step * train.batch_size * model.length),
+    'steps': f'{step:,}',
+    'tokens read': _short(step * config.train.batch_size * model.length),
   }
   if held_out := [r['held_out'] for r in records.values() if r.get('held_out') is not None]:
     tiles['held out, nats/token'] = f'{held_out[-1]:.4f}'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from armd_jax.reproduce import pieces as p
-from armd_jax.reproduce.results import Results, markdown
+from armd_jax.reproduce.results import Results, markdown, perplexity_excess
 
 NAMES = {
   'ar': 'AR',
@@ -109,7 +109,7 @@ def strided(results: Results) -> str:
             f'{row["nats"]:.4f}',
             _with_error(row, 'order_cost'),
             _with_error(row, 'independence_cost'),
-            f'{lost[streams]:+.2f} %' if streams in lost else None,
+            _percent(lost[streams]) if streams in lost else None,
           )
         )
     header = ('model', 'S', 'S at once', 'order costs', 'independence costs', 'NLL lost')
@@ -124,7 +124,12 @@ def strided(results: Results) -> str:
 
 def _with_error(row, name):
   error = row[f'{name}_error']
-  return f'{row[name]:.4f}' + (f' ± {error:.4f}' if error else '')
+  cost = round(row[name], 4) + 0.0  # no minus before a zero
+  return f'{cost:.4f}' + (f' ± {error:.4f}' if error else '')
+
+
+def _percent(value):
+  return f'{round(value, 2) + 0.0:+.2f} %'
 
 
 def _speed(results, length):
@@ -190,8 +195,12 @@ def _against_ar(results):
   rows = []
   for name, run in runs.items():
     scores = [results.score(run, step, 'exact') for step in at.values()]
-    rows.append((name, *(score and f'{score["nats_per_byte"]:.4f}' for score in scores)))
-  header = ('system', *(f'{name} ({step} steps)' for name, step in at.items()))
+    cells = [score and f'{score["nats_per_byte"]:.4f}' for score in scores]
+    ar, own = results.score(runs['AR'], at['100 %'], 'exact'), scores[-1]
+    excess = ar and own and perplexity_excess(own['nats_per_token'], ar['nats_per_token'])
+    rows.append((name, *cells, None if excess is None else _percent(excess)))
+  steps = [f'{name} ({step} steps)' for name, step in at.items()]
+  header = ('system', *steps, "perplexity at the end over AR's")
   return (
     'What ARMD has over AR left-to-right, in two steps: the network, and training on shuffled '
     f'orders. Seed 0, exact nats per byte.\n\n{markdown(header, rows)}'

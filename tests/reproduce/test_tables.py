@@ -6,7 +6,7 @@ import json
 import pytest
 import synthetic
 
-from armd_jax.reproduce import claims, page, tables
+from armd_jax.reproduce import claims, page, pictures, tables
 from armd_jax.reproduce import pieces as p
 from armd_jax.reproduce.results import Results
 
@@ -100,3 +100,30 @@ def test_everything_is_written(numbers, tmp_path):
   assert len(drawn) == 2
   assert all(path.stat().st_size > 10_000 and f']({path.name})' in text for path in drawn)
   assert numbers['text']['sha256'] in text and numbers['command'] in text
+
+
+def test_a_zero_has_no_minus(numbers):
+  changed = copy.deepcopy(numbers)
+  rows = changed['pieces'][p.strided_name(p.core_name('armd', 0))]['result'].values()
+  for row in (row for found in rows for row in found):
+    row['independence_cost'] = -1e-5
+  text = tables.strided(Results(changed))
+  assert '-0.0000' not in text and '| 0.0000 |' in text
+
+
+def test_what_shuffled_orders_cost_is_told_apart(numbers):
+  """0.01 nats of the network, as many of the orders."""
+  for name, nats in ((p.core_name('ar', 0), 2.0), (p.NOT_SHUFFLED, 2.01)):
+    numbers = change(numbers, name, nats, 'exact')
+  numbers = change(numbers, p.core_name('armd', 0), 2.02, 'exact')
+  rows = [line for line in tables.ablations(Results(numbers)).splitlines() if '2.0' in line]
+  ends = [line.split('|')[-2].strip() for line in rows if line.count('|') == 6]
+  assert ends[:3] == ['+0.00 %', '+1.01 %', '+2.02 %']
+
+
+def test_the_committed_page_is_what_its_numbers_say(tmp_path):
+  docs = synthetic.ROOT / 'docs'
+  results = Results(json.loads((docs / 'reproduction.json').read_text()))
+  drawn = pictures.draw(results, tmp_path)
+  assert (docs / 'reproduction.md').read_text() == page.text(results, drawn)
+  assert not results.numbers['missing'] and all((docs / name).exists() for name, _ in drawn)
