@@ -39,12 +39,13 @@ class TfdsSpan:
     examples = _examples(self.name, self.split_name)
     for index in range(self.begin, self.end):
       try:
-        yield examples[index][self.column].decode('utf-8')
+        text = examples[index][self.column].decode('utf-8')
       except Exception as error:  # whatever the C++ library raises for damaged files
         raise UserError(
           f'example {index} of {self.name!r} cannot be read ({sentence(error)}); delete '
           f'{_builder(self.name).data_dir} and prepare the set anew'
         ) from error
+      yield text
 
   def split(self, num_bytes: int) -> Sequence[TfdsSpan]:
     count = self.end - self.begin
