@@ -41,6 +41,7 @@ _CALLS = {
   'checkpoint': 'jaxpr',
   'custom_jvp_call': 'call_jaxpr',
   'custom_vjp_call': 'call_jaxpr',
+  'custom_vmap_call': 'call',
 }
 # Products that nobody needed so far; better refused than left out.
 _UNCOUNTED = ('conv_general_dilated', 'ragged_dot', 'ragged_dot_general', 'scaled_dot')
@@ -232,7 +233,10 @@ def _may_be_lengths(aval):
 
 def _scan(eqn, inputs, attention):
   params = eqn.params
-  num_consts, num_carry = params['num_consts'], params['num_carry']
+  if 'num_consts' in params:  # jax < 0.11
+    num_consts, num_carry = params['num_consts'], params['num_carry']
+  else:
+    num_consts, num_carry, _ = map(len, params['ft_in'].unpack())
   # What is carried, or differs from round to round, is not known inside.
   inside = inputs[:num_consts] + [_Value(made_by=x.made_by) for x in inputs[num_consts:]]
   flops, made = _count(*_opened(params['jaxpr']), inside, attention)
@@ -280,11 +284,37 @@ def _pallas_call(eqn, inputs, attention):
   dense = visible = estimate.flops
   if attention is not None:
     # Kernels skip what is hidden, and their estimates take half of all pairs as visible.
-    visible = 2 * dense * attention.share(ATTENTION)
+    multiplied, needed = _KERNEL_PRODUCTS.get(eqn.params.get('name'), (1, 1))
+    visible = 2 * dense * attention.share(ATTENTION) * needed / multiplied
   return MatmulFlops(dense, visible), _plain_outputs(eqn, inputs)
 
 
+# Products that an attention kernel multiplies, and those of them that are needed: the others repeat
+# scores and their gradients, which a kernel does not keep.
+_KERNEL_PRODUCTS = {
+  'prefix_attention_forward': (2, 2),
+  'prefix_attention_backward': (5, 4),
+  'prefix_attention_dq': (3, 1),
+  'prefix_attention_dkv': (4, 3),
+}
+
+
+def _mosaic_gpu_kernel(eqn, inputs, attention):
+  """A Hopper kernel, whose call carries no estimate: from its q_BxNxHxD and k_BxKxGxD."""
+  name = eqn.params.get('name')
+  if name not in _KERNEL_PRODUCTS:
+    raise ValueError(f'flops.py does not know the kernel {name}; teach it, in _KERNEL_PRODUCTS')
+  multiplied, needed = _KERNEL_PRODUCTS[name]
+  # Half-precision arrays come in this order, with the gradient of the output after q.
+  avals = [var.aval for var in eqn.invars]
+  q, *_, k = [x for x in avals if x.ndim == 4 and x.dtype.itemsize == 2]
+  product = 2 * math.prod(q.shape) * k.shape[1]
+  visible = needed * product * (1 if attention is None else attention.share(ATTENTION))
+  return MatmulFlops(multiplied * product, visible), _plain_outputs(eqn, inputs)
+
+
 _SPECIAL = {
+  'mpmd_map': _mosaic_gpu_kernel,
   'scan': _scan,
   'while': _while,
   'cond': _cond,
@@ -311,7 +341,7 @@ def _inner(eqn):
 
 def _has_products(jaxpr) -> bool:
   return any(
-    eqn.primitive.name in ('dot_general', 'pallas_call', *_UNCOUNTED)
+    eqn.primitive.name in ('dot_general', 'pallas_call', 'mpmd_map', *_UNCOUNTED)
     or any(map(_has_products, _inner(eqn)))
     for eqn in jaxpr.eqns
   )

@@ -24,10 +24,11 @@ from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
 from armd_jax import config as config_lib
-from armd_jax import distributed, flops, training
+from armd_jax import distributed
 from armd_jax.attention import device
 from armd_jax.chips import peak_flops
 from armd_jax.errors import MetByAll, UserError
+from armd_jax.models.flops import training_flops
 from armd_jax.objectives.armd import ORDER_KINDS
 
 Record = dict[str, Any]
@@ -334,24 +335,25 @@ class Log:
       ) from error
 
 
-def ideal_seconds(config: config_lib.Config, vocab_size: int, mesh: Mesh, step: int) -> Record:
+def ideal_seconds(config: config_lib.Config, vocab_size: int, params: Any, mesh: Mesh) -> Record:
   """Seconds that a step's matrix products take at the devices' peak.
 
   Returns:
-    `mfu`, of the products that are needed: attention counted by the keys that each row sees; and
-    `mfu_6nd`, of 6 FLOPs a parameter and token, as is common. Nothing where no peak is known.
+    `mfu`, of the model's products: attention counted by the keys that each row sees, nothing
+    counted twice; and `mfu_6nd`, of 6 FLOPs a parameter and token, as is common. Nothing where no
+    peak is known.
   """
   peak = peak_flops(device.current().chip)
   if peak is None:
     return {}
-  abstract = training.abstract_state(config, vocab_size, mesh)
-  # Which keys are seen may depend on the step, from which on orders are strided.
-  abstract = abstract.replace(step=np.int32(step))
-  text_BxN = jax.ShapeDtypeStruct((config.train.batch_size, config.model.length), np.int32)
-  counted = flops.count(training.train_step(config, vocab_size, mesh), abstract, text_BxN)
-  num_parameters = sum(x.size for x in jax.tree.leaves(abstract.params))
-  common = 6 * num_parameters * config.train.batch_size * config.model.num_slots
-  return {'mfu': counted.visible / peak / mesh.size, 'mfu_6nd': common / peak / mesh.size}
+  num_parameters = sum(x.size for x in jax.tree.leaves(params))
+  per_sequence = {
+    'mfu': training_flops(config.model, vocab_size),
+    'mfu_6nd': 6 * num_parameters * config.model.num_slots,
+  }
+  return {
+    name: flops * config.train.batch_size / peak / mesh.size for name, flops in per_sequence.items()
+  }
 
 
 def memory(devices: Sequence[Any]) -> Record:

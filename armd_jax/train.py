@@ -66,7 +66,7 @@ def train(
   else:
     state, next_index = training.new_state(config, vocab_size, mesh), 0
   first_step, last_step = int(state.step), config.train.steps
-  ideal_seconds = metrics.ideal_seconds(config, vocab_size, mesh, first_step)
+  ideal_seconds = metrics.ideal_seconds(config, vocab_size, state.params, mesh)
   _describe(config, corpus, state, first_step, workdir, ideal_seconds)
   if first_step >= last_step:
     return state

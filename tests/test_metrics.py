@@ -15,10 +15,11 @@ from tensorboardX.proto import event_pb2
 from test_training import small_config
 from tiny import VOCAB
 
-from armd_jax import flops, metrics, sharding, training
+from armd_jax import metrics, sharding, training
 from armd_jax.attention import device
 from armd_jax.chips import CHIPS
 from armd_jax.errors import UserError
+from armd_jax.models.flops import training_flops
 
 BATCH, SLOTS = 8, 16  # of small_config
 
@@ -238,20 +239,28 @@ def test_memory_is_that_of_the_fullest_device():
   assert metrics.memory([give(None)]) == {}
 
 
-def test_mfu_counts_what_is_seen_and_6nd_beside_it(monkeypatch):
-  """On devices of a known peak; of strided orders, the keys that those show."""
-  config = small_config(model__num_layers=4, order__sbp_start=5, order__sbp_streams=(4,))
+def test_ideal_seconds_are_the_models_products_at_the_peak(monkeypatch):
+  """On devices of a known peak, shared by all of them."""
+  config = small_config()
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-  assert metrics.ideal_seconds(config, VOCAB, mesh, 0) == {}  # no peak is known of a CPU
+  params = training.abstract_state(config, VOCAB, mesh).params
+  assert metrics.ideal_seconds(config, VOCAB, params, mesh) == {}  # no peak is known of a CPU
   two_devices = dataclasses.replace(CHIPS['7x'], flops=2e9)  # each with half of the peak
   monkeypatch.setitem(CHIPS, device.current().chip, two_devices)
-  before, after = (metrics.ideal_seconds(config, VOCAB, mesh, step) for step in (0, 5))
-  params = training.abstract_state(config, VOCAB, mesh).params
+  found = metrics.ideal_seconds(config, VOCAB, params, mesh)
   num_parameters = sum(x.size for x in jax.tree.leaves(params))
-  assert before['mfu_6nd'] == after['mfu_6nd'] == 6 * num_parameters * BATCH * SLOTS / 1e9
-  text = jax.ShapeDtypeStruct((BATCH, SLOTS), np.int32)
-  gradient = flops.count(
-    lambda params, text: training.loss_and_gradients(config, VOCAB, params, 0, text), params, text
-  )
-  assert before['mfu'] == pytest.approx(gradient.visible / 1e9)
-  assert after['mfu'] > before['mfu']  # rows see all of their own group
+  assert found['mfu_6nd'] == 6 * num_parameters * BATCH * SLOTS / 1e9
+  assert found['mfu'] == BATCH * training_flops(config.model, VOCAB) / 1e9
+  four = types.SimpleNamespace(size=4)
+  quarter = metrics.ideal_seconds(config, VOCAB, params, four)
+  assert quarter == {name: seconds / 4 for name, seconds in found.items()}
+
+
+@pytest.mark.parametrize('chip', ['H100', 'v5e'])
+def test_ideal_seconds_of_chips_that_are_not_here(chip):
+  config = small_config()
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  params = training.abstract_state(config, VOCAB, mesh).params
+  with device.compiling_for(chip):
+    found = metrics.ideal_seconds(config, VOCAB, params, mesh)
+  assert found['mfu'] == BATCH * training_flops(config.model, VOCAB) / CHIPS[chip].flops

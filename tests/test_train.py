@@ -15,8 +15,10 @@ import jax
 import numpy as np
 import pytest
 
-from armd_jax import checkpoint, sample, sharding, training
+from armd_jax import checkpoint, metrics, sample, sharding, training
 from armd_jax import config as config_lib
+from armd_jax.attention import device
+from armd_jax.chips import CHIPS
 from armd_jax.config import UserError
 from armd_jax.train import check_batch, train
 
@@ -101,6 +103,15 @@ def test_killed_and_started_again_is_as_if_never_stopped(text, finished, tmp_pat
   assert position == expected_position == 40 * 4
   assert int(state.step) == 40
   jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+def test_starts_on_a_chip_whose_peak_is_known(text, tmp_path, monkeypatch, capsys):
+  """As on any TPU or H100: a CPU has no known peak, and what depends on one never ran on it."""
+  monkeypatch.setitem(CHIPS, device.current().chip, CHIPS['v5e'])
+  train(tiny_config(text, steps=3), tmp_path / 'run')
+  assert 'at peak   a step would take: mfu' in capsys.readouterr().out
+  records = metrics.read(tmp_path / 'run' / 'metrics.jsonl')
+  assert all(0 < records[step][name] < 1 for step in (2, 3) for name in ('mfu', 'mfu_6nd'))
 
 
 def test_a_finished_run_is_left_alone(text, finished, tmp_path):

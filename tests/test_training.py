@@ -12,6 +12,7 @@ import tiny
 
 from armd_jax import config as config_lib
 from armd_jax import sharding, training
+from armd_jax.attention import device
 from armd_jax.config import OptimizerConfig
 
 
@@ -45,6 +46,27 @@ def run(config, steps=3, mesh_config=None):
 def assert_close(a, b, rtol):
   scale = jax.tree.map(lambda x: float(np.abs(x).max()), a)
   jax.tree.map(lambda x, y, s: np.testing.assert_allclose(x, y, atol=rtol * s), a, b, scale)
+
+
+@pytest.mark.parametrize(
+  ('chip', 'platform', 'kernel'),
+  [('H100', 'cuda', 'mosaic_gpu'), ('v5e', 'tpu', 'tpu_custom_call')],
+)
+def test_the_step_is_lowered_for_chips_that_are_not_here(chip, platform, kernel):
+  """All of it, kernels included, as far as it goes without the chip's compiler."""
+  sizes = dict(model__length=128, model__embed_dim=128, model__num_heads=2)
+  config = small_config(**sizes, model__dtype='bfloat16')
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  state = training.abstract_state(config, tiny.VOCAB, mesh)
+  text = jax.ShapeDtypeStruct((8, 128), jnp.int32, sharding=sharding.batch_sharding(mesh))
+  training._train_step.cache_clear()  # which keeps the kernels that it was traced with
+  jax.clear_caches()
+  with device.compiling_for(chip):
+    step = training.train_step(config, tiny.VOCAB, mesh)
+    lowered = step.trace(state, text).lower(lowering_platforms=(platform,))
+  training._train_step.cache_clear()
+  jax.clear_caches()
+  assert kernel in lowered.as_text()
 
 
 def test_learns_a_constant_text():

@@ -13,8 +13,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 from armd_jax.attention import tpu_blocks
 
-# Older interpreters of Mosaic GPU kernels lack primitives that ours use.
-HOPPER_INTERPRETER = hasattr(plgpu, 'InterpretGPUParams')
+# Older interpreters of Mosaic GPU kernels lack primitives that ours use; that of 0.11 wants every
+# thread to see a barrier's last completion, which the memory warpgroup does not wait for.
+HOPPER_INTERPRETER = jax.__version_info__ >= (0, 12)
 
 HOPPER = 'H100'  # and every other chip of its generation: H200, GH200
 

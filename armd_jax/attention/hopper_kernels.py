@@ -8,7 +8,6 @@ runs under the Mosaic GPU interpreter, but for the line of `_add_product` that m
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 
 import jax
@@ -33,7 +32,8 @@ SCORES = plgpu.Layout.WGMMA
 BY_ROW = plgpu.Layout.WGMMA.reduce(1)
 BY_COLUMN = plgpu.Layout.WGMMA.reduce(0)
 
-_LOAD_TAKES_INDEX = 'idx' in inspect.signature(plgpu.load).parameters  # jax < 0.11
+# What later versions have deprecated, and the oldest one cannot do without.
+_IS_OLDEST = jax.__version_info__ < (0, 11)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Call:
 
 
 def _load(ref, layout) -> Array:
-  if _LOAD_TAKES_INDEX:
+  if _IS_OLDEST:
     return plgpu.load(ref, (), layout=layout, optimized=False)
   return plgpu.load(ref, layout=layout, optimized=False)
 
@@ -82,7 +82,7 @@ def _full(shape, value, layout) -> Array:
 
 
 def _transposed(ref):
-  return plgpu.transpose_ref(ref, (1, 0)) if _LOAD_TAKES_INDEX else ref.transpose((1, 0))
+  return plgpu.transpose_ref(ref, (1, 0)) if _IS_OLDEST else ref.transpose((1, 0))
 
 
 def _down(x: Array, shape) -> Array:

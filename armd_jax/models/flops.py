@@ -1,0 +1,51 @@
+"""Matrix-product FLOPs of a training step in closed form, for the MFU that training logs.
+
+They are those of the model, not of the program: attention counts the keys that a row sees, and what
+a remat policy computes again counts once. `armd_jax.flops` counts a program's own from its jaxpr.
+"""
+
+from __future__ import annotations
+
+from armd_jax.config import ModelConfig
+from armd_jax.models import ORDERED
+
+
+def training_flops(config: ModelConfig, vocab_size: int) -> float:
+  """FLOPs, two per multiply-add, of the forward and the backward pass of one sequence.
+
+  Orders are taken to be singletons, as in base training. Larger blocks hide some keys from query
+  rows and show some to content rows; with S streams of text that changes attention's part by less
+  than `S / N`. The noise embedding of the diffusion baselines, one row a sequence, is left out.
+
+  Args:
+    config: the network.
+    vocab_size: entries of the vocabulary, without padding.
+  """
+  c = config
+  if c.family in ORDERED:
+    num_rows = c.num_slots
+    pairs = num_rows * (num_rows + 1) / 2
+  else:  # every row sees every row, a given first token included
+    num_rows = c.length
+    pairs = num_rows**2
+  # The last two-stream layer leaves its content rows as they are: they are read as keys alone.
+  passes = c.num_layers
+  if c.family == 'armd':
+    passes += max(c.num_two_stream_layers - 1, 0)
+  weights_of_a_row = 2 * c.embed_dim * (c.embed_dim + c.mlp_dim)  # query and out, up and down
+  weights_of_a_key = c.embed_dim * 2 * c.num_kv_heads * c.head_dim
+  forward = passes * (2 * num_rows * weights_of_a_row + 4 * c.embed_dim * pairs)
+  forward += c.num_layers * 2 * num_rows * weights_of_a_key
+  forward += 2 * c.num_slots * c.embed_dim * c.padded(vocab_size)
+  # The backward pass multiplies twice for each product: for its weights, and for its input.
+  return 3 * forward + (_seed_flops(c) if c.family == 'armd' else 0)
+
+
+def _seed_flops(config):
+  """Paper eq. 6 in its linear form; without a gradient for the position rows, two passes."""
+  c = config
+  if c.g0 not in ('prefix', 'warm'):
+    return 0
+  inside = min(c.g0_chunk or c.num_slots, c.num_slots) / 2  # earlier slots of a slot's own chunk
+  across = 2 * c.pe_dim * c.embed_dim if c.g0_chunk else 0  # the running sum: added to, and read
+  return 2 * 2 * c.num_slots * (across + inside * c.embed_dim)
