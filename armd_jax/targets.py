@@ -11,8 +11,8 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from armd_jax.attention import aot_hopper, device
-from armd_jax.chips import CHIPS, Chip
+from armd_jax.attention import device
+from armd_jax.chips import CHIPS, H100_TARGET, Chip
 from armd_jax.errors import UserError
 
 
@@ -96,7 +96,7 @@ def gpu(name: str) -> Target:
   jax.devices()  # registers the plugins
   try:
     described = topologies.get_topology_desc(
-      '', 'cuda', topology=f'1x1x{found[1] or 1}', target_config=aot_hopper.H100
+      '', 'cuda', topology=f'1x1x{found[1] or 1}', target_config=H100_TARGET
     )
   except (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError) as error:
     version = jax.__version__

@@ -1,74 +1,38 @@
 """Full matrices are marked `drill`: `make drills` runs and records them, `make test` leaves them.
 
-A module with drills states in DRILL_SOURCES what they cover, as globs relative to the repository's
-root. The stamp of a drill is a digest of these files, of its module and of the modules of `tests`
-that it imports; a drill that has passed with the stamp of today is not run again.
+The stamp of a drill is the digest of its module and of the project files that it imports (see
+`armd_jax.records`). A module may name further entries in DRILL_ALSO, such as programs that it
+starts as processes, and in DRILL_WITHOUT files that do not decide what its drills show; both hold
+globs relative to the repository's root. A drill that has passed under today's stamp is not run
+again.
 """
 
-import ast
-import functools
-import hashlib
 import importlib.metadata
-import json
-import os
 import pathlib
 import platform
 
 import pytest
 
+from armd_jax import records
+
 STAMPS = pytest.StashKey[dict[str, str]]()  # of every drill collected, by node id
 
 
-def read(path: pathlib.Path) -> dict[str, dict]:
-  """Records by node id."""
-  return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _add(path: pathlib.Path, nodeid: str, record: dict) -> None:
-  """Reads again what others may have recorded meanwhile; leaves a whole file at any time."""
-  records = sorted((read(path) | {nodeid: record}).items())
-  lines = [f'  {json.dumps(key)}: {json.dumps(value)}' for key, value in records]
-  new = path.with_name(f'{path.name}.{os.getpid()}')
-  new.write_text('{\n' + ',\n'.join(lines) + '\n}\n')
-  new.replace(path)
-
-
-def _with_imports(path: pathlib.Path, tests: pathlib.Path) -> set[pathlib.Path]:
-  """A module's file and those of the modules beside it, or in `tests`, that it imports."""
-  found, left = set(), {path}
-  while left:
-    path = left.pop()
-    found.add(path)
-    names = []
-    for node in ast.walk(ast.parse(path.read_text('utf-8'))):
-      if isinstance(node, ast.ImportFrom):
-        names += [node.module or '', *(f'{node.module}.{alias.name}' for alias in node.names)]
-      elif isinstance(node, ast.Import):
-        names += [alias.name for alias in node.names]
-    files = [f'{name.replace(".", "/")}.py' for name in names]
-    files = {folder / file for file in files for folder in (tests, path.parent)}
-    left |= {file for file in files if file.is_file()} - found
-  return found
-
-
-@functools.cache
-def _stamp(root: pathlib.Path, path: pathlib.Path, globs: tuple[str, ...]) -> str:
-  """Of the drills of a module; empty if its DRILL_SOURCES are not what they should be."""
-  matches = [set(root.glob(glob)) for glob in globs]
-  if not matches or not all(matches):
+def _stamp(config, item) -> str:
+  """Of a drill; empty if its module's globs match nothing."""
+  entries = (str(item.path.relative_to(config.rootpath)), *getattr(item.module, 'DRILL_ALSO', ()))
+  without = getattr(item.module, 'DRILL_WITHOUT', ())
+  try:
+    return records.digest(entries, without, root=config.rootpath)
+  except ValueError:
     return ''
-  digest = hashlib.sha256()
-  for file in sorted(_with_imports(path, root / 'tests').union(*matches)):
-    digest.update(f'{file.relative_to(root)}\0'.encode())
-    digest.update(hashlib.sha256(file.read_bytes()).digest())
-  return digest.hexdigest()[:16]
 
 
 class _Recorder:
   """Writes down the drills that pass, in the one process that hears of all of them."""
 
   def __init__(self, path):
-    self.path, self.seconds = path, {}
+    self.records, self.seconds = records.Records(path), {}
 
   def pytest_runtest_logreport(self, report):
     stamp = dict(report.user_properties).get('drill')
@@ -78,8 +42,8 @@ class _Recorder:
       self.seconds[report.nodeid] = round(report.duration, 1)
     elif report.when == 'teardown' and report.nodeid in self.seconds:
       versions = {'jax': importlib.metadata.version('jax'), 'python': platform.python_version()}
-      seconds = self.seconds[report.nodeid]
-      _add(self.path, report.nodeid, {'stamp': stamp, 'seconds': seconds, **versions})
+      record = {'seconds': self.seconds[report.nodeid], **versions}
+      self.records.add(report.nodeid, stamp, record)
 
   def pytest_sessionfinish(self, session, exitstatus):
     if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:  # every drill is on record
@@ -102,12 +66,11 @@ def pytest_collection_modifyitems(config, items):
   drills = [item for item in items if item.get_closest_marker('drill')]
   stamps = config.stash[STAMPS] = {}
   for item in drills:
-    globs = getattr(item.module, 'DRILL_SOURCES', ())
-    stamps[item.nodeid] = _stamp(config.rootpath, item.path, globs)
+    stamps[item.nodeid] = _stamp(config, item)
     item.user_properties.append(('drill', stamps[item.nodeid]))
   if config.option.record:
-    records = read(config.option.record)
-    left = [i for i in drills if records.get(i.nodeid, {}).get('stamp') == stamps[i.nodeid]]
+    current = records.Records(config.option.record).current(stamps)
+    left = [item for item in drills if item.nodeid in current]
   elif 'drill' in config.option.markexpr or config.getoption('device', False):
     left = []
   else:
@@ -118,5 +81,5 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_runtest_setup(item):
   if ('drill', '') in item.user_properties:
-    message = f'{item.path.name} must state DRILL_SOURCES, globs that each match a file'
+    message = f'every glob of DRILL_ALSO and DRILL_WITHOUT in {item.path.name} must match a file'
     pytest.fail(message, pytrace=False)

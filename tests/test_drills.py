@@ -8,13 +8,15 @@ import sys
 import drills
 import pytest
 
+from armd_jax import records
+
 TESTS = pathlib.Path(__file__).parent
 
 _MODULE = """
 import helper
 import pytest
 
-DRILL_SOURCES = ('source*.txt',)
+DRILL_ALSO = ('source*.txt',)
 
 @pytest.mark.drill
 @pytest.mark.parametrize('value', [1, 2])
@@ -49,8 +51,7 @@ def test_every_drill_has_a_current_record(request):
   stamps = request.config.stash[drills.STAMPS]
   if not stamps:
     pytest.skip('drills are collected by a run of all tests')
-  records = drills.read(TESTS.parent / 'docs' / 'drills.json')
-  missing = [key for key in stamps if records.get(key, {}).get('stamp') != stamps[key]]
+  missing = records.Records(TESTS.parent / 'docs' / 'records' / 'drills.json').missing(stamps)
   if missing:
     some = ', '.join(missing[:3])
     message = f'{len(missing)} drills have not passed with these sources, such as {some}'
@@ -78,7 +79,7 @@ def run(folder, *options):
 
 def record(folder, *options):
   outcome, _ = run(folder, '-m', 'drill', '--record=record.json', *options)
-  return outcome.rsplit(' in ', 1)[0], drills.read(folder / 'record.json')
+  return outcome.rsplit(' in ', 1)[0], records.Records(folder / 'record.json').read()
 
 
 def test_left_out_unless_asked_for(folder):
@@ -89,13 +90,13 @@ def test_left_out_unless_asked_for(folder):
 
 
 def test_records_what_passes_and_goes_on_from_there(folder):
-  outcome, records = record(folder, '-n', '2', '--dist', 'worksteal')
+  outcome, first = record(folder, '-n', '2', '--dist', 'worksteal')
   assert outcome == '1 failed, 3 passed, 1 skipped, 1 error'
-  assert list(records) == _PASSES
-  assert {'stamp', 'seconds', 'jax', 'python'} == records[_PASSES[0]].keys()
+  assert list(first) == _PASSES
+  assert {'stamp', 'seconds', 'jax', 'python'} == first[_PASSES[0]].keys()
   outcome, again = record(folder)
   assert outcome == '1 failed, 1 passed, 1 skipped, 3 deselected, 1 error'
-  assert again == records
+  assert again == first
   assert [file.name for file in folder.glob('record*')] == ['record.json']
 
 
@@ -106,22 +107,25 @@ def test_success_if_all_is_on_record(folder):
   assert 'no tests ran' in done.stdout or '6 deselected' in done.stdout
 
 
-def test_changed_source_or_helper_runs_again(folder):
+def test_changed_source_or_helper_runs_again_and_a_comment_does_not(folder):
   _, first = record(folder)
   (folder / 'source2.txt').write_text('two')
   outcome, second = record(folder)
   assert outcome == '1 failed, 3 passed, 1 skipped, 1 deselected, 1 error'
+  for path in (folder / 'tests').glob('*.py'):
+    path.write_text(f'{path.read_text()}\n# A comment.\n')
+  outcome, _ = record(folder)
+  assert outcome == '1 failed, 1 passed, 1 skipped, 3 deselected, 1 error'
   (folder / 'tests' / 'helper.py').write_text('RIGHT = True')
   outcome, third = record(folder)
   assert outcome == '4 passed, 1 skipped, 1 deselected, 1 error'
   assert list(third) == [_FAILS, *_PASSES]
-  assert len({records[_PASSES[0]]['stamp'] for records in (first, second, third)}) == 3
+  assert len({found[_PASSES[0]]['stamp'] for found in (first, second, third)}) == 3
 
 
-@pytest.mark.parametrize(('old', 'new'), [('source*', 'nothing*'), ('DRILL_SOURCES', 'OTHER')])
-def test_sources_that_match_nothing_pass_nothing(folder, old, new):
+def test_globs_that_match_nothing_pass_nothing(folder):
   path = folder / 'tests' / 'test_some.py'
-  path.write_text(path.read_text().replace(old, new))
+  path.write_text(path.read_text().replace('source*', 'nothing*'))
   _, done = run(folder, '-m', 'drill', '--record=record.json')
-  assert 'test_some.py must state DRILL_SOURCES, globs that each match a file' in done.stdout
+  assert 'DRILL_ALSO and DRILL_WITHOUT in test_some.py must match a file' in done.stdout
   assert not (folder / 'record.json').exists()

@@ -15,14 +15,6 @@ from armd_jax import evaluate
 from armd_jax.data.tokenizers import ByteTokenizer
 from armd_jax.errors import UserError
 
-DRILL_SOURCES = (
-  'armd_jax/evaluate.py',
-  'armd_jax/evaluation/bounds.py',
-  'armd_jax/evaluation/journal.py',
-  'armd_jax/evaluation/likelihood.py',
-  'armd_jax/evaluation/protocols.py',
-  'armd_jax/evaluation/scores.py',
-)
 TOKENIZER = ByteTokenizer()
 CONFIG = config_lib.parse({'model': {'length': 8}, 'order': {'rho': 4}})
 

@@ -15,7 +15,7 @@ from armd_jax.bench import scaling
 from armd_jax.data import tokenizers
 from armd_jax.errors import UserError
 
-DRILL_SOURCES = ('experiments/*.py', 'armd_jax/recipes.py', 'armd_jax/training.py')
+DRILL_ALSO = ('experiments/*.py',)
 NAMES = [path.stem for path in pathlib.Path('experiments').glob('*.py')]
 
 

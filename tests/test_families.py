@@ -11,13 +11,6 @@ from armd_jax import config as config_lib
 from armd_jax import sample, sharding, train, training
 from armd_jax.evaluation import likelihood, scores
 
-DRILL_SOURCES = (
-  'armd_jax/training.py',
-  'armd_jax/objectives/*.py',
-  'armd_jax/models/*.py',
-  'armd_jax/evaluation/likelihood.py',
-  'armd_jax/order.py',
-)
 N, V = 8, 4
 FAMILIES = ('armd', 'ar', 'mdlm', 'd3pm', 'sedd', 'radd')
 # A cyclic walk: the next token is the same, or one or two further.

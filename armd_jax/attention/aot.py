@@ -1,10 +1,10 @@
 """Compiles the TPU kernels ahead of time, for every chip and named shape; reads the schedules.
 
-    python -m armd_jax.attention.aot [--json=docs/attention_tpu.json] [--chips=v5e] [--shapes=train]
+    python -m armd_jax.attention.aot [--json=PATH] [--chips=v5e] [--shapes=train]
 
 Needs `libtpu` and no TPU: Mosaic and XLA's TPU compiler really run, so a kernel that does not fit
-VMEM fails here. Results are written after each program, one a line, and stamped with a hash of the
-sources they cover: a second run does only what is missing, and everything after a change.
+VMEM fails here. Results are kept in `armd_jax.records`: a second run does only what is missing, and
+everything after a change of the code.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from jax.experimental import topologies
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from armd_jax import cli
+from armd_jax import cli, records
 from armd_jax.attention import schedule, shapes, tiles, tpu, tpu_blocks
 from armd_jax.errors import UserError
 
@@ -39,6 +39,14 @@ TOPOLOGIES = {
   '7x': 'tpu7x:2x2x1',
 }
 Blocks = tuple[tpu_blocks.Blocks, tpu_blocks.Blocks]
+PATH = pathlib.Path('docs/records/attention_tpu.json')
+
+
+def stamp() -> str:
+  """A digest of what the results depend on."""
+  without = 'armd_jax/cli.py', 'armd_jax/records.py'
+  tuned = json.dumps(tpu_blocks.tuned(), sort_keys=True)
+  return records.digest(('armd_jax/attention/aot.py',), without, tuned)
 
 
 def prepare(folder: str) -> None:
@@ -133,19 +141,6 @@ def compiles_in_float32(folder: str, chip: str, shape: shapes.Shape, streams: in
   return {'temporary_bytes': compiled.memory_analysis().temp_size_in_bytes}
 
 
-def write(path: pathlib.Path, results: dict) -> None:
-  """JSON with one program a line."""
-
-  def line(item):
-    key, value = item
-    if not isinstance(value, dict):
-      return f'{json.dumps(key)}: {json.dumps(value)}'
-    inner = ',\n'.join(f'  {json.dumps(k)}: {json.dumps(v)}' for k, v in value.items())
-    return f'{json.dumps(key)}: {{\n{inner}\n}}'
-
-  path.write_text('{\n' + ',\n'.join(map(line, results.items())) + '\n}\n')
-
-
 def distinct(names: Iterable[str]) -> list[str]:
   """The first of each set of shapes that share their kernels: heads are a dimension of the grid."""
   found = {}
@@ -157,38 +152,35 @@ def distinct(names: Iterable[str]) -> list[str]:
 
 
 def run(path: pathlib.Path, chips: list[str], names: list[str], streams: list[int]) -> None:
-  """Measures every program that `path` does not hold yet for these sources.
+  """Measures every program that `path` does not hold yet for this code.
 
   In float32 only with the most streams, which need the most VMEM.
 
   Raises:
     UserError: the compiler refused programs; all others are measured.
   """
-  results = json.loads(path.read_text()) if path.exists() else {}
-  if results.get('stamp') != schedule.stamp():
-    versions = {'jax': jax.__version__, 'libtpu': importlib.metadata.version('libtpu')}
-    results = {'stamp': schedule.stamp(), **versions, 'programs': {}, 'float32': {}}
+  kept, today = records.Records(path), stamp()
+  programs = itertools.product(('bfloat16', 'float32'), distinct(names), chips, streams)
+  programs = {
+    f'{dtype} {chip} {name} x{count}': (chip, shapes.NAMED[name], count)
+    for dtype, name, chip, count in programs
+    if dtype == 'bfloat16' or count == max(streams)
+  }
+  versions = {'jax': jax.__version__, 'libtpu': importlib.metadata.version('libtpu')}
   folder = tempfile.mkdtemp(prefix='attention_aot_')
   prepare(folder)
   failed = []
   try:
-    for kind, name, chip, count in itertools.product(
-      ('programs', 'float32'), distinct(names), chips, streams
-    ):
-      if kind == 'float32' and count != max(streams):
-        continue
-      key = f'{chip} {name} x{count}'
-      if key in results[kind]:
-        continue
-      function = measure if kind == 'programs' else compiles_in_float32
+    for key in kept.missing(dict.fromkeys(programs, today)):
+      function = measure if key.startswith('bfloat16') else compiles_in_float32
       try:
-        results[kind][key] = function(folder, chip, shapes.NAMED[name], count)
+        found = function(folder, *programs[key])
       except jax.errors.JaxRuntimeError as error:  # does not fit: tell of all that do not
-        failed.append(f'{kind} {key}')
-        print(failed[-1], str(error)[:400], flush=True)
+        failed.append(key)
+        print(key, str(error)[:400], flush=True)
         continue
-      write(path, results)
-      print(kind, key, results[kind][key], flush=True)
+      kept.add(key, today, found | versions)
+      print(key, found, flush=True)
   finally:
     shutil.rmtree(folder, ignore_errors=True)
   if failed:
@@ -201,7 +193,7 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  _JSON = flags.DEFINE_string('json', 'docs/attention_tpu.json', 'Where results are kept.')
+  _JSON = flags.DEFINE_string('json', str(PATH), 'Where results are kept.')
   _CHIPS = flags.DEFINE_list('chips', list(tpu_blocks.CHIPS), 'Chips to compile for.')
   _SHAPES = flags.DEFINE_string('shapes', '', 'Only shapes whose name contains this.')
   _STREAMS = flags.DEFINE_list('streams', ['1', '2'], 'Streams per call.')

@@ -1,17 +1,16 @@
 """Compiles the Hopper kernels ahead of time at every named shape; reads what ptxas says of them.
 
-    python -m armd_jax.attention.aot_hopper [--json=docs/attention_hopper.json] [--shapes=train]
+    python -m armd_jax.attention.aot_hopper [--json=PATH] [--shapes=train]
 
 Needs no GPU, but `jax-cuda13-plugin` and `jax-cuda13-pjrt` (or cuda12) of jax's version and `ptxas`
-on the PATH. A kernel whose tiles exceed shared memory fails here. Results are written after each
-program and stamped with a hash of the sources they cover: a second run does only what is missing.
+on the PATH. A kernel whose tiles exceed shared memory fails here. Results are kept in
+`armd_jax.records`: a second run does only what is missing.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import hashlib
 import itertools
 import json
 import multiprocessing
@@ -28,34 +27,20 @@ from absl import flags
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from armd_jax import cli
+from armd_jax import cli, records
 from armd_jax.attention import aot, hopper, hopper_blocks, shapes
+from armd_jax.chips import H100_TARGET
 from armd_jax.errors import UserError
 
-# NVIDIA's published figures of an H100 SXM5.
-H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 core_count: 132
-  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
-  shared_memory_per_core: 233472
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536 fpus_per_core: 128
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  clock_rate_ghz: 1.98 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
-  device_memory_size: 84978434048 cuda_compute_capability { major: 9 }
-}
-platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
-SOURCES = ('tiles', 'shapes', 'hopper', 'hopper_blocks', 'hopper_kernels', 'aot_hopper')
-PATH = pathlib.Path('docs/attention_hopper.json')
+PATH = pathlib.Path('docs/records/attention_hopper.json')
+KERNELS = ('forward', 'dq', 'dkv')
 
 
 def stamp() -> str:
-  """A hash of the sources that a result depends on."""
-  folder = pathlib.Path(__file__).parent
-  text = b''.join((folder / f'{name}.py').read_bytes() for name in SOURCES)
-  text += json.dumps(hopper_blocks.tuned(), sort_keys=True).encode()
-  return hashlib.sha256(text).hexdigest()[:16]
+  """A digest of what the results depend on."""
+  without = 'armd_jax/cli.py', 'armd_jax/records.py', 'armd_jax/attention/aot.py'
+  tuned = json.dumps(hopper_blocks.tuned(), sort_keys=True)
+  return records.digest(('armd_jax/attention/aot_hopper.py',), without, tuned)
 
 
 def prepare() -> NamedSharding:
@@ -69,7 +54,9 @@ def prepare() -> NamedSharding:
   jax.config.update('jax_platforms', 'cpu')
   jax.devices()  # registers the plugins
   try:
-    described = topologies.get_topology_desc('', 'cuda', topology='1x1x1', target_config=H100)
+    described = topologies.get_topology_desc(
+      '', 'cuda', topology='1x1x1', target_config=H100_TARGET
+    )
   except (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError) as error:
     version = jax.__version__
     raise UserError(
@@ -155,25 +142,23 @@ def measure(shape: shapes.Shape, streams: int, dtype: str) -> dict:
 
 
 def run(path: pathlib.Path, names: list[str]) -> None:
-  """Measures every program that `path` does not hold yet for these sources."""
-  results = json.loads(path.read_text()) if path.exists() else {}
-  if results.get('stamp') != stamp():
-    results = {'stamp': stamp(), 'jax': jax.__version__, 'programs': {}}
+  """Measures every program that `path` does not hold yet for this code."""
+  kept, today = records.Records(path), stamp()
+  programs = {
+    f'{dtype} {name} x{streams}': (shapes.NAMED[name], streams, dtype)
+    for dtype, name, streams in itertools.product(hopper.DTYPES, aot.distinct(names), (1, 2))
+  }
   prepare()  # tells at once what is missing
   # A process prints what it compiles once only, and many programs share a kernel.
   fresh = concurrent.futures.ProcessPoolExecutor(
     1, multiprocessing.get_context('spawn'), max_tasks_per_child=1
   )
-  for dtype, name, streams in itertools.product(hopper.DTYPES, aot.distinct(names), (1, 2)):
-    key = f'{dtype} {name} x{streams}'
-    if key in results['programs']:
-      continue
-    found = fresh.submit(measure, shapes.NAMED[name], streams, dtype).result()
-    if set(found) != {'forward', 'dq', 'dkv'}:
+  for key in kept.missing(dict.fromkeys(programs, today)):
+    found = fresh.submit(measure, *programs[key]).result()
+    if set(found) != set(KERNELS):
       raise RuntimeError(f'{key}: ptxas told of {sorted(found)} only')
-    results['programs'][key] = found
-    aot.write(path, results)
-    print(key, results['programs'][key], flush=True)
+    kept.add(key, today, found | {'jax': jax.__version__})
+    print(key, found, flush=True)
 
 
 def main() -> None:

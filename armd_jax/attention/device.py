@@ -13,10 +13,6 @@ from jax.experimental.pallas import tpu as pltpu
 
 from armd_jax.attention import tpu_blocks
 
-# Older interpreters of Mosaic GPU kernels lack primitives that ours use; that of 0.11 wants every
-# thread to see a barrier's last completion, which the memory warpgroup does not wait for.
-HOPPER_INTERPRETER = jax.__version_info__ >= (0, 12)
-
 HOPPER = 'H100'  # and every other chip of its generation: H200, GH200
 
 # What `jax.Device.device_kind` calls the chips.
@@ -108,7 +104,9 @@ def interpreting_tpu(chip: str = 'v5e') -> Iterator[None]:
 def interpreting_hopper() -> Iterator[None]:
   """Runs the Hopper kernels on the CPU, slowly: memory starts as NaN, races are looked for.
 
-  For tests: call `jax.jit` inside it. Needs jax 0.12; older interpreters lack primitives.
+  For tests: call `jax.jit` inside it. Needs jax 0.12: older interpreters lack primitives, or
+  (0.11) want every thread to see a barrier's last completion, for which the memory warpgroup does
+  not wait.
   """
   armed = plgpu.InterpretGPUParams(
     uninitialized_memory='nan', out_of_bounds_reads='raise', detect_races=True

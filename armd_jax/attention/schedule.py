@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import hashlib
-import json
-import pathlib
 import re
 
 import numpy as np
@@ -23,16 +20,6 @@ from armd_jax.attention import tiles, tpu_blocks
 # Peak bf16 multiply-adds per cycle of a TensorCore (public peaks over clock and cores). 7x: two
 # 256 x 256 units, two rows a cycle, as in v6e.
 PEAK = {'v4': 65536, 'v5e': 65536, 'v5p': 65536, 'v6e': 262144, '7x': 262144}
-
-SOURCES = ('tiles', 'shapes', 'tpu', 'tpu_blocks', 'tpu_call', 'tpu_forward', 'schedule', 'aot')
-
-
-def stamp() -> str:
-  """A hash of the sources that a result depends on."""
-  folder = pathlib.Path(__file__).parent
-  text = b''.join((folder / f'{name}.py').read_bytes() for name in SOURCES)
-  text += json.dumps(tpu_blocks.tuned(), sort_keys=True).encode()
-  return hashlib.sha256(text).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)

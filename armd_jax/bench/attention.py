@@ -12,7 +12,6 @@ useful utilisation that the schedule implies, on Hopper the registers that were 
 from __future__ import annotations
 
 import functools
-import json
 import pathlib
 from collections.abc import Callable
 
@@ -23,8 +22,8 @@ import numpy as np
 from absl import flags
 from jax import lax
 
-from armd_jax import attention, cli
-from armd_jax.attention import aot_hopper, device, hopper_blocks, schedule, shapes, tiles
+from armd_jax import attention, cli, records
+from armd_jax.attention import aot, aot_hopper, device, hopper_blocks, shapes, tiles
 from armd_jax.bench import attention_peers, timing
 from armd_jax.chips import CHIPS, peak_flops
 from armd_jax.errors import UserError
@@ -34,8 +33,8 @@ KERNELS = {'tpu': 'pallas_tpu', 'gpu': 'pallas_hopper'}
 MAX_REFERENCE_SCORES = 2**30
 # A measurement runs a call so often that it takes this long even at peak.
 MIN_SECONDS = 0.01
-COMPILED_TPU = pathlib.Path('docs/attention_tpu.json')
-COMPILED_PEERS = pathlib.Path('docs/attention_peers.json')
+COMPILED_TPU = pathlib.Path('docs/records/attention_tpu.json')
+COMPILED_PEERS = pathlib.Path('docs/records/attention_peers.json')
 
 
 # ---- on a device -------------------------------------------------------------------------------
@@ -118,14 +117,18 @@ def timed_rows(shape: shapes.Shape, streams: int, repeats: int) -> list[dict]:
 # ---- the compiled view -------------------------------------------------------------------------
 
 
-def _read(path: pathlib.Path, stamp: str, command: str) -> dict:
+def _read(path: pathlib.Path, stamp: str, command: str) -> dict[str, records.Record]:
+  """The bfloat16 programs on record, by name."""
   command = f'python -m {command} --json={path}'
-  if not path.exists():
+  programs = records.Records(path).read()
+  if not programs:
     raise UserError(f'there is no TPU or Hopper GPU here and no {path}; write it with `{command}`')
-  results = json.loads(path.read_text())
-  if results['stamp'] != stamp:
+  if any(program['stamp'] != stamp for program in programs.values()):
     raise UserError(f'{path} was made from other sources; run `{command}` again')
-  return results['programs']
+  dtype = 'bfloat16 '
+  return {
+    key.removeprefix(dtype): program for key, program in programs.items() if key.startswith(dtype)
+  }
 
 
 def compiled_tpu_rows(path: pathlib.Path, peers: pathlib.Path) -> list[dict]:
@@ -134,9 +137,9 @@ def compiled_tpu_rows(path: pathlib.Path, peers: pathlib.Path) -> list[dict]:
   Raises:
     UserError: there are no results, or they were made from other sources.
   """
-  best = json.loads(peers.read_text())['best'] if peers.exists() else {}
+  best = records.Records(peers).read()
   rows = []
-  for key, program in _read(path, schedule.stamp(), 'armd_jax.attention.aot').items():
+  for key, program in _read(path, aot.stamp(), 'armd_jax.attention.aot').items():
     chip, name, streams = key.rsplit(' ', 2)
     shape, forward, backward = shapes.NAMED[name], program['forward'], program['backward']
     # Others need a call per stream, so that two streams change nothing for them.
@@ -190,9 +193,7 @@ def compiled_hopper_rows(path: pathlib.Path) -> list[dict]:
   """
   rows = []
   for key, program in _read(path, aot_hopper.stamp(), 'armd_jax.attention.aot_hopper').items():
-    dtype, name, streams = key.split(' ')
-    if dtype != 'bfloat16':
-      continue
+    name, streams = key.split(' ')
     shape, streams = shapes.NAMED[name], int(streams[1:])
     count, grid, passes = hopper_tiles(shape, streams)
     loaded = 4e-6 * count.active * grid.keys * shape.head_dim * passes * shape.groups
@@ -206,7 +207,7 @@ def compiled_hopper_rows(path: pathlib.Path) -> list[dict]:
       'GFLOP': _gflop(shape, streams),
       'key-value MB': loaded,
     }
-    for kernel in ('forward', 'dq', 'dkv'):
+    for kernel in aot_hopper.KERNELS:
       row[f'{kernel} spills'] = program[kernel]['spill_stores']
       row[f'{kernel} wgmma'] = program[kernel]['wgmma']
     rows.append(row)

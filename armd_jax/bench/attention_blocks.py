@@ -1,6 +1,6 @@
 """What each choice of the TPU kernels' tiles is worth, by the compiler's schedule.
 
-    python -m armd_jax.bench.attention_blocks [--json=docs/attention_blocks.json] [--chips=v6e]
+    python -m armd_jax.bench.attention_blocks [--json=PATH] [--chips=v6e]
 
 Needs `libtpu` and no TPU. Compiles a shape, one stream, with the blocks that it ships with, and
 again with one thing changed at a time in those of both passes; the useful utilisation of each.
@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
-import pathlib
 import shutil
 import tempfile
 
@@ -20,11 +18,12 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from armd_jax import cli
+from armd_jax import cli, records
 from armd_jax.attention import aot, schedule, shapes, tpu, tpu_blocks
 from armd_jax.errors import UserError
 
 Blocks = tpu_blocks.Blocks
+PATH = 'docs/records/attention_blocks.json'
 LAYOUT = 'other layout of scores'
 ALONE = 'nothing saved for backward'
 
@@ -101,23 +100,21 @@ def measure(folder: str, chip: str, shape: shapes.Shape) -> dict[str, dict[str, 
 def main() -> None:
   folder = tempfile.mkdtemp(prefix='attention_blocks_')
   aot.prepare(folder)
-  path = pathlib.Path(_JSON.value)
-  results = json.loads(path.read_text()) if path.exists() else {}
-  if results.get('stamp') != schedule.stamp():
-    results = {'stamp': schedule.stamp(), 'jax': jax.__version__}
+  kept, today = records.Records(_JSON.value), aot.stamp()
+  wanted = {f'{chip} {n}': (chip, n) for chip, n in itertools.product(_CHIPS.value, _SHAPES.value)}
   try:
-    for chip, name in itertools.product(_CHIPS.value, _SHAPES.value):
+    for key in kept.missing(dict.fromkeys(wanted, today)):
+      chip, name = wanted[key]
       if name not in shapes.NAMED or shapes.NAMED[name].decodes:
         raise UserError(f'{name!r} is not the name of a training shape; see attention/shapes.py')
-      if f'{chip} {name}' not in results:
-        results[f'{chip} {name}'] = measure(folder, chip, shapes.NAMED[name])
-        aot.write(path, results)
+      found = measure(folder, chip, shapes.NAMED[name])
+      kept.add(key, today, {'jax': jax.__version__, 'useful': found})
   finally:
     shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == '__main__':
-  _JSON = flags.DEFINE_string('json', 'docs/attention_blocks.json', 'Where results are kept.')
+  _JSON = flags.DEFINE_string('json', PATH, 'Where results are kept.')
   _CHIPS = flags.DEFINE_list('chips', ['v6e', 'v5e'], 'Chips to compile for.')
   _SHAPES = flags.DEFINE_list('shapes', ['train_4096_8x256', 'train_4096_16x128'], 'Named shapes.')
   cli.run(main)

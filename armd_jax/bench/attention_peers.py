@@ -1,7 +1,7 @@
 """Reads the schedules of other TPU attention kernels, to stand beside ours for a causal mask.
 
-    python -m armd_jax.bench.attention_peers [--json=docs/attention_peers.json] [--chips=v5e]
-    python -m armd_jax.bench.attention_peers --chips=H100 --json=docs/attention_peers_hopper.json
+    python -m armd_jax.bench.attention_peers [--json=PATH] [--chips=v5e]
+    python -m armd_jax.bench.attention_peers --chips=H100 --json=PATH
 
 jax's splash attention, and tokamax's where it is installed (`pip install tokamax`; without it, its
 lines are left out). Needs `libtpu` and no TPU. One head's causal attention, bfloat16: bundles of
@@ -16,7 +16,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import itertools
-import json
 import os
 import pathlib
 import re
@@ -28,9 +27,10 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from armd_jax import cli
+from armd_jax import cli, records
 from armd_jax.attention import aot, aot_hopper, device, schedule, shapes
 
+PATH = 'docs/records/attention_peers.json'
 HEADS = {
   '12x64': (12, 12, 64),
   '16x128': (16, 16, 128),
@@ -220,6 +220,11 @@ def spills(length: int = 4096) -> dict[str, list[int]]:
   return found
 
 
+def stamp() -> str:
+  """What the results depend on: other projects' kernels, which come with a version of jax."""
+  return f'jax {jax.__version__}'
+
+
 def run(path: pathlib.Path, chips: list[str], measured: Callable[..., dict[str, float]]) -> None:
   """Adds to the results at `path` the best peer of every shape that this jax has not compiled yet.
 
@@ -228,13 +233,13 @@ def run(path: pathlib.Path, chips: list[str], measured: Callable[..., dict[str, 
     chips: chips to compile for.
     measured: `measure`, but for its folder.
   """
-  results = json.loads(path.read_text()) if path.exists() else {}
-  if results.get('jax') != jax.__version__:
-    results = {'jax': jax.__version__, 'best': {}}
-  for length, name, chip in itertools.product(LENGTHS, HEADS, chips):
-    shape, best = f'{chip} train_{length}_{name}', {}
-    if shape in results['best']:
-      continue
+  kept, today = records.Records(path), stamp()
+  wanted = {
+    f'{chip} train_{length}_{name}': (chip, length, name)
+    for length, name, chip in itertools.product(LENGTHS, HEADS, chips)
+  }
+  for shape in kept.missing(dict.fromkeys(wanted, today)):
+    (chip, length, name), best = wanted[shape], {}
     for peer, blocks in itertools.product(PEERS, BLOCKS):
       tried = [peer, 'x'.join(map(str, blocks))]
       try:
@@ -246,13 +251,14 @@ def run(path: pathlib.Path, chips: list[str], measured: Callable[..., dict[str, 
       for kind, value in useful.items():
         best[kind] = max(best.get(kind, [0]), [value, *tried])
       print(shape, tried, useful, flush=True)
-    results['best'][shape] = best
-    aot.write(path, results)
+    kept.add(shape, today, best)
 
 
 def main() -> None:
   if _CHIPS.value == [device.HOPPER]:
-    aot.write(pathlib.Path(_JSON.value), {'jax': jax.__version__, 'spill_stores': spills()})
+    kept = records.Records(_JSON.value)
+    for key, stores in spills().items():
+      kept.add(key, stamp(), {'spill_stores': stores})
     return
   folder = tempfile.mkdtemp(prefix='attention_peers_')
   aot.prepare(folder)
@@ -263,6 +269,6 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  _JSON = flags.DEFINE_string('json', 'docs/attention_peers.json', 'Where the best are kept.')
+  _JSON = flags.DEFINE_string('json', PATH, 'Where the best are kept.')
   _CHIPS = flags.DEFINE_list('chips', ['v5e', 'v6e'], 'Chips to compile for.')
   cli.run(main)

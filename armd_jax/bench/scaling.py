@@ -1,13 +1,12 @@
 """What training and decoding need from one chip to a pod, compiled, none of it run.
 
-    python -m armd_jax.bench.scaling [--json=docs/scaling.json] [--only=small] [--table]
+    python -m armd_jax.bench.scaling [--json=PATH] [--only=small] [--table]
 
 Needs `pip install -e '.[aot]'`. Every program is lowered, and compiled if the file does not hold it
-yet: results are written after each, and a second run goes on where the first one stopped. TPU
+yet: results are kept in `armd_jax.records`, and a second run goes on where one stopped. TPU
 programs are compiled at the compiler's lowest effort, in a quarter of the time; at the effort that
-training runs with they need somewhat less memory. Every row is stamped with hashes of the sources
-of its program and of what reads it; after a change of the first, rows whose program is the same are
-stamped anew.
+training runs with they need somewhat less memory. After a change of the code, rows whose program is
+the same are not compiled again.
 """
 
 from __future__ import annotations
@@ -15,17 +14,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
-import hashlib
 import importlib.util
-import json
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 from absl import flags
 
-from armd_jax import aot, cli, sharding, targets, train
+from armd_jax import aot, cli, records, sharding, targets, train
 from armd_jax import config as config_lib
 from armd_jax.attention import tpu_blocks
 from armd_jax.chips import GIB
@@ -33,24 +30,23 @@ from armd_jax.config import Config, MeshConfig
 from armd_jax.data import tokenizers
 
 ROOT = pathlib.Path(__file__).parents[2]
-# What a program is made of beside its configuration: any; those of a kind; kernels of a GPU or not.
-PROGRAMS = (
-  'armd_jax/attention/__init__.py', 'armd_jax/attention/device.py', 'armd_jax/attention/tiles.py',
-  'armd_jax/axes.py', 'armd_jax/models/armd.py', 'armd_jax/models/layers.py',
-  'armd_jax/models/prefix_aggregation.py', 'armd_jax/order.py', 'armd_jax/sharding.py',
-  'armd_jax/training.py',
+PATH = pathlib.Path('docs/records/scaling.json')
+# What programs of a kind are made of, beside their configuration.
+PROGRAMS = {'train': 'armd_jax/training.py', 'generate': 'armd_jax/decode/generate.py'}
+# No row compiles another chip's kernels, a baseline, or what only CPUs decode by.
+KERNELS = {'gpu': 'armd_jax/attention/hopper*.py', 'tpu': 'armd_jax/attention/tpu*.py'}
+BASELINES = (
+  'armd_jax/decode/panels.py', 'armd_jax/models/ar.py', 'armd_jax/models/denoiser.py',
+  'armd_jax/objectives/d3pm.py', 'armd_jax/objectives/diffusion.py',
+  'armd_jax/objectives/masking.py', 'armd_jax/objectives/mdlm.py', 'armd_jax/objectives/radd.py',
+  'armd_jax/objectives/sedd.py',
 )  # fmt: skip
-KINDS = {
-  'train': ('armd_jax/objectives/armd.py', 'armd_jax/objectives/cross_entropy.py'),
-  'generate': (
-    'armd_jax/decode/generate.py', 'armd_jax/decode/sampling.py', 'armd_jax/decode/state.py',
-  ),
-}  # fmt: skip
-KERNELS = {True: ('armd_jax/attention/hopper*.py',), False: ('armd_jax/attention/tpu*.py',)}
-# What compiles programs and reads them.
-READERS = (
-  'armd_jax/aot.py', 'armd_jax/attention/aot_hopper.py', 'armd_jax/chips.py', 'armd_jax/flops.py',
-  'armd_jax/hlo.py', 'armd_jax/roofline.py', 'armd_jax/targets.py',
+# What compiles programs and reads them, but for the programs themselves.
+READERS = ('armd_jax/aot.py', 'armd_jax/targets.py')
+NO_READERS = (
+  'armd_jax/attention/*.py', 'armd_jax/data/*.py', 'armd_jax/decode/*.py', 'armd_jax/models/*.py',
+  'armd_jax/cli.py', 'armd_jax/config.py', 'armd_jax/sharding.py', 'armd_jax/train.py',
+  'armd_jax/training.py',
 )  # fmt: skip
 MODELS = {'small': 'owt_small', 'medium': 'owt_medium', '7b': 'owt_7b'}
 EFFORT = -1.0
@@ -117,23 +113,23 @@ def rows() -> Iterator[Row]:
     yield Row(f'{model} h100 generate', 'generate', model, 'h100', mesh=MeshConfig(1, 1, 1))
 
 
-def stamps(row: Row) -> dict[str, str]:
-  """Hashes of what a result depends on: what the program is made of, and what reads it."""
-  c, is_gpu = row.config(), row.target.startswith('h100')
-  sources = *PROGRAMS, *KINDS[row.kind], *KERNELS[is_gpu]
+def code(row: Row) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """What a row's program is made of: the entries of `records.digest`, and what it leaves out."""
+  other = 'tpu' if row.target.startswith('h100') else 'gpu'
+  return (PROGRAMS[row.kind],), ('armd_jax/config.py', KERNELS[other], *BASELINES)
+
+
+def stamp(row: Row) -> str:
+  """A digest of a row's code and of all settings that its program depends on."""
+  c = row.config()
   used = (row, c.model, c.order, c.optimizer, c.train.loss_chunk, c.data.tokenizer)
-  tuned = None if is_gpu else tpu_blocks.tuned()
-  return {
-    'stamp': _digest(f'{EFFORT} {used} {tuned}', sources),
-    'readers': _digest('', READERS),
-  }
+  tuned = None if row.target.startswith('h100') else tpu_blocks.tuned()
+  return records.digest(*code(row), f'{EFFORT} {used} {tuned}')
 
 
-def _digest(text: str, sources: Iterable[str]) -> str:
-  digest = hashlib.sha256(text.encode())
-  for path in sorted({path for pattern in sources for path in ROOT.glob(pattern)}):
-    digest.update(f'{path.relative_to(ROOT)}\0'.encode() + path.read_bytes())
-  return digest.hexdigest()[:16]
+def readers() -> str:
+  """A digest of what compiles programs and reads them."""
+  return records.digest(READERS, NO_READERS)
 
 
 @functools.cache
@@ -168,20 +164,20 @@ def measure(row: Row, known: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def run(path: pathlib.Path, only: str) -> None:
-  """Measures what `path` does not hold for these sources; writes after each row."""
-  results = json.loads(path.read_text()) if path.exists() else {'rows': {}}
-  results |= {'jax': jax.__version__, 'effort': EFFORT}
-  every = [row.key for row in rows()]
-  for row in rows():
-    known, here = results['rows'].get(row.key), stamps(row)
-    if only not in row.key or (known and known.items() >= here.items()):
+  """Measures what `path` does not hold for this code; writes after each row."""
+  kept, by_key = records.Records(path), {row.key: row for row in rows()}
+  stamps = {key: stamp(row) for key, row in by_key.items() if only in key}
+  known, read_by = kept.read(), readers()
+  for key, today in stamps.items():
+    before = known.get(key)
+    if before and before['readers'] != read_by:
+      before = None
+    if before and before['stamp'] == today:
       continue
-    if known and known.get('readers') != here['readers']:
-      known = None
-    results['rows'][row.key] = measure(row, known) | here
-    results['rows'] = {key: results['rows'][key] for key in every if key in results['rows']}
-    _write(path, results)
-    print(row.key, _short(results['rows'][row.key]), flush=True)
+    found = measure(by_key[key], before)
+    versions = {'readers': read_by, 'jax': jax.__version__, 'effort': EFFORT}
+    kept.add(key, today, found | versions)
+    print(key, _short(found), flush=True)
     jax.clear_caches()
     gc.collect()
 
@@ -191,19 +187,12 @@ def _short(result):
   return f'{needs["total"] / GIB:.2f} GiB of {needs["usable"] / GIB:.2f}'
 
 
-def _write(path: pathlib.Path, results: dict[str, Any]) -> None:
-  """JSON, one program a line."""
-  lines = ',\n'.join(f'  {json.dumps(k)}: {json.dumps(v)}' for k, v in results['rows'].items())
-  head = ''.join(f'{json.dumps(k)}: {json.dumps(v)},\n' for k, v in results.items() if k != 'rows')
-  path.write_text(f'{{\n{head}"rows": {{\n{lines}\n}}\n}}\n')
-
-
 # ----- tables
 
 
-def tables(results: dict[str, Any]) -> str:
-  """All that docs/scaling.md shows, as Markdown."""
-  found = results['rows']
+def tables(results: dict[str, records.Record]) -> str:
+  """All that docs/scaling.md shows, as Markdown, from the records by key."""
+  found = {row.key: results[row.key] for row in rows() if row.key in results}
   train_rows = [r for k, r in found.items() if r['kind'] == 'train' and 'ladder' not in k]
   ladder = [r for k, r in found.items() if k.startswith('ladder')]
   generate = [r for r in found.values() if r['kind'] == 'generate']
@@ -310,14 +299,13 @@ def _generate_row(r):
 
 
 def main() -> None:
-  path = pathlib.Path(_JSON.value)
   if not _TABLE.value:
-    run(path, _ONLY.value)
-  print(tables(json.loads(path.read_text())))
+    run(_JSON.value, _ONLY.value)
+  print(tables(records.Records(_JSON.value).read()))
 
 
 if __name__ == '__main__':
-  _JSON = flags.DEFINE_string('json', 'docs/scaling.json', 'Where results are kept.')
+  _JSON = flags.DEFINE_string('json', str(PATH), 'Where results are kept.')
   _ONLY = flags.DEFINE_string('only', '', 'Only rows whose name contains this.')
   _TABLE = flags.DEFINE_bool('table', False, 'Print the tables of what is there, compile nothing.')
   cli.run(main)

@@ -63,7 +63,7 @@ def write(numbers: dict[str, Any], out: pathlib.Path) -> None:
     UserError: it cannot be written to.
   """
   numbers = _rounded(numbers)
-  cli.write_json(out / 'reproduction.json', numbers)
+  cli.write_json(out / 'records' / 'reproduction.json', numbers)
   results = Results(numbers)
   drawn = pictures.draw(results, out)
   (out / 'reproduction.md').write_text(text(results, drawn))
@@ -103,7 +103,7 @@ def _head(results):
   return (
     '# The comparison of systems in miniature\n\n'
     'Written by the command below, as are the pictures; the numbers are in '
-    '[reproduction.json](reproduction.json).\n\n'
+    '[reproduction.json](records/reproduction.json).\n\n'
     f'    {n["command"]}\n\n'
     f'- Text: {n["text"]["description"]}; sha256 `{n["text"]["sha256"]}`\n'
     f'- Machine: {n["machine"]["device"]}, {n["machine"]["cpu_cores"]} CPU cores\n'

@@ -6,10 +6,8 @@ and the keys of what it builds on. Where the key is another one, the piece is do
 
 from __future__ import annotations
 
-import ast
 import copy
 import dataclasses
-import functools
 import hashlib
 import json
 import pathlib
@@ -18,26 +16,23 @@ from typing import Any
 
 import ml_collections
 
-from armd_jax import cli
 from armd_jax import config as config_lib
+from armd_jax import records
 from armd_jax.reproduce import pieces as pieces_lib
 from armd_jax.reproduce.pieces import Piece
 
-ROOT = pathlib.Path(__file__).parents[1]
-_TRAINING = (
-  'order.py', 'training.py', 'train.py', 'models/*.py', 'objectives/*.py', 'data/*.py',
-  'attention/__init__.py', 'attention/reference.py',
+# The programs that decide a result, beside what it builds on.
+ENTRIES = {
+  'train': ('armd_jax/train.py',),
+  'evaluate': ('armd_jax/reproduce/work.py',),
+  'speed': ('armd_jax/reproduce/work.py',),
+  'cost': ('armd_jax/reproduce/work.py',),
+}
+# What runs here is a CPU, with the XLA reference; and what only reports.
+WITHOUT = (
+  'armd_jax/attention/hopper*.py', 'armd_jax/attention/tpu*.py', 'armd_jax/plots.py',
+  'armd_jax/metrics.py', 'armd_jax/hooks.py', 'armd_jax/cli.py', 'armd_jax/distributed.py',
 )  # fmt: skip
-# The code that decides a result, beside what it builds on.
-SOURCES = {
-  'train': _TRAINING,
-  'evaluate': (
-    'evaluation/likelihood.py', 'evaluation/scores.py', 'evaluation/bounds.py', 'bench/decode.py',
-    'reproduce/work.py',
-  ),
-  'speed': ('decode/*.py', 'bench/decode.py', 'bench/timing.py', 'reproduce/work.py'),
-  'cost': (*_TRAINING, 'flops.py', 'bench/train_step.py', 'bench/timing.py', 'reproduce/work.py'),
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +40,7 @@ class Place:
   """Where and on what the pieces are run.
 
   Attributes:
-    workdir: takes pieces/, runs/ and logs/.
+    workdir: takes pieces.json, runs/ and logs/.
     raw: fields of the experiment's config, with the text as its data.source.
     text_sha256: of the text.
   """
@@ -56,23 +51,19 @@ class Place:
 
   def result(self, name: str) -> dict[str, Any] | None:
     """What is kept of a piece, whether or not it is still of this text and code."""
-    try:
-      return json.loads(self._file(name).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-      return None
+    return self.kept.read().get(name)
 
-  def keep(self, name: str, record: dict[str, Any]) -> None:
+  def keep(self, name: str, key: str, record: dict[str, Any]) -> None:
     """Leaves a whole file at any time."""
-    part = self._file(name).with_suffix('.part')
-    cli.write_json(part, record)
-    part.replace(self._file(name))
+    self.kept.add(name, key, record)
+
+  @property
+  def kept(self) -> records.Records:
+    return records.Records(self.workdir / 'pieces.json')
 
   def run_folder(self, name: str, key: str) -> pathlib.Path:
     """Work directory of a training piece; another key is another run."""
     return self.workdir / 'runs' / f'{name}-{key[:12]}'
-
-  def _file(self, name):
-    return self.workdir / 'pieces' / f'{name}.json'
 
 
 def results_of(place: Place, pieces: Sequence[Piece]) -> dict[str, dict[str, Any]]:
@@ -81,7 +72,7 @@ def results_of(place: Place, pieces: Sequence[Piece]) -> dict[str, dict[str, Any
   for piece in pieces:
     if all(need in keys for need in piece.needs):
       key, record = key_of(piece, place, keys), place.result(piece.name)
-      if record and record['key'] == key:
+      if record and record['stamp'] == key:
         keys[piece.name], found[piece.name] = key, record
   return found
 
@@ -144,27 +135,5 @@ def key_of(piece: Piece, place: Place, keys: Mapping[str, str]) -> str:
   # A sweep decides a run by the rate alone, which is in the config.
   builds_on = piece.needs if piece.kind != 'train' else filter(None, [piece.base])
   what['needs'] = [keys[name] for name in builds_on]
-  what['code'] = code_digest(SOURCES[piece.kind])
+  what['code'] = records.digest(ENTRIES[piece.kind], WITHOUT)
   return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-
-
-@functools.cache
-def code_digest(globs: tuple[str, ...]) -> str:
-  """Of source files; comments, docstrings and layout do not count."""
-  digest = hashlib.sha256()
-  for path in sorted({path for glob in globs for path in ROOT.glob(glob)}):
-    tree = ast.parse(path.read_text('utf-8'))
-    for node in ast.walk(tree):
-      body = getattr(node, 'body', None)
-      if isinstance(body, list) and body and _is_docstring(body[0]):
-        del body[0]
-    digest.update(f'{path.relative_to(ROOT)}\0{ast.dump(tree)}'.encode())
-  return digest.hexdigest()
-
-
-def _is_docstring(node):
-  return (
-    isinstance(node, ast.Expr)
-    and isinstance(node.value, ast.Constant)
-    and isinstance(node.value.value, str)
-  )

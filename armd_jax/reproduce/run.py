@@ -42,9 +42,8 @@ def execute(piece: Piece, place: Place, key: str) -> dict[str, Any]:
       traceback.print_exc()
       raise
   seconds = round(time.perf_counter() - begin, 1)
-  record = {'piece': piece.name, 'kind': piece.kind, 'key': key, 'seconds': seconds}
-  place.keep(piece.name, record | {'result': result})
-  return record
+  place.keep(piece.name, key, {'kind': piece.kind, 'seconds': seconds, 'result': result})
+  return {'stamp': key, 'seconds': seconds}
 
 
 def _work(work, piece, place, key):
@@ -53,11 +52,11 @@ def _work(work, piece, place, key):
   if piece.kind == 'train':
     config = config_of(piece, place)
     if piece.base:
-      base = place.run_folder(piece.base, place.result(piece.base)['key'])
+      base = place.run_folder(piece.base, place.result(piece.base)['stamp'])
       config = dataclasses.replace(config, init_from=str(base))
     return work.train(piece, config, place.run_folder(piece.name, key))
   run = piece.needs[0]
-  folder = place.run_folder(run, place.result(run)['key'])
+  folder = place.run_folder(run, place.result(run)['stamp'])
   if piece.kind == 'speed':
     return work.speed(piece, folder)
   return work.evaluate(piece, folder, config_lib.parse(copy.deepcopy(place.raw)).data)
@@ -115,7 +114,7 @@ def run(
         if not all(need in keys for need in piece.needs):
           continue
         key = key_of(piece, place, keys)
-        if (record := place.result(piece.name)) and record['key'] == key:
+        if (record := place.result(piece.name)) and record['stamp'] == key:
           waiting.remove(piece)
           keys[piece.name] = key
           progress.found(piece)
@@ -133,7 +132,7 @@ def run(
         piece = running.pop(future)
         error = future.exception()
         if error is None:
-          keys[piece.name] = future.result()['key']
+          keys[piece.name] = future.result()['stamp']
           progress.ended(piece, future.result()['seconds'])
         else:
           failed[piece.name] = str(error)

@@ -22,14 +22,15 @@ from armd_jax import attention
 from armd_jax.attention import device, hopper, hopper_blocks, hopper_kernels, shapes
 from armd_jax.bench import attention as bench
 
-DRILL_SOURCES = (
-  'armd_jax/attention/device.py',
-  'armd_jax/attention/hopper*.py',
-  'armd_jax/attention/reference.py',
-  'armd_jax/attention/shapes.py',
-  'armd_jax/attention/tiles.py',
+# The other chip's kernels, and tools that drills do not run.
+DRILL_WITHOUT = (
+  'armd_jax/attention/aot*.py',
+  'armd_jax/attention/tpu*.py',
+  'armd_jax/bench/*.py',
+  'armd_jax/cli.py',
 )
 TILE = hopper_blocks.TILE_ROWS
+INTERPRETER = jax.__version_info__ >= (0, 12)  # see `device.interpreting_hopper`
 
 
 def _attend(*arrays):
@@ -37,7 +38,7 @@ def _attend(*arrays):
 
 
 def _interpreting():
-  if not device.HOPPER_INTERPRETER:
+  if not INTERPRETER:
     pytest.skip('the interpreter of this jax lacks primitives: install jax 0.12 (Python 3.12)')
   return device.interpreting_hopper()
 

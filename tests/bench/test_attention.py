@@ -1,14 +1,12 @@
 """The attention benchmark on a machine without the device."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from armd_jax import attention
-from armd_jax.attention import aot_hopper, schedule, shapes
+from armd_jax import attention, records
+from armd_jax.attention import aot, aot_hopper, shapes
 from armd_jax.bench import attention as bench
 from armd_jax.errors import UserError
 
@@ -23,12 +21,17 @@ PASS = {
 SPILLS = {'wgmma': 8, 'bulk_tensor_copies': 2, 'spill_stores': 0, 'spill_loads': 0}
 
 
+def keep(path, stamp, found):
+  for key, record in found.items():
+    records.Records(path).add(key, stamp, record)
+
+
 def test_compiled_view_of_tpus_lists_every_program_beside_the_best_peer(tmp_path):
   path, peers = tmp_path / 'aot.json', tmp_path / 'peers.json'
-  programs = {'v5e train_1024_12x64 x2': {'forward': PASS, 'backward': {**PASS, 'useful': 0.7}}}
-  path.write_text(json.dumps({'stamp': schedule.stamp(), 'programs': programs}))
+  program = {'forward': PASS, 'backward': PASS | {'useful': 0.7}}
+  keep(path, aot.stamp(), {'bfloat16 v5e train_1024_12x64 x2': program})
   best = {'v5e train_1024_12x64': {'forward': [0.4, 'splash', ''], 'backward': [0.6, 'splash', '']}}
-  peers.write_text(json.dumps({'best': best}))
+  keep(peers, 'any', best)
   (row,) = bench.compiled_tpu_rows(path, peers)
   assert (row['chip'], row['shape'], row['streams']) == ('v5e', 'train_1024_12x64', 2)
   assert (row['tile'], row['active'], row['partial']) == ('512x256', 3, 2)
@@ -43,7 +46,7 @@ def test_compiled_view_of_hopper_counts_tiles_by_brute_force(tmp_path):
   path = tmp_path / 'aot.json'
   program = dict.fromkeys(('forward', 'dq', 'dkv'), SPILLS)
   programs = {f'{dtype} train_1024_16x128 x2': program for dtype in ('bfloat16', 'float16')}
-  path.write_text(json.dumps({'stamp': aot_hopper.stamp(), 'programs': programs}))
+  keep(path, aot_hopper.stamp(), programs)
   (row,) = bench.compiled_hopper_rows(path)
   rows, keys = map(int, row['tile'].split('x'))
   slots, seen = np.arange(1, 1025).reshape(-1, rows), np.arange(1024).reshape(-1, keys)
@@ -61,7 +64,7 @@ def test_compiled_view_says_what_is_missing(function, tmp_path):
   rest = (tmp_path / 'peers.json',) if function is bench.compiled_tpu_rows else ()
   with pytest.raises(UserError, match='python -m armd_jax'):
     function(path, *rest)
-  path.write_text(json.dumps({'stamp': 'old', 'programs': {}}))
+  keep(path, 'old', {'bfloat16 v5e train_1024_12x64 x2': {}})
   with pytest.raises(UserError, match='other sources'):
     function(path, *rest)
 

@@ -1,11 +1,11 @@
-"""What docs/scaling.json holds is of today's sources, and is what docs/scaling.md shows."""
+"""What docs/records/scaling.json holds is of today's sources, and is what docs/scaling.md shows."""
 
 import dataclasses
-import json
 import pathlib
 
 import pytest
 
+from armd_jax import records
 from armd_jax.bench import scaling
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -13,19 +13,17 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(scope='module')
 def results():
-  return json.loads((ROOT / 'docs/scaling.json').read_text())
+  return records.Records(ROOT / scaling.PATH).read()
 
 
-def test_results_are_of_these_sources(results):
-  rows = {row.key: row for row in scaling.rows()}
-  stale = [
-    k for k, r in results['rows'].items() if not r.items() >= scaling.stamps(rows[k]).items()
-  ]
-  assert not stale, 'run python -m armd_jax.bench.scaling again'
+def test_results_are_complete_and_of_this_code(results):
+  today = {row.key: (scaling.stamp(row), scaling.readers()) for row in scaling.rows()}
+  found = {key: (row['stamp'], row['readers']) for key, row in results.items()}
+  assert found == today, 'run python -m armd_jax.bench.scaling again'
 
 
 def test_what_does_not_fit_says_what_would(results):
-  for key, row in results['rows'].items():
+  for key, row in results.items():
     if row['kind'] == 'train':
       assert row['memory']['fits'] != ('fix' in row), key
 
@@ -34,39 +32,31 @@ def test_the_document_shows_the_results(results):
   assert scaling.tables(results) in (ROOT / 'docs/scaling.md').read_text()
 
 
-def test_every_source_exists():
-  sources = scaling.PROGRAMS, scaling.READERS, *scaling.KINDS.values(), *scaling.KERNELS.values()
-  assert all(any(ROOT.glob(pattern)) for patterns in sources for pattern in patterns)
+def test_stamps_cover_the_code_of_a_row_and_no_other():
+  every = {row.key: row for row in scaling.rows()}
+  covered = {
+    key: {str(path.relative_to(ROOT / 'armd_jax')) for path in records.closure(*scaling.code(row))}
+    for key, row in every.items()
+  }
+  train, train_gpu, generate = map(
+    covered.get, ('7b v5p:8x8x16 512', '7b h100 512', 'small h100 generate')
+  )
+  assert {'training.py', 'objectives/armd.py', 'models/layers.py', 'axes.py'} <= train & train_gpu
+  assert {'decode/state.py', 'decode/generate.py', 'models/layers.py'} <= generate
+  assert 'attention/tpu_call.py' in train - train_gpu
+  assert 'attention/hopper_kernels.py' in (train_gpu & generate) - train
+  assert not {'metrics.py', 'objectives/mdlm.py', 'decode/panels.py'} & (train | generate)
 
 
-def test_stamps_follow_the_sources_of_a_row(tmp_path, monkeypatch):
+def test_stamps_follow_the_config_of_a_row(monkeypatch):
   configs = {name: scaling.experiment(name) for name in scaling.MODELS.values()}
   monkeypatch.setattr(scaling, 'experiment', configs.get)
-  monkeypatch.setattr(scaling, 'ROOT', tmp_path)
   every = {row.key: row for row in scaling.rows()}
-  some = ['7b v5p:8x8x16 512', '7b h100 512', 'small h100 generate']
-
-  def changed(path):
-    """The rows of `some` whose stamps a change of a source changes, and which of the two."""
-    before = {key: scaling.stamps(every[key]) for key in some}
-    file = tmp_path / 'armd_jax' / path
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text('changed')
-    after = {key: scaling.stamps(every[key]) for key in some}
-    pairs = [(key, name) for key in some for name in after[key]]
-    return [(key, name) for key, name in pairs if after[key][name] != before[key][name]]
-
-  assert changed('metrics.py') == changed('bench/scaling.py') == []
-  assert changed('training.py') == changed('models/layers.py') == [(key, 'stamp') for key in some]
-  assert changed('objectives/armd.py') == [(key, 'stamp') for key in some[:2]]
-  assert changed('decode/state.py') == [(some[2], 'stamp')]
-  assert changed('attention/tpu_call.py') == [(some[0], 'stamp')]
-  assert changed('attention/hopper_kernels.py') == [(key, 'stamp') for key in some[1:]]
-  assert changed('hlo.py') == [(key, 'readers') for key in some]
-  before = [scaling.stamps(every[key]) for key in some]
+  some = [every[key] for key in ('7b v5p:8x8x16 512', '7b h100 512', 'small h100 generate')]
+  before = list(map(scaling.stamp, some))
   wider = dataclasses.replace(configs['owt_7b'].model, mlp_dim=8192)
   configs['owt_7b'] = dataclasses.replace(configs['owt_7b'], model=wider)
-  after = [scaling.stamps(every[key]) for key in some]
+  after = list(map(scaling.stamp, some))
   assert [a != b for a, b in zip(after, before, strict=True)] == [True, True, False]
 
 
@@ -87,13 +77,12 @@ def test_a_program_that_is_known_is_not_compiled_again(tmp_path, monkeypatch):
   scaling.run(path, '')
   every = [row.key for row in scaling.rows()]
   assert [key for key, _ in asked] == [key for key in every if key not in some]
-  assert list(json.loads(path.read_text())['rows']) == every
-  for changes in ({'stamp': 'of other sources'}, {'readers': 'others'}):
+  assert set(records.Records(path).read()) == set(every)
+  for changed in ('stamp', 'readers'):
     asked.clear()
-    stamps = scaling.stamps
-    monkeypatch.setattr(scaling, 'stamps', lambda row, c=changes, old=stamps: old(row) | c)
+    monkeypatch.setattr(scaling, changed, lambda *_: 'of other code')
     scaling.run(path, '1024')
     ((key, known),) = asked
     assert key == 'ladder 1024'
     # What other readers would make of the same program nobody knows.
-    assert known is None if 'readers' in changes else known['program'] == key
+    assert known is None if changed == 'readers' else known['program'] == key

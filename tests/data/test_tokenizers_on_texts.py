@@ -8,12 +8,6 @@ from armd_jax.evaluation.detokenizers import detokenize
 from armd_jax.evaluation.texts import TEXTS, read_rows
 
 pytestmark = [pytest.mark.drill, corpora.needs_shared]
-DRILL_SOURCES = (
-  'armd_jax/data/tokenizers.py',
-  'armd_jax/data/vocabularies.py',
-  'armd_jax/evaluation/detokenizers.py',
-  'armd_jax/evaluation/texts.py',
-)
 FILES = {
   'lambada': 'lambada_openai_test.jsonl',
   'wikitext2': 'wikitext2_raw_test.txt',

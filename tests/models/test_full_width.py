@@ -8,8 +8,6 @@ import tiny
 
 from armd_jax import models, order
 
-DRILL_SOURCES = ('armd_jax/attention/reference.py', 'armd_jax/models/*.py', 'armd_jax/order.py')
-
 
 @pytest.mark.parametrize(
   ('layers', 'width', 'heads'),

@@ -7,20 +7,14 @@ import synthetic
 import tiny_run
 
 from armd_jax import config as config_lib
+from armd_jax import records
 from armd_jax.data import corpus as corpus_lib
 from armd_jax.errors import UserError
 from armd_jax.reproduce import page, run
 from armd_jax.reproduce import pieces as p
 from armd_jax.reproduce import place as place_lib
 
-DRILL_SOURCES = (
-  'armd_jax/reproduce/*.py',
-  'armd_jax/train.py',
-  'armd_jax/bench/decode.py',
-  'armd_jax/bench/train_step.py',
-  'armd_jax/evaluation/*.py',
-  'experiments/miniature.py',
-)
+DRILL_ALSO = ('experiments/miniature.py',)
 PIECES = p.all_pieces(synthetic.config())
 
 
@@ -34,9 +28,9 @@ class Recorder:
     if piece.name == self.failing:
       raise UserError('it does not work')
     self.done.append(piece.name)
-    record = {'piece': piece.name, 'kind': piece.kind, 'key': key, 'seconds': 1.0}
-    place.keep(piece.name, record | {'result': synthetic.result(piece)})
-    return record
+    record = {'kind': piece.kind, 'seconds': 1.0, 'result': synthetic.result(piece)}
+    place.keep(piece.name, key, record)
+    return {'stamp': key, 'seconds': 1.0}
 
 
 @pytest.fixture(scope='module')
@@ -95,7 +89,9 @@ def test_another_text_or_result_is_done_anew(finished, tmp_path):
   some = run.chosen(PIECES, '^rate.ar')
   place, first = synthetic.place(tmp_path), Recorder()
   run.run(some, place, 1, first)
-  (tmp_path / 'pieces' / 'rate.ar.0.0005.json').unlink()
+  record = place.result('rate.ar.0.0005')
+  del record['stamp']
+  place.keep('rate.ar.0.0005', 'of other code', record)
   lost = Recorder()
   run.run(some, place, 1, lost)
   assert lost.done == ['rate.ar.0.0005']
@@ -111,7 +107,7 @@ def test_the_best_rate_is_read_from_the_sweep(finished, tmp_path):
   record = place.result(name)
   for rows in record['result'].values():
     rows[0]['nats_per_byte'] = 0.5
-  place.keep(name, record)
+  place.keep(name, record.pop('stamp'), record)
   (piece,) = (piece for piece in PIECES if piece.name == p.core_name('ar', 0))
   assert place_lib.config_of(piece, place).optimizer.learning_rate == 1.25e-3
 
@@ -139,21 +135,15 @@ def test_some_pieces_bring_what_they_need():
     run.chosen(PIECES, '(')
 
 
-def test_comments_and_docstrings_decide_nothing(tmp_path, monkeypatch):
-  monkeypatch.setattr(place_lib, 'ROOT', tmp_path)
-  digests = []
-  for code in ('x = 1\n', '"""Says more."""\nx = 1  # one\n', 'x = 2\n'):
-    (tmp_path / 'code.py').write_text(code)
-    place_lib.code_digest.cache_clear()
-    digests.append(place_lib.code_digest(('code.py',)))
-  place_lib.code_digest.cache_clear()
-  assert digests[0] == digests[1] != digests[2]
-
-
-def test_sources_are_there():
-  for globs in place_lib.SOURCES.values():
-    for glob in globs:
-      assert list(place_lib.ROOT.glob(glob)), glob
+def test_results_cover_what_they_are_made_with():
+  covered = {
+    kind: {path.name for path in records.closure(entries, place_lib.WITHOUT)}
+    for kind, entries in place_lib.ENTRIES.items()
+  }
+  assert {'training.py', 'armd.py', 'config.py', 'axes.py', 'pipeline.py'} <= covered['train']
+  assert {'likelihood.py', 'scores.py', 'bounds.py', 'work.py'} <= covered['evaluate']
+  assert {'generate.py', 'timing.py'} <= covered['speed']
+  assert {'flops.py', 'train_step.py'} <= covered['cost']
 
 
 @pytest.mark.drill

@@ -93,7 +93,7 @@ def test_everything_is_written(numbers, tmp_path):
   numbers = copy.deepcopy(numbers)
   numbers['pieces']['cost']['seconds'] = 100 / 3
   page.write(numbers, tmp_path)
-  pieces = json.loads((tmp_path / 'reproduction.json').read_text())['pieces']
+  pieces = json.loads((tmp_path / 'records' / 'reproduction.json').read_text())['pieces']
   assert pieces.keys() == numbers['pieces'].keys() and pieces['cost']['seconds'] == 33.33333
   text = (tmp_path / 'reproduction.md').read_text()
   drawn = sorted(tmp_path.glob('*.png'))
@@ -123,7 +123,7 @@ def test_what_shuffled_orders_cost_is_told_apart(numbers):
 
 def test_the_committed_page_is_what_its_numbers_say(tmp_path):
   docs = synthetic.ROOT / 'docs'
-  results = Results(json.loads((docs / 'reproduction.json').read_text()))
+  results = Results(json.loads((docs / 'records' / 'reproduction.json').read_text()))
   drawn = pictures.draw(results, tmp_path)
   assert (docs / 'reproduction.md').read_text() == page.text(results, drawn)
   assert not results.numbers['missing'] and all((docs / name).exists() for name, _ in drawn)

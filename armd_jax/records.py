@@ -1,0 +1,212 @@
+"""Records of what was measured, and of the code that they were measured with.
+
+Compiled programs, drills and reproduction pieces take hours, so their results are kept in JSON
+files, each under a digest of the code that decides it. A result is measured again when that code
+changes. Comments, docstrings, layout and imports do not change the digest, and neither do the names
+and places of files: what counts are the top-level statements of the entry files and of every
+project file that they import, directly or not.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[1]  # of the repository, or of site-packages
+
+Record = dict[str, Any]
+
+
+# ----- the code
+
+
+@functools.cache
+def closure(
+  entries: Sequence[str], without: Sequence[str] = (), root: pathlib.Path = ROOT
+) -> frozenset[pathlib.Path]:
+  """The entry files and the project files that they import, directly or through others.
+
+  Args:
+    entries: globs relative to `root`. A file that is no Python file stands for itself.
+    without: globs of files that are neither taken nor followed: what they compute does not decide
+      the results.
+    root: imports are looked up here and, for a file outside of the package, in `tests` and beside
+      that file.
+  Raises:
+    ValueError: a glob matches no file, so that it covers nothing.
+  """
+  matches = {glob: set(root.glob(glob)) for glob in (*entries, *without)}
+  if empty := [glob for glob, paths in matches.items() if not paths]:
+    raise ValueError(f'{", ".join(empty)} match no file below {root}; write globs that do')
+  left_out = set().union(*(matches[glob] for glob in without))
+  found, left = set(), set().union(*(matches[glob] for glob in entries)) - left_out
+  while left:
+    path = left.pop()
+    found.add(path)
+    if path.suffix == '.py':
+      left |= {file for file, _ in _imports(path, root)} - found - left_out
+  return frozenset(found)
+
+
+@functools.cache
+def digest(
+  entries: Sequence[str],
+  without: Sequence[str] = (),
+  settings: str = '',
+  root: pathlib.Path = ROOT,
+) -> str:
+  """16 hex digits that change with the code of `closure(entries, without)`, or with `settings`.
+
+  Args:
+    entries, without, root: as for `closure`.
+    settings: whatever else decides the results, as text.
+  Raises:
+    ValueError: a glob matches no file.
+  """
+  hashes = set()
+  for path in closure(entries, without, root):
+    if path.suffix == '.py':
+      hashes |= _statements(path, root)
+    else:
+      hashes.add(hashlib.sha256(path.read_bytes()).hexdigest())
+  return hashlib.sha256('\n'.join([*sorted(hashes), settings]).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _tree(path: pathlib.Path) -> ast.Module:
+  return ast.parse(path.read_text('utf-8'))
+
+
+@functools.cache
+def _imports(path: pathlib.Path, root: pathlib.Path) -> tuple[tuple[pathlib.Path, str], ...]:
+  """Project files that a file imports, and the name that each goes by in it; '' where a name of the
+  file is imported, not the file."""
+  found = []
+  for node in ast.walk(_tree(path)):
+    if isinstance(node, ast.Import):
+      for alias in node.names:
+        name = alias.asname or alias.name
+        found += [(file, name) for file in _files(alias.name, path, root)]
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      for alias in node.names:
+        modules = _files(f'{node.module}.{alias.name}', path, root)
+        found += [(file, alias.asname or alias.name) for file in modules]
+        if not modules:
+          found += [(file, '') for file in _files(node.module, path, root)]
+  return tuple(found)
+
+
+def _files(module: str, path: pathlib.Path, root: pathlib.Path) -> list[pathlib.Path]:
+  """The file of a module, if it is one of the project."""
+  place = module.replace('.', '/')
+  is_inside = path.is_relative_to(root / 'armd_jax')  # whose modules have absolute names only
+  folders = (root,) if is_inside else (root, root / 'tests', path.parent)
+  candidates = (
+    folder / file for folder in folders for file in (f'{place}.py', f'{place}/__init__.py')
+  )
+  return [file for file in candidates if file.is_file()][:1]
+
+
+@functools.cache
+def _statements(path: pathlib.Path, root: pathlib.Path) -> frozenset[str]:
+  """Hashes of the top-level statements of a file."""
+  modules = {name: f'module {_contents(file)}' for file, name in _imports(path, root) if name}
+  statements = [x for x in _tree(path).body if not _is_left_out(x)]
+  texts = [_text(statement, modules) for statement in statements]
+  return frozenset(hashlib.sha256(text.encode()).hexdigest() for text in texts)
+
+
+@functools.cache
+def _contents(path: pathlib.Path) -> str:
+  """What a module is known by, wherever it lies: the names that it defines."""
+  targets = lambda node: [ast.unparse(x) for x in getattr(node, 'targets', [])]
+  names = [name for x in _tree(path).body for name in (getattr(x, 'name', ''), *targets(x))]
+  return hashlib.sha256(' '.join(sorted(filter(None, names))).encode()).hexdigest()
+
+
+def _is_left_out(node: ast.AST) -> bool:
+  """Docstrings, imports, and what a test module declares its drills to cover."""
+  if isinstance(node, ast.Assign):
+    return any(isinstance(x, ast.Name) and x.id.startswith('DRILL_') for x in node.targets)
+  is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+  return isinstance(node, ast.Import | ast.ImportFrom) or (
+    is_text and isinstance(node.value.value, str)
+  )
+
+
+def _text(node: Any, modules: Mapping[str, str]) -> str:
+  """A syntax tree as text that is the same in every version of Python."""
+  if isinstance(node, ast.JoinedStr):  # some versions cut its plain parts in two, or add empty ones
+    parts = [_text(x, modules) for x in node.values if not isinstance(x, ast.Constant)]
+    plain = ['\0' if not isinstance(x, ast.Constant) else x.value for x in node.values]
+    return f'JoinedStr({",".join([repr("".join(plain)), *parts])})'
+  if isinstance(node, list):
+    return f'[{",".join(_text(x, modules) for x in node if not _is_left_out(x))}]'
+  if not isinstance(node, ast.AST):
+    return repr(node)
+  if isinstance(node, ast.Name):
+    return f'Name({modules.get(node.id, node.id)})'
+  # Empty fields are those that only some versions have.
+  fields = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, [])]
+  fields = [(name, value) for name, value in fields if name not in ('ctx', 'kind')]
+  inside = ','.join(f'{name}={_text(value, modules)}' for name, value in fields)
+  return f'{type(node).__name__}({inside})'
+
+
+# ----- the files
+
+
+class Records:
+  """A JSON file with a record a line, by key, each with the digest it was measured under, `stamp`.
+
+  The file is whole at any time, and several processes may add to it.
+  """
+
+  def __init__(self, path: str | pathlib.Path):
+    self.path = pathlib.Path(path)
+
+  def read(self) -> dict[str, Record]:
+    """All records by key; none if there is no file."""
+    return json.loads(self.path.read_text('utf-8')) if self.path.exists() else {}
+
+  def current(self, stamps: Mapping[str, str]) -> dict[str, Record]:
+    """The records under the stamps of today.
+
+    Args:
+      stamps: the digest of today's code, by key.
+    """
+    return {
+      key: record for key, record in self.read().items() if record['stamp'] == stamps.get(key)
+    }
+
+  def missing(self, stamps: Mapping[str, str]) -> list[str]:
+    """Keys of `stamps` without a current record, in their order."""
+    current = self.current(stamps)
+    return [key for key in stamps if key not in current]
+
+  def add(self, key: str, stamp: str, record: Mapping[str, Any]) -> None:
+    """Puts a record in place of the one under its key; in the order of keys."""
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    with self._locked():
+      records = self.read() | {key: {'stamp': stamp, **record}}
+      lines = [f'  {json.dumps(k)}: {json.dumps(records[k])}' for k in sorted(records)]
+      new = self.path.with_name(f'{self.path.name}.{os.getpid()}')
+      new.write_text('{\n' + ',\n'.join(lines) + '\n}\n', 'utf-8')
+      new.replace(self.path)
+
+  @contextlib.contextmanager
+  def _locked(self) -> Iterator[None]:
+    folder = os.open(self.path.parent, os.O_RDONLY)
+    try:
+      fcntl.flock(folder, fcntl.LOCK_EX)
+      yield
+    finally:
+      os.close(folder)
