@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]  # of the repository, or of site-packages
@@ -52,7 +52,7 @@ def closure(
     path = left.pop()
     found.add(path)
     if path.suffix == '.py':
-      left |= {file for file, _ in _imports(path, root)} - found - left_out
+      left |= {file for file, *_ in _imports(path, root)} - found - left_out
   return frozenset(found)
 
 
@@ -86,21 +86,21 @@ def _tree(path: pathlib.Path) -> ast.Module:
 
 
 @functools.cache
-def _imports(path: pathlib.Path, root: pathlib.Path) -> tuple[tuple[pathlib.Path, str], ...]:
-  """Project files that a file imports, and the name that each goes by in it; '' where a name of the
-  file is imported, not the file."""
+def _imports(path: pathlib.Path, root: pathlib.Path) -> tuple[tuple[pathlib.Path, str, str], ...]:
+  """Project files that a file imports, as (file, local name, symbol of it); '' for all of it."""
   found = []
   for node in ast.walk(_tree(path)):
     if isinstance(node, ast.Import):
       for alias in node.names:
         name = alias.asname or alias.name
-        found += [(file, name) for file in _files(alias.name, path, root)]
+        found += [(file, name, '') for file in _files(alias.name, path, root)]
     elif isinstance(node, ast.ImportFrom) and node.module:
       for alias in node.names:
+        name = alias.asname or alias.name
         modules = _files(f'{node.module}.{alias.name}', path, root)
-        found += [(file, alias.asname or alias.name) for file in modules]
+        found += [(file, name, '') for file in modules]
         if not modules:
-          found += [(file, '') for file in _files(node.module, path, root)]
+          found += [(file, name, alias.name) for file in _files(node.module, path, root)]
   return tuple(found)
 
 
@@ -117,48 +117,82 @@ def _files(module: str, path: pathlib.Path, root: pathlib.Path) -> list[pathlib.
 
 @functools.cache
 def _statements(path: pathlib.Path, root: pathlib.Path) -> frozenset[str]:
-  """Hashes of the top-level statements of a file."""
-  modules = {name: f'module {_contents(file)}' for file, name in _imports(path, root) if name}
-  statements = [x for x in _tree(path).body if not _is_left_out(x)]
-  texts = [_text(statement, modules) for statement in statements]
+  """Hashes of the top-level statements of a file. Names of the project stand for what they are
+  defined as, here or in another file."""
+  imports = {name: (file, symbol) for file, name, symbol in _imports(path, root)}
+  names = imports | {name: (path, name) for name in _defined(path)}
+
+  def refer(name: str, attribute: str) -> str:
+    file, symbol = names[name]
+    if symbol:
+      return ' '.join([_definition(file, symbol, root), attribute]).rstrip()
+    return _definition(file, attribute, root) if attribute else 'a module'
+
+  texts = [_text(statement, names, refer) for statement in _tree(path).body if _counts(statement)]
   return frozenset(hashlib.sha256(text.encode()).hexdigest() for text in texts)
 
 
 @functools.cache
-def _contents(path: pathlib.Path) -> str:
-  """What a module is known by, wherever it lies: the names that it defines."""
-  targets = lambda node: [ast.unparse(x) for x in getattr(node, 'targets', [])]
-  names = [name for x in _tree(path).body for name in (getattr(x, 'name', ''), *targets(x))]
-  return hashlib.sha256(' '.join(sorted(filter(None, names))).encode()).hexdigest()
+def _defined(path: pathlib.Path) -> dict[str, ast.stmt]:
+  """The statements that define the top-level names of a file."""
+  found = {}
+  for node in _tree(path).body:
+    targets = [node, *getattr(node, 'targets', ()), getattr(node, 'target', None)]
+    names = [getattr(x, key, None) for x in targets for key in ('name', 'id')]
+    found |= {name: node for name in names if name}
+  return found
 
 
-def _is_left_out(node: ast.AST) -> bool:
-  """Docstrings, imports, and what a test module declares its drills to cover."""
+@functools.cache
+def _definition(path: pathlib.Path, name: str, root: pathlib.Path) -> str:
+  """What a name of a file is defined as, without a look at the names in it."""
+  imports = _imports(path, root)
+  if name in _defined(path):
+    names = {name for _, name, _ in imports}
+    text = _text(_defined(path)[name], names, lambda name, attribute: attribute or name)
+    return hashlib.sha256(text.encode()).hexdigest()
+  for file, local_name, symbol in imports:
+    if local_name == name and symbol:  # handed on from a third file
+      return _definition(file, symbol, root)
+  return name
+
+
+def _counts(node: ast.AST) -> bool:
+  """No docstrings, no imports, and not what a test module declares its drills to cover."""
   if isinstance(node, ast.Assign):
-    return any(isinstance(x, ast.Name) and x.id.startswith('DRILL_') for x in node.targets)
-  is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-  return isinstance(node, ast.Import | ast.ImportFrom) or (
-    is_text and isinstance(node.value.value, str)
-  )
+    return not any(getattr(x, 'id', '').startswith('DRILL_') for x in node.targets)
+  if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+    return not isinstance(node.value.value, str)
+  return not isinstance(node, ast.Import | ast.ImportFrom)
 
 
-def _text(node: Any, modules: Mapping[str, str]) -> str:
-  """A syntax tree as text that is the same in every version of Python."""
-  if isinstance(node, ast.JoinedStr):  # some versions cut its plain parts in two, or add empty ones
-    parts = [_text(x, modules) for x in node.values if not isinstance(x, ast.Constant)]
-    plain = ['\0' if not isinstance(x, ast.Constant) else x.value for x in node.values]
-    return f'JoinedStr({",".join([repr("".join(plain)), *parts])})'
+def _text(node: Any, names: Container[str], refer: Callable[[str, str], str]) -> str:
+  """A syntax tree as text that is the same in every version of Python.
+
+  Args:
+    node: of the tree.
+    names: of the project's modules and of what is defined in them.
+    refer: what stands for such a name and the attribute of it, if one follows.
+  """
+  inside = functools.partial(_text, names=names, refer=refer)
   if isinstance(node, list):
-    return f'[{",".join(_text(x, modules) for x in node if not _is_left_out(x))}]'
+    return f'[{",".join(inside(x) for x in node if _counts(x))}]'
   if not isinstance(node, ast.AST):
     return repr(node)
+  if isinstance(node, ast.JoinedStr):  # some versions cut its plain parts in two, or add empty ones
+    parts = [inside(x) for x in node.values if not isinstance(x, ast.Constant)]
+    plain = ['\0' if not isinstance(x, ast.Constant) else x.value for x in node.values]
+    return f'JoinedStr({",".join([repr("".join(plain)), *parts])})'
   if isinstance(node, ast.Name):
-    return f'Name({modules.get(node.id, node.id)})'
+    return f'Name({refer(node.id, "") if node.id in names else node.id})'
+  if (
+    isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names
+  ):
+    return f'Name({refer(node.value.id, node.attr)})'
   # Empty fields are those that only some versions have.
   fields = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, [])]
   fields = [(name, value) for name, value in fields if name not in ('ctx', 'kind')]
-  inside = ','.join(f'{name}={_text(value, modules)}' for name, value in fields)
-  return f'{type(node).__name__}({inside})'
+  return f'{type(node).__name__}({",".join(f"{name}={inside(value)}" for name, value in fields)})'
 
 
 # ----- the files

@@ -49,7 +49,7 @@ def digest(folder, *entries, without=(), settings=''):
   """As a new process, which has read none of the files."""
   for function in (records.digest, records.closure, records._tree, records._imports):
     function.cache_clear()
-  for function in (records._statements, records._contents):
+  for function in (records._statements, records._definition, records._defined):
     function.cache_clear()
   return records.digest(entries or ('armd_jax/program.py',), without, settings, folder)
 
@@ -99,15 +99,27 @@ def move_two(folder):
   write(folder, 'armd_jax/kernel.py', kernel.replace('import deep', 'import other as deep'))
 
 
+def move_apply(folder):
+  """The kernel's function into the program that uses it."""
+  function = FILES['armd_jax/kernel.py'].partition('\n  from armd_jax import deep\n')
+  function = f'\n\n{function[0]}\n{function[2]}'
+  program = PROGRAM.replace('kernel.', '').replace('import kernel, other', 'import deep, other')
+  write(folder, 'armd_jax/program.py', program + function)
+  write(folder, 'armd_jax/kernel.py', '')
+
+
 @pytest.mark.parametrize(
   'change',
   [
+    move_apply,
     functools.partial(write, name='armd_jax/deep.py', text='"""Two."""\n\n# Why two.\nTWO = 2\n'),
     functools.partial(write, name='armd_jax/deep.py', text='TWO = (\n  2\n)\n'),
     functools.partial(write, name='armd_jax/other.py', text='THREE = 3\n'),
     functools.partial(write, name='armd_jax/program.py', text=PROGRAM.replace('Docs', 'More')),
     functools.partial(write, name='armd_jax/unused.py', text='X = 2\n'),
     functools.partial(write, name='armd_jax/room/__init__.py', text='EVERYTHING = 2\n'),
+    functools.partial(write, name='armd_jax/unused.py', text=''),
+    move_two,
     move_shapes,
     rename_kernel,
   ],
