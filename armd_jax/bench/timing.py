@@ -15,6 +15,7 @@ import jax
 from absl import flags
 
 from armd_jax import config as config_lib
+from armd_jax.attention import device
 
 # Full size runs on accelerators; the small ones show the same ratios on two CPU cores.
 SHAPES = {
@@ -41,7 +42,12 @@ class ShapeFlags:
         name: flags.DEFINE_integer(name, None, f"{name}, in place of the shape's.", lower_bound=1)
         for name in SHAPES['small']
       },
-      flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of activations.'),
+      flags.DEFINE_enum(
+        'dtype',
+        None,
+        ['float32', 'bfloat16'],
+        'Of activations; left out: float32 on a CPU, bfloat16 on what has a matrix unit.',
+      ),
     )
 
   def values(self) -> tuple[dict[str, Any], int]:
@@ -49,7 +55,12 @@ class ShapeFlags:
     sizes = dict(SHAPES[self.shape.value])
     sizes |= {name: flag.value for name, flag in self.changes.items() if flag.value is not None}
     vocab_size = sizes.pop('vocab_size')
-    return sizes | {'dtype': self.dtype.value}, vocab_size
+    return sizes | {'dtype': self.dtype.value or default_dtype()}, vocab_size
+
+
+def default_dtype() -> str:
+  """What models compute in where they are used: attention's kernels take no float32 on a GPU."""
+  return 'float32' if device.current().platform == 'cpu' else 'bfloat16'
 
 
 def positive_flag(name: str, default: int, help_text: str) -> flags.FlagHolder[int]:
