@@ -106,12 +106,9 @@ def _apply(next_function, args, kwargs, context):
   if not forms:
     return next_function(*args, **kwargs)
   (x,), weights = args, module.get_variable('params', forms[0])
-  inner = weights.shape[-2]
-  # Inner axes are the last ones.
-  axis = x.ndim
-  while math.prod(x.shape[axis:]) < inner:
-    axis -= 1
-  x_RxI = x.reshape(-1, inner)
+  # Inner axes are the last ones. Sizes do not tell how many: of a single head one would do.
+  axis = x.ndim - (1 if is_logits or isinstance(module.axis, int) else len(module.axis))
+  x_RxI = x.reshape(-1, weights.shape[-2])
   y_RxF = product(x_RxI, weights) if forms == ['panels'] else x_RxI @ weights
   if is_logits:
     logits = y_RxF.reshape(*x.shape[:-1], -1)

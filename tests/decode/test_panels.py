@@ -24,8 +24,11 @@ def test_product(rows, inner):
 
 
 @pytest.mark.parametrize('style', ['rope', 'gpt2'])
-def test_networks_read_every_form(style):
-  config = tiny.model_config(num_layers=2, style=style, embed_dim=32, mlp_dim=32, vocab_multiple=16)
+@pytest.mark.parametrize('num_heads', [4, 1])
+def test_networks_read_every_form(style, num_heads):
+  config = tiny.model_config(
+    num_layers=2, style=style, embed_dim=32, mlp_dim=32, vocab_multiple=16, num_heads=num_heads
+  )
   config, params = decode_state.decoding_form(config, tiny.init(config)[1])
   params = jax.tree.map(lambda x: x + 0.1, params)  # biases, too
   model, order = models.build(config, tiny.VOCAB), left_to_right(tiny.NUM_SLOTS)
