@@ -266,6 +266,7 @@ def _generate(
   with axes.on(mesh):
     config, params = _form(config, params, 2 * len(tokens_BxN) * width, mesh)
     model = models.build(config, vocab_size)
+    width = max(width, narrowest(len(tokens_BxN)))
     tokens_BxN = to_generation(tokens_BxN, task.order)
     rooms = _rooms(tokens_BxN.shape[1], prefill, width)
     state = start(model, params, task, tokens_BxN, prefill, width, rooms[0])
@@ -300,6 +301,7 @@ def _begin(config, vocab_size, params, task, tokens_BxN, prefill, width, mesh):
   with axes.on(mesh):
     config, params = _form(config, params, 2 * len(tokens_BxN) * width, mesh)
     model = models.build(config, vocab_size)
+    width = max(width, narrowest(len(tokens_BxN)))
     tokens_BxN = to_generation(tokens_BxN, task.order)
     return params, start(model, params, task, tokens_BxN, prefill, width)
 
@@ -311,6 +313,7 @@ def _advance(
   with axes.on(mesh):
     config, _ = decoding_form(config, {})
     model = models.build(config, vocab_size)
+    width = max(width, narrowest(len(state.tokens_BxM)))
     state = advance(model, params, task, draws, state, width, stop_token, batch, until)
     return state, jnp.any(wanted(task, state, stop_token, batch))
 
@@ -348,8 +351,9 @@ def advance(
     room: rows of the caches, if they do not hold whole texts.
     heads: whether blocks of one are taken apart; they are right either way.
   """
-  # Heads come one by one and groups `width` at a time: two loops, so that heads cost one row each.
-  for loop_width in sorted({1, width}) if heads else (width,):
+  # Heads come one by one and groups `width` at a time: two loops, so that heads cost few rows each.
+  narrow = narrowest(len(state.tokens_BxM))
+  for loop_width in sorted({narrow, width}) if heads else (width,):
 
     def more(state, loop_width=loop_width):
       fits = True if loop_width == width else jnp.max(step_rows(task, state)) <= loop_width
@@ -360,6 +364,16 @@ def advance(
     body = functools.partial(step, model, params, task, draws, width=loop_width)
     state = jax.lax.while_loop(more, body, state)
   return state
+
+
+def narrowest(batch: int) -> int:
+  """The fewest slots of each sequence that a step is compiled for.
+
+  On a GPU no product gets a single row: XLA would multiply elementwise and add up, by way of arrays
+  of the matrices' size, so that a step would read and write half as much again as its weights.
+  """
+  alone = batch == axes.size('batch')
+  return 2 if alone and device.current().platform == 'gpu' else 1
 
 
 def step(

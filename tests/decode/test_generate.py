@@ -1,7 +1,10 @@
 """Samples follow the model's distribution, and batching, stopping and truncation do as they say."""
 
+import dataclasses
 import functools
 import itertools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -246,3 +249,29 @@ def test_caches_grow_with_the_text(monkeypatch):
   assert rooms == [8, 16, 24]
   np.testing.assert_array_equal(growing.tokens_BxN, at_once.tokens_BxN[:7])
   assert int(growing.steps) == int(at_once.steps)
+
+
+@pytest.mark.parametrize(('family', 'streams'), [('ar', 1), ('armd', 1), ('armd', 2)])
+def test_no_product_of_a_single_row_on_a_gpu(family, streams):
+  config = tiny.model_config(num_layers=2, family=family, attention='reference')
+  params = tiny.init(config)[1]
+  empty_1xN = np.zeros((1, tiny.NUM_SLOTS), np.int32)
+  task = task_of(empty_1xN > 0, np.full(1, tiny.NUM_SLOTS), streams)
+  expected = generate(config, tiny.VOCAB, params, task, empty_1xN)
+  config = dataclasses.replace(config, attention='auto')  # traced anew
+  with device.compiling_for(device.HOPPER):
+    lowered = generate_module.lower_generate(config, tiny.VOCAB, params, task)
+    found = generate(config, tiny.VOCAB, params, task, empty_1xN)
+    narrow = [generate_module.narrowest(batch) for batch in (1, 2)]
+  pattern = r'dot_general .*, contracting_dims = \[(.*)\] x .*: \(tensor<(.*)xf32>, tensor<'
+  rows = []
+  for inner, sizes in re.findall(pattern, lowered.as_text()):
+    inner = [int(axis) for axis in inner.split(', ')]
+    rows.append(math.prod(int(n) for i, n in enumerate(sizes.split('x')) if i not in inner))
+  assert len(rows) >= 4 * config.num_layers
+  assert min(rows) >= 2
+  assert narrow == [2, 1] and generate_module.narrowest(1) == 1
+  # Of the same tokens in as many steps, up to rounding.
+  np.testing.assert_array_equal(found.tokens_BxN, expected.tokens_BxN)
+  assert found.steps == expected.steps
+  np.testing.assert_allclose(found.margin_B, expected.margin_B, atol=1e-3)
