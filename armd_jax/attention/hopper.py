@@ -15,12 +15,11 @@ import einops
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax._src.lib import cuda_versions
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from armd_jax.attention import checks, device, hopper_blocks, hopper_kernels, tiles
+from armd_jax.attention import checks, device, hopper_blocks, hopper_kernels, ptxas, tiles
 
 Array = jax.Array
 
@@ -32,21 +31,18 @@ TMA_ROWS = 8
 STREAMING_MULTIPROCESSORS = 132
 # Key tiles that a split must have, for its queries to be worth loading.
 MIN_SPLIT_TILES = 4
-# CUDA versions for which jax's own Hopper attention refuses causal masks, too.
-MISCOMPILING = range(12080, 12091)
 
 
-def _cuda_version() -> int:
-  """Of the CUDA libraries that jax runs with, such as 12090 for 12.9.0; 0 without a GPU."""
-  if jax.default_backend() != 'gpu' or cuda_versions is None:
-    return 0
-  return cuda_versions.cuda_runtime_get_version()
+def _assembler() -> ptxas.Ptxas | None:
+  """What assembles the kernels here; None without a GPU."""
+  return ptxas.mosaic() if jax.default_backend() == 'gpu' else None
 
 
 def unsupported(q: Array, k: Array, v: Array) -> str | None:
   """Why these arrays cannot go through the kernels, or None."""
-  if _cuda_version() in MISCOMPILING:
-    return 'CUDA 12.8.0 to 12.9.0 compiles causal masks wrongly; install CUDA 12.9.1 or newer'
+  assembler = _assembler()
+  if assembler and assembler.refusal:
+    return assembler.refusal
   if q.dtype == jnp.float32:
     return "dtype float32 would be rounded to TF32 by the chip's matrix unit"
   return checks.unsupported(q, k, v, HEAD_DIMS, DTYPES)
@@ -71,6 +67,7 @@ def prefix_attention(
   Returns:
     out_BxRxNxHxD.
   """
+  ptxas.warn_once(_assembler())
   _, streams, num_rows, heads, head_dim = q_BxRxNxHxD.shape
   groups = k_BxKxGxD.shape[2]
   streams_folded, heads_folded = hopper_blocks.folded(streams, heads // groups, num_rows)

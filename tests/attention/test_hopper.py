@@ -8,6 +8,7 @@ NaN and races are looked for. It lacks products with an operand in registers, so
 
 import dataclasses
 import functools
+import pathlib
 
 import hypothesis
 import hypothesis.strategies as st
@@ -19,7 +20,7 @@ import pytest
 from attention import test_prefix_attention as suite
 
 from armd_jax import attention
-from armd_jax.attention import device, hopper, hopper_blocks, hopper_kernels, shapes
+from armd_jax.attention import device, hopper, hopper_blocks, hopper_kernels, ptxas, shapes
 from armd_jax.bench import attention as bench
 
 # The other chip's kernels, and tools that drills do not run.
@@ -145,12 +146,23 @@ def test_explicit_choice_that_cannot_run_says_why(options, reason):
     attention.prefix_attention(*_arrays(**options), backend='pallas_hopper')
 
 
-@pytest.mark.parametrize(('version', 'refused'), [(12060, False), (12090, True), (12091, False)])
-def test_cuda_that_compiles_masks_wrongly_is_refused(monkeypatch, version, refused):
-  monkeypatch.setattr(hopper, '_cuda_version', lambda: version)
-  reason = hopper.unsupported(*_arrays()[:3])
-  assert (reason is not None) == refused
-  assert not refused or 'install CUDA 12.9.1 or newer' in reason
+@pytest.mark.parametrize(('version', 'refused'), [((12, 9, 41), True), ((12, 9, 86), False)])
+def test_an_assembler_that_compiles_masks_wrongly_is_refused(monkeypatch, version, refused):
+  assembler = ptxas.Ptxas(pathlib.Path('/cuda/bin/ptxas'), version)
+  monkeypatch.setattr(ptxas, 'mosaic', lambda: assembler)
+  assert hopper.unsupported(*_arrays()[:3]) is None  # nothing is assembled on a CPU
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert (hopper.unsupported(*_arrays()[:3]) is not None) == refused
+
+
+def test_an_assembler_with_known_bugs_is_warned_of_once(monkeypatch, caplog):
+  assembler = ptxas.Ptxas(pathlib.Path('/another/bin/ptxas'), (13, 0, 88))
+  monkeypatch.setattr(ptxas, 'mosaic', lambda: assembler)
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  with device.compiling_for(device.HOPPER):
+    for rows in (8, 16):
+      jax.eval_shape(_attend, *_arrays(rows=rows))
+  assert [record.message for record in caplog.records].count(f'attention: {assembler.warning}') == 1
 
 
 def test_explicit_choice_on_another_platform_raises():
