@@ -17,7 +17,7 @@ import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
 
-from armd_jax import distributed
+from armd_jax import ambient, distributed
 from armd_jax.config import MeshConfig
 from armd_jax.errors import CRASHED, MetByAll, UserError
 
@@ -31,6 +31,7 @@ def run(main: Callable[[], None]) -> None:
   # Where one file cannot be written, orbax tells of all that it then leaves, beside raising it.
   logging.getLogger('absl').addFilter(lambda record: '/orbax/' not in record.pathname)
   sys.unraisablehook = _tell_unraisable
+  ambient.settle()
 
   def guarded(argv):
     if len(argv) > 1:
@@ -40,10 +41,14 @@ def run(main: Callable[[], None]) -> None:
   try:
     app.run(guarded, flags_parser=_parse)
   except UserError as error:
-    if distributed.is_first() or not isinstance(error, MetByAll):
+    # In this order: where there are no devices, nobody knows which process is the first.
+    if not isinstance(error, MetByAll) or distributed.is_first():
       print(f'error: {error}', file=sys.stderr)
     distributed.leave(1)
-  except Exception:
+  except Exception as error:
+    if reason := _environment(error):
+      print(f'error: {reason}', file=sys.stderr)
+      distributed.leave(1)
     if not jax.distributed.is_initialized():
       raise
     traceback.print_exc()
@@ -53,6 +58,19 @@ def run(main: Callable[[], None]) -> None:
       file=sys.stderr,
     )
     distributed.leave(CRASHED)
+
+
+def _environment(error: Exception) -> str | None:
+  """What of the process's environment is behind an error of jax, and the fix; None if nothing."""
+  if not isinstance(error, AssertionError | RuntimeError):
+    return None
+  precision = jax.config.jax_default_matmul_precision
+  if precision and 'ALG_' in str(error):
+    return (
+      f'JAX_DEFAULT_MATMUL_PRECISION={precision} is not what this device can do; unset it, or set '
+      'default, high or highest'
+    )
+  return distributed.why_no_devices()
 
 
 def _tell_unraisable(what: Any) -> None:

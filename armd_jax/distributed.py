@@ -132,10 +132,9 @@ def start(cluster: Cluster, timeout: int = 300) -> None:
   """
   if cluster.kind != 'none':
     _join(cluster, timeout)
-  try:
-    devices = jax.devices()
-  except RuntimeError as error:
-    raise UserError(f'{_here(cluster)} cannot use its devices: {sentence(error)}') from error
+  if reason := why_no_devices():
+    raise UserError(f'{_here(cluster)}: {reason}')
+  devices = jax.devices()
   processes = jax.process_count()
   if cluster.num_processes not in (0, processes):
     _refuse(
@@ -157,6 +156,22 @@ def start(cluster: Cluster, timeout: int = 300) -> None:
     hosts = gather_text(_host())
     if is_first():
       print(table(hosts, devices), flush=True)
+
+
+def why_no_devices() -> str | None:
+  """What keeps jax from its devices, and the fix; None where it has them. Starts them."""
+  try:
+    jax.devices()
+  except (AssertionError, RuntimeError) as error:
+    # What an assertion means, jax does not tell: a plugin that found no device.
+    reason = sentence(error) if str(error) else 'none was found'
+    platforms = jax.config.jax_platforms
+    wanted = f'the devices of JAX_PLATFORMS={platforms}' if platforms else 'its devices'
+    return (
+      f'jax cannot use {wanted} ({reason}); check the driver and that jax is installed for them, '
+      'or set JAX_PLATFORMS=cpu'
+    )
+  return None
 
 
 def _join(cluster: Cluster, timeout: int) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from armd_jax import sample
+from armd_jax import ambient, sample
 from armd_jax.config import Config
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.errors import UserError
@@ -28,6 +28,7 @@ class Model:
   params: Any
   step: int
 
+  @ambient.settled()
   def generate(
     self,
     prompt: str = '',
@@ -63,6 +64,7 @@ class Model:
     return texts if count > 1 else texts[0]
 
 
+@ambient.settled()
 def load(path: str | pathlib.Path) -> Model:
   """See `armd_jax.load`."""
   return Model(*sample.load_ema(path))

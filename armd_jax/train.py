@@ -16,7 +16,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from armd_jax import checkpoint, cli, distributed, hooks, metrics, sharding, training
+from armd_jax import ambient, checkpoint, cli, distributed, hooks, metrics, sharding, training
 from armd_jax import config as config_lib
 from armd_jax.bench import timing
 from armd_jax.data import corpus as corpus_lib
@@ -29,6 +29,7 @@ _MADE = (
 )  # fmt: skip
 
 
+@ambient.settled()
 def train(
   config: config_lib.Config,
   workdir: str | pathlib.Path,

@@ -23,7 +23,7 @@ PLAIN = (((1,), (0,)), ((), ()))
 
 def dot(a: Array, b: Array, dimensions) -> Array:
   # float32 operands go through the matrix unit in full precision, not as one bf16 pass.
-  precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+  precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
   return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 

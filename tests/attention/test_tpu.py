@@ -109,3 +109,11 @@ def test_kernels_state_their_cost():
   with device.compiling_for('v5e'):
     jaxpr = jax.make_jaxpr(jax.grad(_loss('pallas_tpu')))(*_arrays(rows=512))
   assert str(jaxpr).count('CostEstimate(flops=') == 2
+
+
+def test_the_precision_of_the_process_is_not_the_kernels():
+  """Full precision of bfloat16 is what Mosaic refuses to compile."""
+  arrays = _arrays(dtype=jnp.bfloat16)
+  with device.compiling_for('v5e'), jax.default_matmul_precision('float32'):
+    jaxpr = str(jax.make_jaxpr(jax.grad(_loss('pallas_tpu'), (0, 1, 2)))(*arrays))
+  assert 'dot_general' in jaxpr and 'HIGHEST' not in jaxpr

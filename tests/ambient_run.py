@@ -1,0 +1,55 @@
+"""Trains, goes on, evaluates, exports and generates in one process, and prints what came out."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+
+import tiny_run
+
+import armd_jax
+from armd_jax import cli, config, evaluate, export, sample, standalone, train
+from armd_jax.evaluation import scores
+from armd_jax.evaluation.journal import Journal
+
+
+def losses(folder: pathlib.Path, name: str) -> list[float]:
+  """Of a run that is stopped at step 1 and goes on to step 2."""
+  raw = tiny_run.config(folder)
+  raw.train.update(eval_every=2, checkpoint_every=1)
+  for steps in (1, 2):
+    raw.train.steps = steps
+    train.train(config.parse(raw), folder / name)
+  return list(tiny_run.losses(folder / name).values())
+
+
+def text(folder: pathlib.Path, name: str) -> str:
+  """What the run generates."""
+  return armd_jax.load(folder / name).generate('al', streams=2)
+
+
+def text_of_export(folder: pathlib.Path, name: str) -> str:
+  """What an export of the run generates."""
+  path = folder / f'{name}.safetensors'
+  standalone.write_file(path, *export.load(folder / name, 'ema'))
+  return armd_jax.load(path).generate('al', streams=2)
+
+
+def nats(folder: pathlib.Path, name: str) -> list[float]:
+  """What the run's held-out windows cost under every kind of order."""
+  found, tokenizer, params, _ = sample.load_ema(folder / name)
+  task = evaluate.likelihood_task(found, [], orders=1, num_windows=4)
+  journal = Journal(folder / 'partial', {})
+  measured = scores.score(found, tokenizer, params, task.parts, batch_size=4, journal=journal)
+  return [row.row()['nats_per_token'] for row in measured]
+
+
+def all_of(folder: pathlib.Path, name: str = 'run') -> dict:
+  """By what it is."""
+  return {one.__name__: one(folder, name) for one in (losses, text, text_of_export, nats)}
+
+
+if __name__ == '__main__':
+  out = pathlib.Path(sys.argv.pop())
+  cli.run(lambda: (out / 'all.json').write_text(json.dumps(all_of(out))))
