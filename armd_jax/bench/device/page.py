@@ -18,7 +18,7 @@ COLUMNS = {
   ),
   'times': ('ms', 'tflops', 'of_peak', 'compiling_beside'),
   'torch': ('ms', 'tflops'),
-  'train': ('ms', 'tokens_per_s', 'mfu', 'mfu_dense', 'gib', 'last_loss', 'compile_s'),
+  'train': ('ms', 'tokens_per_s', 'mfu', 'gib', 'last_loss', 'compile_s'),
   'decode': ('tokens_per_s', 'ms_per_step', 'ms_of_weights', 'gib', 'compile_s'),
   'peers': ('tokens_per_s', 'ms_per_step'),
 }  # fmt: skip
