@@ -144,7 +144,7 @@ STAGES: dict[str, Callable[[Place], list[Stage]]] = {
   'ceilings': lambda place: _alone('ceilings', 25),
   'numerics': _numerics,
   'again': _again,
-  'times': lambda place: _alone('times', 90),
+  'times': lambda place: _alone('times', 100),
   'torch': lambda place: _alone('torch', 30, 'torch_times'),
   'train': lambda place: _alone('train', 120),
   'decode': lambda place: _alone('decode', 120),
