@@ -40,7 +40,8 @@ def attention(axes: Any, rows: page.Rows, kind: str) -> None:
   labels = [case.key.removeprefix('train_').replace('_', ' ', 1) for case in cases]
   axes.set_xticks(np.arange(len(cases)) + 0.4 - width / 2, labels, rotation=30, ha='right')
   axes.set(ylabel='useful TFLOP/s', title=f'Attention, {goals.AS_TEXT[kind]}')
-  plots.finish(axes)
+  axes.margins(y=0.15)  # for the legend
+  _finish(axes, loc='upper center', ncols=len(KERNELS))
 
 
 def training(axes: Any, rows: page.Rows) -> None:
@@ -59,6 +60,7 @@ def training(axes: Any, rows: page.Rows) -> None:
   axes.set(xlabel='tokens per second', title='Training step')
   axes.margins(x=0.3)
   axes.grid(alpha=0.3, axis='x')
+  axes.set_axisbelow(True)
 
 
 def decoding(axes: Any, rows: page.Rows) -> None:
@@ -80,7 +82,14 @@ def decoding(axes: Any, rows: page.Rows) -> None:
     axes.set_yscale('log')
   axes.set_xticks(streams, streams)
   axes.xaxis.minorticks_off()
-  plots.finish(axes)
+  axes.margins(y=0.25)
+  _finish(axes, loc='upper left', ncols=len(BATCHES))
+
+
+def _finish(axes, **legend):
+  axes.legend(fontsize=8, **legend)
+  axes.grid(alpha=0.3)
+  axes.set_axisbelow(True)
 
 
 def draw(rows: page.Rows, path: pathlib.Path) -> None:

@@ -192,6 +192,8 @@ def text(row: Mapping[str, Any]) -> str:
 
 def short(value: Any) -> str:
   """Floats with four significant digits."""
+  if isinstance(value, dict):
+    return ', '.join(f'{name} {short(x)}' for name, x in value.items())
   if isinstance(value, list):
     return ','.join(map(short, value))
   if not isinstance(value, float):
