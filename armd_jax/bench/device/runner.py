@@ -62,7 +62,10 @@ class Runner:
           del running[key]
           seconds = time.time() - begun[key]
           if code is None:
-            ended.add(key, error=f'killed after {seconds:.0f} s{told}', seconds=seconds)
+            # A process that had less than its limit need not hang.
+            cut = until < begun[key] + limit
+            kind, why = ('skipped', f'{rows_lib.NO_TIME}: ') if cut else ('error', '')
+            ended.add(key, **{kind: f'{why}killed after {seconds:.0f} s{told}'}, seconds=seconds)
           elif code:
             ended.add(key, error=_why(code), seconds=seconds)
           else:

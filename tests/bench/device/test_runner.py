@@ -119,6 +119,13 @@ def test_without_time_nothing_is_started(tmp_path, runner):
   assert rows(runner)['train: train']['skipped'] == rows_lib.NO_TIME
 
 
+def test_what_had_less_than_its_limit_is_not_called_a_hang(runner):
+  soon = rows_lib.Job(rows_lib.PROCESS, runner.job.out, runner.job.kept, time.time() + 2)
+  runner_lib.Runner(soon, {}).run(Stage('smoke', 20, (process('slow', 'while 1: 0'),)))
+  row = rows(runner)['smoke: slow']
+  assert 'error' not in row and row['skipped'].startswith('no time left: killed after ')
+
+
 def test_an_interrupted_runner_leaves_no_process(runner, monkeypatch, tmp_path):
   pid = tmp_path / 'pid'
   code = f'import os, time; open({str(pid)!r}, "w").write(str(os.getpid())); time.sleep(300)'
