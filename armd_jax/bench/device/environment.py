@@ -19,7 +19,7 @@ import tempfile
 from armd_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[3]
-# What this program may do without: it only says that something is missing.
+# Names inside a folder that `folder` prepared.
 PTXAS, WHEELS, TEXTS = 'ptxas.xz', 'whl', 'text'
 
 

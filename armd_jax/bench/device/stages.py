@@ -17,6 +17,7 @@ from armd_jax.bench.device.environment import Cuda
 
 # Small programs side by side: each takes a part of the memory, and compiles for itself.
 _SHARED = {'JAX_ENABLE_COMPILATION_CACHE': 'false'}
+_MOST = {'XLA_PYTHON_CLIENT_MEM_FRACTION': '.9'}
 _PRODUCTS = '--xla_disable_hlo_passes=dot-strength-reduction'
 _GRAPHS = (
   '--xla_gpu_enable_command_buffer=FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,WHILE,CONDITIONAL,'
@@ -60,7 +61,7 @@ class Place:
     out: folder of rows and all other results.
     carried: a newer ptxas to compare with, if there is one.
     texts: a folder of texts to train on, if there is one.
-    variables: the flags of XLA that processes inherit.
+    xla_flags: that processes inherit.
   """
 
   out: pathlib.Path
@@ -146,7 +147,7 @@ STAGES: dict[str, Callable[[Place], list[Stage]]] = {
   'again': _again,
   'times': lambda place: _alone('times', 100),
   'torch': lambda place: _alone('torch', 30, 'torch_times'),
-  'train': lambda place: _alone('train', 120),
+  'train': lambda place: _alone('train', 120, variables=_MOST),
   'decode': lambda place: _alone('decode', 120),
   'peers': lambda place: _alone('peers', 45, 'hf'),
   'flags': _flags,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import sys
 import time
@@ -40,11 +41,11 @@ def config_of(step: Step, dry: bool) -> tuple[Config, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A compiled step, its arguments, seconds of tracing and of both, and the FLOPs it needs."""
+  """A compiled step, what makes its state, seconds of tracing and of both, and FLOPs it needs."""
 
   config: Config
   run: Any
-  state: Any
+  new_state: Any
   text_BxN: jax.Array
   trace_seconds: float
   seconds: float
@@ -52,7 +53,7 @@ class Program:
 
 
 def compiled(step: Step, dry: bool) -> Program:
-  """Compiles a step and makes its state."""
+  """Compiles a step, and what makes its state: all states at once would fill the memory."""
   config, vocab = config_of(step, dry)
   mesh = sharding.make_mesh(config.mesh)
   shape = config.train.batch_size, config.model.length
@@ -66,13 +67,15 @@ def compiled(step: Step, dry: bool) -> Program:
   run = lowered.compile()
   seconds = time.perf_counter() - start
   flops = config.train.batch_size * training_flops(config.model, vocab)
-  state = training.new_state(config, vocab, mesh)
-  return Program(config, run, state, text_BxN, traced, seconds, flops)
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  init = functools.partial(training.init_state, config, vocab)
+  new_state = jax.jit(init, out_shardings=shardings).lower().compile()
+  return Program(config, run, new_state, text_BxN, traced, seconds, flops)
 
 
 def measure(program: Program, busy: int, dry: bool) -> dict:
   """Takes some steps; the numbers of a row."""
-  config, state = program.config, program.state
+  config, state = program.config, program.new_state()
   losses, seconds = [], []
   for _ in range(3 if dry else TURNS):
     start = time.perf_counter()
