@@ -4,6 +4,8 @@
 # make smoke PYTHON=python3.13 VENV=.venv-newest [PACKAGES='jax==0.11.2']   a part of each kind, on another jax
 # make drills [DRILLS='-k hopper']                      run the full matrices that have not passed yet
 # make test-device                                      attention on the H100 or TPU here, and timed
+# make device-report [PYTHON=python3 WHEELS=DIR/whl]    all that one H100 has to show, in ten minutes
+# make device-folder OUT=DIR [TEXT='FILE_OR_GLOB']      what a machine without a network needs for it
 # make lint                                             ruff
 # make pictures                                         redraw the pictures of README and docs
 
@@ -13,6 +15,10 @@ TEXT ?=
 TESTS ?=
 DRILLS ?=
 PACKAGES ?=
+WHEELS ?=
+LIMIT ?=
+STAGES ?=
+DEVICE_FLAGS ?=
 
 # Large arrays come from huge pages where glibc can: page faults otherwise take a fifth of a CPU step.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -28,7 +34,8 @@ SMOKE = tests/attention/test_hopper.py tests/attention/test_hopper_splits.py \
   tests/test_train.py::test_starts_on_a_chip_whose_peak_is_known \
   tests/test_train.py::test_killed_and_started_again_is_as_if_never_stopped
 
-.PHONY: quickstart reproduce-mini test smoke drills test-device lint pictures
+.PHONY: quickstart reproduce-mini test smoke drills test-device device-report device-folder lint \
+  pictures
 
 # Made anew whenever the requirements change; half-made environments have no stamp.
 $(VENV)/.installed: setup.py pyproject.toml
@@ -64,6 +71,16 @@ test-device: $(VENV)/.installed
 	  tests/attention/test_prefix_attention.py tests/attention/test_hopper.py
 	@$(VENV)/bin/python -m armd_jax.bench.attention --json=work/attention_device.json
 	@echo 'report: work/attention_device.json (times) and work/attention_device.xml (tests)'
+
+# With WHEELS, by $(PYTHON) as it is: packages that it lacks come from that folder. No network needed.
+device-report: $(if $(WHEELS),,$(VENV)/.installed)
+	@$(if $(WHEELS),$(PYTHON),$(VENV)/bin/python) -m armd_jax.bench.device \
+	  --out='$(or $(OUT),work/device)' $(if $(WHEELS),--wheels='$(WHEELS)') \
+	  $(if $(LIMIT),--limit=$(LIMIT)) $(if $(STAGES),--stages=$(STAGES)) $(DEVICE_FLAGS)
+
+device-folder:
+	@$(PYTHON) -m armd_jax.bench.device.folder --out='$(or $(OUT),work/device-folder)' \
+	  $(if $(TEXT),--text='$(TEXT)')
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

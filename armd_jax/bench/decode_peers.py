@@ -12,6 +12,8 @@ from armd_jax.errors import UserError
 def gpt2(config: ModelConfig, vocab_size: int, batch_size: int) -> dict[str, Any]:
   """transformers' GPT-2, sampling with its key/value cache; the fields of `decode.Timed`.
 
+  Its `run` takes a number of tokens, all of them unless told.
+
   Raises:
     UserError: torch or transformers is not installed.
   """
@@ -38,8 +40,7 @@ def gpt2(config: ModelConfig, vocab_size: int, batch_size: int) -> dict[str, Any
   begin = torch.zeros((batch_size, 1), dtype=torch.long, device=device)
 
   @torch.inference_mode()
-  def run():
-    count = config.num_slots
+  def run(count=config.num_slots):
     tokens = model.generate(
       begin, max_new_tokens=count, min_new_tokens=count, do_sample=True, top_k=0
     )

@@ -1,0 +1,87 @@
+"""Decoding at GPT-2 small's size, cached AR and ARMD: `... decode ['FAMILY S BATCH' ...]`."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+
+import jax
+import numpy as np
+
+from armd_jax.attention import device
+from armd_jax.bench import decode, timing
+from armd_jax.bench.device import calls
+from armd_jax.bench.device.ahead import compiled_ahead
+from armd_jax.bench.device.cases import DECODED, TINY_DECODE, decode_key
+from armd_jax.bench.device.rows import Rows
+from armd_jax.chips import CHIPS
+from armd_jax.decode.generate import compile_generate, task_of
+
+TURNS, MIN_TURNS, SECONDS = 6, 2, 12  # batches, fewest, and after how long no other is begun
+
+
+class Systems:
+  """The networks and their weights."""
+
+  def __init__(self, dry: bool):
+    model = dict(TINY_DECODE if dry else timing.SHAPES['gpt2_small'])
+    self.vocab_size, self.dry = model.pop('vocab_size'), dry
+    model['dtype'] = 'float32' if dry else 'bfloat16'
+    streams = sorted({streams for _, streams, _ in DECODED})
+    made = decode.systems(model, self.vocab_size, streams)
+    self._by = {('ar' if s.name == decode.AR else 'armd', s.streams): s for s in made}
+
+  def compiled(self, family: str, streams: int, batch: int):
+    """The program that generates whole texts, and its `decode.System`."""
+    system = self._by[family, streams]
+    slots = system.config.num_slots
+    task = task_of(np.zeros((batch, slots), bool), np.full(batch, slots), streams)
+    return compile_generate(system.config, self.vocab_size, system.params, task), system
+
+
+def measure(program, system: decode.System, batch: int, busy: int, dry: bool) -> dict:
+  """Generates some batches; the numbers of a row."""
+  slots = system.config.num_slots
+  tokens_BxN = np.zeros((batch, slots), np.int32)
+  seconds, begin = [], time.perf_counter()
+  most = MIN_TURNS if dry else TURNS
+  while len(seconds) < MIN_TURNS or (len(seconds) < most and time.perf_counter() - begin < SECONDS):
+    start = time.perf_counter()
+    made = jax.block_until_ready(program.run(tokens_BxN))
+    seconds.append(time.perf_counter() - start)
+  median = statistics.median(seconds[1:])
+  steps = system.streams + slots // system.streams - 1
+  weights = sum(x.nbytes for x in jax.tree.leaves(system.params))
+  chip = CHIPS.get(device.current().chip)
+  return {
+    'seconds': median,
+    'tokens_per_s': batch * slots / median,
+    'ms_per_step': 1e3 * median / steps,
+    # No step is quicker than reading its weights.
+    'ms_of_weights': chip and 1e3 * weights / chip.hbm_bandwidth,
+    'steps': steps,
+    'counted_steps': int(made.steps),
+    'gib': program.bytes / 2**30,
+    'compile_s': program.seconds,
+    'compiling_beside': busy,
+    'runs': len(seconds),
+  }
+
+
+def main(rows: Rows, only: list[str]) -> int:
+  runs = {decode_key(*run): run for run in DECODED if not only or ' '.join(map(str, run)) in only}
+  if all(map(rows.has, runs)):
+    return 0
+  systems = Systems(rows.dry)
+  compiled_ahead(
+    rows,
+    list(runs),
+    lambda key: systems.compiled(*runs[key]),
+    lambda key, made, busy: measure(*made, runs[key][2], busy, rows.dry),
+  )
+  return rows.exit_code()
+
+
+if __name__ == '__main__':
+  sys.exit(main(*calls.begin()))

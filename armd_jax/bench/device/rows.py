@@ -1,0 +1,201 @@
+"""What a stage's process is given, and the rows it writes; imports nothing that could be missing.
+
+A row is a line of JSON, on the disk before the next one is begun. Rows go to two folders: that of
+the results, and one that outlives it, because some machines empty the first between two calls. The
+last row of a key holds. A row with an `error`, `skipped` for want of time, or with `ok` false is
+measured again by the next call; any other is never measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from armd_jax.errors import UserError, sentence
+
+FILE = 'rows.jsonl'
+PROCESS = 'process'
+NO_TIME = 'no time left'
+MIN_SECONDS = 5  # what takes less than this to measure, compiled or not, is rare
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What a process is told.
+
+  Attributes:
+    stage: what its rows are filed under.
+    out, kept: the two folders of rows.
+    until: time at which it should have ended.
+    label: added to every key, for what is measured again under other settings.
+  """
+
+  stage: str
+  out: pathlib.Path
+  kept: pathlib.Path
+  until: float
+  label: str = ''
+
+  def arguments(self) -> list[str]:
+    """The command line that `parse` reads."""
+    return [f'--{name}={value}' for name, value in vars(self).items()]
+
+
+def parse(argv: list[str] | None = None) -> tuple[Job, list[str]]:
+  """The job of this process, and its own arguments."""
+  parser = argparse.ArgumentParser()
+  parser.add_argument('--stage', required=True)
+  for name in ('out', 'kept'):
+    parser.add_argument(f'--{name}', type=pathlib.Path, required=True)
+  parser.add_argument('--until', type=float, required=True)
+  parser.add_argument('--label', default='')
+  parser.add_argument('rest', nargs='*')
+  given = vars(parser.parse_args(argv))
+  rest = given.pop('rest')
+  return Job(**given), rest
+
+
+def read(folder: pathlib.Path) -> dict[tuple[str, str], Row]:
+  """The last row of every (stage, key)."""
+  return {(row['stage'], row['key']): row for row in map(json.loads, lines(folder))}
+
+
+def lines(folder: pathlib.Path) -> list[str]:
+  path = folder / FILE
+  return path.read_text().splitlines() if path.exists() else []
+
+
+def merge(out: pathlib.Path, kept: pathlib.Path, without: Iterable[str] = ()) -> int:
+  """Gives both folders the rows of either, but for those of some stages; returns how many.
+
+  Raises:
+    UserError: a folder cannot be written.
+  """
+  without = set(without)
+  every = {line: json.loads(line) for line in lines(kept) + lines(out)}
+  found = [line for line, row in every.items() if not without & set(_stages(row))]
+  found.sort(key=lambda line: every[line]['at'])
+  for folder in (out, kept):
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      (folder / FILE).write_text(''.join(f'{line}\n' for line in found))
+    except OSError as error:
+      raise UserError(f'cannot write to {folder} ({error.strerror}); give another') from error
+  return len(found)
+
+
+def process_key(stage: str, name: str) -> str:
+  """The key of the row, of stage `PROCESS`, that tells how a process of a stage ended."""
+  return f'{stage}: {name}'
+
+
+def _stages(row):
+  return row['stage'], row['key'].split(':')[0] if row['stage'] == PROCESS else None
+
+
+def failed(row: Mapping[str, Any]) -> bool:
+  """Whether a row shows something wrong; one that was skipped does not."""
+  return 'error' in row or row.get('ok') is False
+
+
+def _plain(value):
+  """JSON knows no NaN, and numbers of arrays are made Python's."""
+  if value is None or isinstance(value, (bool, str, int)):
+    return value
+  if isinstance(value, Mapping):
+    return {name: _plain(x) for name, x in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_plain(x) for x in value]
+  value = float(value)
+  return value if math.isfinite(value) else str(value)
+
+
+class Rows:
+  """The rows of one process.
+
+  Attributes:
+    job: of the process.
+    device: named in every row.
+    dry: whether this is no measurement, but shows that the program runs; noted in every row.
+  """
+
+  def __init__(self, job: Job, device: str | None = None, dry: bool = False):
+    self.job, self.device, self.dry = job, device, dry
+    self._wanting: set[str] = set()
+
+  def left(self) -> float:
+    """Seconds."""
+    return self.job.until - time.time()
+
+  def full(self, key: str) -> str:
+    return key + self.job.label
+
+  def has(self, key: str) -> bool:
+    """Whether a row is there that need not be measured again."""
+    row = read(self.job.out).get((self.job.stage, self.full(key)))
+    return row is not None and not failed(row) and 'skipped' not in row
+
+  def add(self, key: str, **numbers: Any) -> Row:
+    """Writes a row."""
+    row = {'stage': self.job.stage, 'key': self.full(key), 'at': round(time.time(), 1)}
+    row |= {'device': self.device, 'dry': self.dry} | _plain(numbers)
+    line = (json.dumps(row) + '\n').encode()
+    for folder in (self.job.out, self.job.kept):
+      # One write each: lines of processes side by side do not mix.
+      file = os.open(folder / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+      try:
+        os.write(file, line)
+        os.fsync(file)
+      finally:
+        os.close(file)
+    print(text(row), flush=True)
+    wanting = failed(row) or 'skipped' in row
+    (self._wanting.add if wanting else self._wanting.discard)(row['key'])
+    return row
+
+  def measure(self, key: str, run: Callable[[], Mapping[str, Any]]) -> None:
+    """Adds the row that `run` returns, unless it is there or time is over; an error is a row."""
+    if self.has(key):
+      return
+    if self.left() < MIN_SECONDS:
+      self.add(key, skipped=NO_TIME)
+      return
+    try:
+      numbers = run()
+    except Exception as error:
+      traceback.print_exc()
+      numbers = {'error': f'{type(error).__name__}: {sentence(error)}'}
+    self.add(key, **numbers)
+
+  def exit_code(self) -> int:
+    """0 if every row that this process should add is there and is as it should be."""
+    return int(bool(self._wanting))
+
+
+def text(row: Mapping[str, Any]) -> str:
+  """A row in a line."""
+  hidden = ('stage', 'key', 'at', 'device', 'dry')
+  parts = [f'{k}={short(v)}' for k, v in row.items() if k not in hidden and v is not None]
+  dry = ' (dry run)' if row['dry'] else ''
+  return f'{row["stage"]}: {row["key"]}{dry}: {" ".join(parts)}'
+
+
+def short(value: Any) -> str:
+  """Floats with four significant digits."""
+  if isinstance(value, dict):
+    return ', '.join(f'{name} {short(x)}' for name, x in value.items())
+  if isinstance(value, list):
+    return ','.join(map(short, value))
+  if not isinstance(value, float):
+    return str(value)
+  return f'{value:.0f}' if abs(value) >= 1000 else f'{value:.4g}'
