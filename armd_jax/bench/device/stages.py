@@ -124,10 +124,13 @@ def _again(place):
 
 
 def _flags(place):
-  """Is AR quicker as plain products, or anything with its whole loop as one CUDA graph?"""
+  """Is AR quicker as plain products, or anything with its whole loop as one CUDA graph?
+
+  XLA fails on ARMD at S = 1 under the first flag: the products of its seed have no rows there.
+  """
   made = []
   for name, flag, limit, runs in (
-    ('plain products', _PRODUCTS, 45, ('ar 1 1', 'armd 1 1')),
+    ('plain products', _PRODUCTS, 45, ('ar 1 1',)),
     ('whole loop as a graph', _GRAPHS, 60, ('ar 1 1', 'armd 1 1', 'armd 4 1')),
   ):
     variables = {'XLA_FLAGS': f'{place.xla_flags} {flag}'.strip()}
