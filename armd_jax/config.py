@@ -125,7 +125,7 @@ class TrainConfig:
   steps: int = 400_000
   batch_size: int = 512  # sequences per step, over all devices and micro-batches
   accumulation: int = 1  # micro-batches per step
-  loss_chunk: int = 0  # positions of every sequence whose logits exist at once; 0: see ROWS_AT_ONCE
+  loss_chunk: int = 0  # positions of a sequence whose logits exist at once; 0: 4096 rows a device
   log_every: int = 100
   eval_every: int = 5_000
   eval_windows: int = 512  # held-out sequences per evaluation while training

@@ -91,19 +91,20 @@ def _walk(
 
 def _top_and_sum(logits_BxCxV):
   """The largest logit of any device, and the sum of `e^(logit - largest)` over this one's."""
-  if device.current().platform == 'cpu':
-    top_BxC = axes.largest(jnp.max(logits_BxCxV, axis=-1), 'vocab')
-    return top_BxC, jnp.sum(jnp.exp(logits_BxCxV - top_BxC[..., None]), axis=-1)
-  my_top_BxC, sum_BxC = top_and_sum_at_once(logits_BxCxV)
-  top_BxC = axes.largest(my_top_BxC, 'vocab')
-  return top_BxC, sum_BxC * jnp.exp(my_top_BxC - top_BxC)
+  if device.current().platform == 'gpu':
+    my_top_BxC, sum_BxC = top_and_sum_at_once(logits_BxCxV)
+    top_BxC = axes.largest(my_top_BxC, 'vocab')
+    return top_BxC, sum_BxC * jnp.exp(my_top_BxC - top_BxC)
+  top_BxC = axes.largest(jnp.max(logits_BxCxV, axis=-1), 'vocab')
+  return top_BxC, jnp.sum(jnp.exp(logits_BxCxV - top_BxC[..., None]), axis=-1)
 
 
 def top_and_sum_at_once(x: Array) -> tuple[Array, Array]:
   """`top = max(x)` and `sum(e^(x - top))` over the last axis, reading x once.
 
-  Accelerators wait for memory here, which two reductions would read twice; a CPU waits for the
-  exponentials, and computes those of two reductions faster. Of nothing but -inf, the sum is 0.
+  For GPUs, which wait for memory here, and would read it twice for two reductions. TPUs find the
+  largest while they multiply; a CPU computes the exponentials of two reductions faster. Of nothing
+  but -inf, the sum is 0.
 
   Args:
     x: float32, without inf or nan.
