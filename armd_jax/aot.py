@@ -5,7 +5,8 @@
 
 The programs are the real ones, `training.train_step` and `decode.generate`, with the attention
 kernels of the chip; XLA's compiler for it really runs, nothing else does. If a step does not fit,
-other settings are tried and the first that fits is named. Needs `pip install -e '.[aot]'`.
+other settings are tried and the first that fits is named. `--movers=20` lists what moves most bytes
+of the training step, with its lines in the sources. Needs `pip install -e '.[aot]'`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from armd_jax import cli, flops, hlo, models, roofline, sharding, targets, train, training
+from armd_jax import cli, flops, hlo, models, movers, roofline, sharding, targets, train, training
 from armd_jax import config as config_lib
 from armd_jax.attention import device
 from armd_jax.chips import GIB
@@ -350,14 +351,22 @@ def compile_and_report(
   vocab_size: int,
   target: targets.Target,
   say: Callable[[str], None],
+  num_movers: int = 0,
 ) -> dict[str, Any]:
-  """Both programs of a config on a target, and the fix if training does not fit."""
+  """Both programs of a config on a target, and the fix if training does not fit.
+
+  Args:
+    say: takes lines for the user.
+    num_movers: of the training step, said as well.
+  """
   config, mesh = mesh_for(config, target, vocab_size, say)
   results = {'target': target.name, 'processes': target.processes}
   say(f'{target.name}: {mesh.size} devices, {target.processes} processes, mesh {dict(mesh.shape)}')
   compiled = compile_program(lower_train(config, vocab_size, mesh, target), target)
   results['train'] = train_report(config, vocab_size, mesh, target, compiled)
   say(describe('training step', results['train']))
+  if num_movers and not isinstance(compiled, TooLarge):
+    say(movers.table(compiled.as_text(), dict(mesh.shape), target.chip.hbm_bandwidth, num_movers))
   if not results['train']['memory']['fits']:
     results['fix'] = find_fix(config, vocab_size, mesh, target, say)
     say(f'does not fit: {results["fix"]}')
@@ -418,7 +427,9 @@ def main() -> None:
     targets.tpu(_TOPOLOGY.value, _EFFORT.value) if _TOPOLOGY.value else targets.gpu(_TARGET.value)
   )
   vocab_size = tokenizers.vocab_size(config.data.tokenizer)
-  results = compile_and_report(config, vocab_size, target, lambda text: print(text, flush=True))
+  results = compile_and_report(
+    config, vocab_size, target, lambda text: print(text, flush=True), _MOVERS.value
+  )
   if _JSON.value:
     cli.write_json(_JSON.value, results)
 
@@ -429,6 +440,9 @@ if __name__ == '__main__':
   _TARGET = flags.DEFINE_string('target', '', 'h100, or h100:8.')
   _EFFORT = flags.DEFINE_float(
     'effort', 0.0, 'Of the TPU compiler; -1 takes a quarter of the time, memory comes out larger.'
+  )
+  _MOVERS = flags.DEFINE_integer(
+    'movers', 0, 'Lists so many of what moves most bytes in the training step.', lower_bound=0
   )
   _JSON = cli.json_flag()
   flags.mark_flag_as_required('config')

@@ -125,7 +125,7 @@ class TrainConfig:
   steps: int = 400_000
   batch_size: int = 512  # sequences per step, over all devices and micro-batches
   accumulation: int = 1  # micro-batches per step
-  loss_chunk: int = 32  # positions of every sequence whose logits exist at once
+  loss_chunk: int = 0  # positions of a sequence whose logits exist at once; 0: 4096 rows a device
   log_every: int = 100
   eval_every: int = 5_000
   eval_windows: int = 512  # held-out sequences per evaluation while training
@@ -250,13 +250,13 @@ def _check(config: Config) -> Config:
   for section, names in (
     ('model', ('length', 'num_layers', 'embed_dim', 'num_heads', 'num_kv_heads', 'mlp_dim')),
     ('model', ('pe_dim', 'vocab_multiple')),
-    ('train', ('steps', 'batch_size', 'accumulation', 'loss_chunk', 'log_every', 'eval_every')),
+    ('train', ('steps', 'batch_size', 'accumulation', 'log_every', 'eval_every')),
     ('train', ('eval_windows', 'checkpoint_every', 'keep_last', 'max_not_finite')),
   ):
     for name in names:
       value = getattr(getattr(config, section), name)
       _require(value >= 1, f'config.{section}.{name} is {value}; write 1 or more')
-  for name in ('sample_every', 'keep_every', 'keep_best', 'hang_seconds'):
+  for name in ('loss_chunk', 'sample_every', 'keep_every', 'keep_best', 'hang_seconds'):
     value = getattr(t, name)
     _require(value >= 0, f'config.train.{name} is {value}; write 0 or more')
   _require(

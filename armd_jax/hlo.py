@@ -79,20 +79,26 @@ class Cost:
     sent: bytes that the device sends, by kind of collective and by the mesh axes that take part
       ('fsdp', or 'fsdp+tensor').
     launches: collectives started, likewise.
-    hbm_bytes: read from and written to the main memory, by what the instructions name.
+    moved: bytes read from and written to the main memory, by what the instructions name; by names
+      of computation and instruction.
     product_flops: of matrix products that XLA does itself; custom kernels are not among them.
   """
 
   sent: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   launches: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-  hbm_bytes: float = 0
+  moved: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   product_flops: float = 0
 
+  @property
+  def hbm_bytes(self) -> float:
+    """All that is moved."""
+    return sum(self.moved.values())
+
   def add(self, other: Cost, times: int = 1) -> None:
-    for mine, theirs in ((self.sent, other.sent), (self.launches, other.launches)):
-      for key, value in theirs.items():
+    for name in ('sent', 'launches', 'moved'):
+      mine = getattr(self, name)
+      for key, value in getattr(other, name).items():
         mine[key] += value * times
-    self.hbm_bytes += other.hbm_bytes * times
     self.product_flops += other.product_flops * times
 
 
@@ -224,12 +230,13 @@ class Program:
   """A compiled program on a mesh.
 
   Attributes:
+    computations: all that the program consists of, by name.
     cost: of one device for one run, loops of unknown length left out.
     rounds: cost of one round of each loop of unknown length, in the order they run, by name.
   """
 
   def __init__(self, text: str, mesh_shape: dict[str, int]):
-    self._computations, entry = parse(text)
+    self.computations, entry = parse(text)
     self._mesh_shape = mesh_shape
     self.rounds: dict[str, Cost] = {}
     self.cost = self._cost(entry)
@@ -237,9 +244,11 @@ class Program:
   @functools.cache  # noqa: B019  a program lives as long as its cache
   def _cost(self, name: str) -> Cost:
     """Of one run of a computation whose instructions really run one by one (no fusion)."""
-    computation, total = self._computations[name], Cost()
+    computation, total = self.computations[name], Cost()
     for x in computation.values():
       total.add(self._instruction_cost(computation, x))
+      if x.opcode not in _FREE and not x.opcode.endswith('-done'):
+        total.moved[name, x.name] += self._hbm_bytes(computation, x)
     return total
 
   def _instruction_cost(self, computation: Computation, x: Instruction) -> Cost:
@@ -262,8 +271,6 @@ class Program:
       cost.add(self._cost(x.calls('to_apply') or x.calls('calls')))
       return cost
     self._add_work(cost, computation, x)
-    if x.opcode not in _FREE and not x.opcode.endswith('-done'):
-      cost.hbm_bytes += self._hbm_bytes(computation, x)
     return cost
 
   # ----- products and collectives
@@ -273,8 +280,8 @@ class Program:
     kind = x.opcode.removesuffix('-start')
     if kind in COLLECTIVES:
       self._collective(cost, computation, x, kind)
-    elif x.opcode == 'fusion':
-      inner = self._computations[x.calls('calls')]
+    elif kind == 'fusion':
+      inner = self.computations[x.calls('calls')]
       for y in inner.values():
         self._add_work(cost, inner, y)
     else:
@@ -301,10 +308,10 @@ class Program:
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', x.attributes)
     if known:
       return int(known[1])
-    condition = self._computations[x.calls('condition')]
+    condition = self.computations[x.calls('condition')]
     root = next(y for y in condition.values() if y.is_root)
     if root.opcode == 'fusion':  # the comparison alone, its operands in the fusion's order
-      inner = self._computations[root.calls('calls')]
+      inner = self.computations[root.calls('calls')]
       compare = next(y for y in inner.values() if y.is_root)
       parameters = {y.name: int(y.arguments) for y in inner.values() if y.opcode == 'parameter'}
       places = [parameters.get(name) for name in compare.operands]
@@ -333,13 +340,18 @@ class Program:
 
   def _hbm_bytes(self, computation, x) -> int:
     """Bytes that an instruction reads and writes; slices of larger arrays count as slices."""
-    result = sum(s.hbm_bytes for s in x.shapes)
     operands = [self._shapes(computation, name) for name in x.operands]
     sizes = [sum(s.hbm_bytes for s in shapes) for shapes in operands]
+    results = x.shapes
+    if x.opcode == 'fusion-start':  # a tuple of the operands, the results and a flag
+      results = x.shapes[sum(map(len, operands)) : -1]
+    result = sum(s.hbm_bytes for s in results)
+    if x.opcode == 'custom-call' and '"AllocateBuffer"' in x.attributes:
+      return 0
     if x.opcode == 'copy-start':  # a tuple of target, source and a flag
       return x.shapes[0].hbm_bytes + sum(sizes)
-    if x.opcode == 'fusion':
-      inner = self._computations[x.calls('calls')]
+    if x.opcode in ('fusion', 'fusion-start'):
+      inner = self.computations[x.calls('calls')]
       return self._read_by_fusion(inner, sizes) + min(result, self._written_by_fusion(inner))
     if x.opcode in ('dynamic-slice', 'gather', 'slice'):
       return 2 * result + sum(sizes[1:])

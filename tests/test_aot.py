@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -205,12 +206,15 @@ def test_a_small_config_really_compiles_for_a_tpu(tmp_path):
   path = tmp_path / 'aot.json'
   command = [
     sys.executable, '-m', 'armd_jax.aot', '--config=experiments/quickstart.py',
-    '--topology=v5e:2x4', '--effort=-1', f'--json={path}',
+    '--topology=v5e:2x4', '--effort=-1', '--movers=3', f'--json={path}',
     *(f'--config.{name}={value}' for name, value in changes.items()),
   ]  # fmt: skip
   environment = os.environ | {'JAX_PLATFORMS': 'cpu'}
   done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
+  lines = done.stdout.splitlines()
+  last = next(i for i, line in enumerate(lines) if line.endswith('others'))
+  assert all(re.match(r' +[\d.]+ GB +[\d.]+ ms +\d+ ', line) for line in lines[last - 3 : last + 1])
   found = json.loads(path.read_text())
   train = found['train']
   assert found['processes'] == 2 and train['mesh'] == {'data': 1, 'fsdp': 4, 'tensor': 2}

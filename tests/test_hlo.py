@@ -1,5 +1,7 @@
 """What is read from compiled programs: collectives by kind and axis, loops, memory, products."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -158,6 +160,47 @@ def test_what_the_tpu_compiler_writes():
   }
   # %x lies in VMEM, and so do flags; the copy of the first index comes once.
   assert cost.hbm_bytes == rounds * (2 * 64 + (8 + 64) + 2 * 2 * 64) + 8
+
+
+STACK = """HloModule jit_step, is_scheduled=true
+
+%put (stack: f32[6,4,8], i: s32[], x: f32[4,8]) -> f32[6,4,8] {
+  %stack = f32[6,4,8]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %x = f32[4,8]{1,0} parameter(2)
+  %part = f32[1,4,8]{2,1,0} bitcast(%x)
+  %zero = s32[] constant(0)
+  ROOT %all = f32[6,4,8]{2,1,0} dynamic-update-slice(%stack, %part, %i, %zero, %zero)
+}
+
+ENTRY %main (stack: f32[6,4,8], i: s32[], x: f32[4,8]) -> f32[6,4,8] {
+  %stack = f32[6,4,8]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %x = f32[4,8]{1,0} parameter(2)
+  %start = ((f32[6,4,8]{2,1,0}, s32[], f32[4,8]{1,0}), f32[6,4,8]{2,1,0}, u32[]) \
+fusion-start(%stack, %i, %x), kind=kLoop, calls=%put
+  ROOT %done = f32[6,4,8]{2,1,0} fusion-done(%start)
+}
+"""
+
+
+def test_a_fusion_that_runs_beside_others_moves_what_it_would_alone():
+  """GPU programs of jax >= 0.11 start some early, and list the operands beside the results."""
+  alone = STACK.replace('((f32[6,4,8]{2,1,0}, s32[], f32[4,8]{1,0}), f32[6,4,8]{2,1,0}, u32[])', '')
+  alone = alone.replace('= ' + ' fusion-start', '= f32[6,4,8]{2,1,0} fusion')
+  alone = re.sub(r'ROOT %done.*', 'ROOT %done = f32[6,4,8]{2,1,0} bitcast(%start)', alone)
+  assert ' fusion(' in alone and 'fusion-start' not in alone
+  # The slice is read and written, and the index read.
+  for text in (STACK, alone):
+    assert hlo.Program(text, SIZES).cost.hbm_bytes == 2 * 4 * 4 * 8 + 4
+
+
+def test_memory_that_is_only_taken_is_not_moved():
+  text = """ENTRY %main () -> f32[8] {
+  ROOT %stack = f32[8]{0} custom-call(), custom_call_target="AllocateBuffer"
+}
+"""
+  assert hlo.Program(text, SIZES).cost.hbm_bytes == 0
 
 
 def test_batched_products_as_dilated_convolutions():

@@ -105,6 +105,19 @@ def test_rows_looked_up_in_pieces_are_the_same(eight_devices, on_one_device):
   assert_same(found, on_one_device[CONFIG])
 
 
+def gradients_as_gpus_compute_them(mesh_sizes, config):
+  with device.compiling_for(device.HOPPER):  # float32, so that attention's kernels take no part
+    return gradients(mesh_sizes, config)
+
+
+def test_loss_and_gradients_as_gpus_compute_them(eight_devices, on_one_device):
+  """Layers without a loop, which the backward pass runs again in part; half of the devices hold
+  nothing but the padding of the vocabulary."""
+  config = train_config(model__remat='dots')
+  found = eight_devices(gradients_as_gpus_compute_them, (2, 2, 2), config)
+  assert_same(found, on_one_device[CONFIG])
+
+
 # ----- what devices tell each other
 
 

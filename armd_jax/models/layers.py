@@ -10,6 +10,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from armd_jax import axes
 from armd_jax.attention import device, prefix_attention
@@ -19,10 +20,14 @@ Array = jax.Array
 
 # What the backward pass finds instead of computing it again.
 REMAT_POLICIES = {
-  # Products with matrices, and what the attention kernels name: no product is computed twice.
+  # Products with matrices, what the attention kernels name, and what a block names: no product is
+  # computed twice. A block names what it makes of a product where nothing else is made of it: the
+  # product itself is not kept then, and what was made of it not made again.
   'dots': jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names('prefix_attention_out', 'prefix_attention_stats'),
+    jax.checkpoint_policies.save_only_these_names(
+      'prefix_attention_out', 'prefix_attention_stats', 'attention_input', 'attended_rows'
+    ),
   ),
   'full': jax.checkpoint_policies.nothing_saveable,
 }
@@ -221,7 +226,9 @@ class Block(nn.Module):
     kv_BxKx2xGxD = axes.constrain(kv_BxKx2xGxD, *rows, axes.kv_heads(c.num_kv_heads), None)
     q_BxRxNxHxD = rotate(q_BxRxNxHxD, view.rotation_BxRxNxD2)
     k_BxKxGxD = rotate(kv_BxKx2xGxD[:, :, 0], view.source_rotation_BxKxD2)
-    v_BxKxGxD = kv_BxKx2xGxD[:, :, 1]
+    q_BxRxNxHxD, k_BxKxGxD, v_BxKxGxD = checkpoint_name(
+      (q_BxRxNxHxD, k_BxKxGxD, kv_BxKx2xGxD[:, :, 1]), 'attention_input'
+    )
     if cache is not None:
       cache = cache.write(k_BxKxGxD, v_BxKxGxD, view.offset_B)
       k_BxKxGxD, v_BxKxGxD = cache.read()
@@ -230,6 +237,7 @@ class Block(nn.Module):
     )
     branch_BxRxNxE = project('out', c.embed_dim, (-2, -1), shrink)(seen_BxRxNxHxD)
     rows_BxRxNxE += leave(0, dropout(axes.constrain(branch_BxRxNxE, *rows, None)))
+    rows_BxRxNxE = checkpoint_name(rows_BxRxNxE, 'attended_rows')
 
     normed_BxRxNxE = enter(1, make_norm(c, 'mlp_norm')(rows_BxRxNxE))
     hidden_BxRxNxF = project('up', c.mlp_dim)(normed_BxRxNxE)
@@ -257,8 +265,8 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-  """`num_layers` blocks: one compiled layer in a loop (parameters stacked under 'layers'), or, with
-  `scan_layers` off, one module each ('layer_0', ...). Only the unrolled form takes caches."""
+  """`num_layers` blocks: one scanned layer (parameters stacked under 'layers'), or, with
+  `scan_layers` off, one module each ('layer_0', ...). Only the latter form takes caches."""
 
   config: ModelConfig
   num_layers: int
@@ -284,6 +292,7 @@ class Stack(nn.Module):
         split_rngs={'params': True, 'dropout': True},
         in_axes=nn.broadcast,
         length=self.num_layers,
+        unroll=self.num_layers if _is_unrolled(self.config) else 1,
       )
       rows_BxRxNxE, _ = scan(self.config, name='layers')(rows_BxRxNxE, view)
     return rows_BxRxNxE, None
@@ -294,7 +303,18 @@ def remat_block(config: ModelConfig):
   if config.remat == 'none':
     return Block
   # Inside a scan the loop itself keeps XLA from undoing the recomputation.
-  return nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
+  in_loop = config.scan_layers and not _is_unrolled(config)
+  return nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=not in_loop)
+
+
+def _is_unrolled(config: ModelConfig) -> bool:
+  """Whether a scan over layers is compiled without a loop, parameters stacked as ever.
+
+  A loop copies what the backward pass keeps of a layer into arrays of all layers, and out of them:
+  a seventh of a training step's memory traffic on a GPU. With the policy 'full' that is little.
+  TPU programs write most of it where it belongs, and take longer to compile.
+  """
+  return device.current().platform == 'gpu' and config.remat != 'full'
 
 
 def stack_of(config: ModelConfig, layers: Sequence[Any]) -> dict[str, Any]:

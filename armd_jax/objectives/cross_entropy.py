@@ -15,8 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from armd_jax import axes
+from armd_jax.attention import device
 
 Array = jax.Array
+
+# Of a device. Every chunk reads and writes the float32 gradient of the embedding and reads the
+# embedding: beside a GPT-2's logits of so many rows that is little.
+ROWS_AT_ONCE = 4096
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -84,6 +89,38 @@ def _walk(
   return walk(hidden_BxNxE, embedding_VxE, targets_BxN, weights_BxN)
 
 
+def _top_and_sum(logits_BxCxV):
+  """The largest logit of any device, and the sum of `e^(logit - largest)` over this one's."""
+  if device.current().platform == 'gpu':
+    my_top_BxC, sum_BxC = top_and_sum_at_once(logits_BxCxV)
+    top_BxC = axes.largest(my_top_BxC, 'vocab')
+    return top_BxC, sum_BxC * jnp.exp(my_top_BxC - top_BxC)
+  top_BxC = axes.largest(jnp.max(logits_BxCxV, axis=-1), 'vocab')
+  return top_BxC, jnp.sum(jnp.exp(logits_BxCxV - top_BxC[..., None]), axis=-1)
+
+
+def top_and_sum_at_once(x: Array) -> tuple[Array, Array]:
+  """`top = max(x)` and `sum(e^(x - top))` over the last axis, reading x once.
+
+  For GPUs, which wait for memory here, and would read it twice for two reductions. TPUs find the
+  largest while they multiply; a CPU computes the exponentials of two reductions faster. Of nothing
+  but -inf, the sum is 0.
+
+  Args:
+    x: float32, without inf or nan.
+  """
+
+  def merge(a, b):
+    (top_a, sum_a), (top_b, sum_b) = a, b
+    top = jnp.maximum(top_a, top_b)
+    # Both tops may be -inf, and no distance apart.
+    less = jnp.where(top == -jnp.inf, 0, jnp.exp(jnp.minimum(top_a, top_b) - top))
+    return top, jnp.where(top_a < top_b, sum_a * less + sum_b, sum_a + sum_b * less)
+
+  ones = jnp.where(x == -jnp.inf, 0, jnp.ones_like(x))
+  return jax.lax.reduce((x, ones), (-jnp.inf, 0.0), merge, (x.ndim - 1,))
+
+
 def _walk_part(
   vocab_size, chunk, kind, with_gradient, hidden_BxNxE, embedding_VxE, targets_BxN, weights_BxN
 ):
@@ -92,9 +129,9 @@ def _walk_part(
   Per chunk, devices exchange a few numbers per position. The embedding is gathered once, and both
   gradients are added up once, after the last chunk.
   """
-  num_positions = targets_BxN.shape[1]
-  chunk = min(chunk, num_positions)
-  num_chunks = -(-num_positions // chunk)
+  batch, num_positions = targets_BxN.shape
+  num_chunks = -(-num_positions // (chunk or max(1, ROWS_AT_ONCE // batch)))
+  chunk = -(-num_positions // num_chunks)
   matrix_VxE = axes.gather(embedding_VxE.astype(hidden_BxNxE.dtype), 'embed', axis=1)
   index_V = jnp.arange(len(matrix_VxE)) + axes.first_index('vocab', len(matrix_VxE))
   is_real_V = index_V < vocab_size
@@ -115,14 +152,9 @@ def _walk_part(
     )
     logits_BxCxV = jnp.where(is_real_V, logits_BxCxV, -jnp.inf)
     is_target_BxCxV = index_V == targets_BxC[..., None]
-    top_BxC = axes.largest(jnp.max(logits_BxCxV, axis=-1), 'vocab')
-    sums_2xBxC = jnp.stack(
-      [
-        jnp.sum(jnp.exp(logits_BxCxV - top_BxC[..., None]), axis=-1),
-        jnp.sum(jnp.where(is_target_BxCxV, logits_BxCxV, 0), axis=-1),
-      ]
-    )
-    sum_BxC, chosen_BxC = axes.total(sums_2xBxC, 'vocab')
+    top_BxC, sum_BxC = _top_and_sum(logits_BxCxV)
+    chosen_BxC = jnp.sum(jnp.where(is_target_BxCxV, logits_BxCxV, 0), axis=-1)
+    sum_BxC, chosen_BxC = axes.total(jnp.stack([sum_BxC, chosen_BxC]), 'vocab')
     log_total_BxC = top_BxC + jnp.log(sum_BxC)
     if kind == 'score_entropy':
       # What cross-entropy normalises by is V here, and its own distance from V costs.

@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from armd_jax import models, order
+from armd_jax.attention import device
 from armd_jax.models.layers import unstack_layers
 
 
@@ -220,3 +221,23 @@ def test_every_field_matters(changes):
     _, params = tiny.init(config)
     outs.append(logits(config, tiny.VOCAB, params, random_tokens(), tiny.orders()['strided2']))
   assert not np.allclose(*outs, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ('chip', 'remat', 'is_unrolled'),
+  [(device.HOPPER, 'none', True), (device.HOPPER, 'dots', True), (device.HOPPER, 'full', False),
+   ('v5e', 'dots', False)],
+)  # fmt: skip
+def test_layers_are_scanned_without_a_loop_on_gpus(chip, remat, is_unrolled):
+  """Where the backward pass finds much of a layer; the parameters are the same."""
+  config = tiny.model_config(num_layers=5, num_two_stream_layers=3, remat=remat)
+  model, params = tiny.init(config)
+  left_to_right = order.left_to_right(tiny.NUM_SLOTS)
+  with device.compiling_for(chip):
+    apply = lambda params: model.apply({'params': params}, random_tokens(), left_to_right)
+    jaxpr = jax.make_jaxpr(apply)(params)
+    again = jax.eval_shape(lambda: models.init(model, jax.random.key(0)))
+  scans = [eqn.params for eqn in jaxpr.eqns if eqn.primitive.name == 'scan']
+  unrolls = [scan['unroll'] for scan in scans if scan['length'] == 2]
+  assert unrolls == [2 if is_unrolled else 1] * 2
+  assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, again)
