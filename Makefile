@@ -25,6 +25,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 # The interpreter of the newest jax alone runs the Hopper kernels; the others stand for their kinds.
 SMOKE = tests/attention/test_hopper.py tests/attention/test_hopper_splits.py \
+  tests/attention/test_hopper_cache.py tests/decode/test_fused.py \
   tests/attention/test_shard_map.py tests/test_order.py tests/test_records.py \
   tests/objectives/test_armd.py \
   tests/objectives/test_cross_entropy.py tests/data/test_pipeline.py \

@@ -213,6 +213,7 @@ def measured(
     'product_flops_outside_kernels': cost.product_flops,
     'hbm_bytes': cost.hbm_bytes,
     'sent_bytes': sum(cost.sent.values()),
+    'launches': cost.kernels,
     'collectives': [
       {'kind': kind, 'axis': axis, 'bytes': sent, 'launches': cost.launches[kind, axis]}
       for (kind, axis), sent in by_axis
@@ -403,7 +404,8 @@ def _describe_costs(name: str, part: dict[str, Any]) -> list[str]:
   lines = [
     f'  {name}{part["visible_flops"]:.4g} FLOPs (of visible keys; {part["dense_flops"]:.4g} as '
     f'computed), '
-    f'{part["hbm_bytes"]:.4g} bytes of memory traffic, {part["sent_bytes"]:.4g} bytes sent'
+    f'{part["hbm_bytes"]:.4g} bytes of memory traffic, {part["sent_bytes"]:.4g} bytes sent, '
+    f'{part["launches"]} launches'
   ]
   lines += [
     f'    {row["kind"]:<20}{row["axis"]:<16}{row["bytes"] / 1e6:10.2f} MB in {row["launches"]}'

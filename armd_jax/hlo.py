@@ -82,12 +82,14 @@ class Cost:
     moved: bytes read from and written to the main memory, by what the instructions name; by names
       of computation and instruction.
     product_flops: of matrix products that XLA does itself; custom kernels are not among them.
+    kernels: what is launched: fused kernels, custom kernels, library calls and copies.
   """
 
   sent: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   launches: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   moved: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   product_flops: float = 0
+  kernels: int = 0
 
   @property
   def hbm_bytes(self) -> float:
@@ -100,6 +102,7 @@ class Cost:
       for key, value in getattr(other, name).items():
         mine[key] += value * times
     self.product_flops += other.product_flops * times
+    self.kernels += other.kernels * times
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
@@ -249,17 +252,19 @@ class Program:
       total.add(self._instruction_cost(computation, x))
       if x.opcode not in _FREE and not x.opcode.endswith('-done'):
         total.moved[name, x.name] += self._hbm_bytes(computation, x)
+        total.kernels += 1
     return total
 
   def _instruction_cost(self, computation: Computation, x: Instruction) -> Cost:
     cost = Cost()
     if x.opcode == 'while':
-      body = self._cost(x.calls('body'))
-      trips = self._trips(computation, x)
+      one_round, trips = Cost(), self._trips(computation, x)
+      one_round.add(self._cost(x.calls('body')))
+      one_round.kernels += self._cost(x.calls('condition')).kernels
       if trips is None:
-        self.rounds[x.name] = body
+        self.rounds[x.name] = one_round
       else:
-        cost.add(body, trips)
+        cost.add(one_round, trips)
       return cost
     if x.opcode == 'conditional':
       named = re.search(r'branch_computations=\{([^}]*)\}', x.attributes)

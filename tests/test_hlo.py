@@ -160,6 +160,8 @@ def test_what_the_tpu_compiler_writes():
   }
   # %x lies in VMEM, and so do flags; the copy of the first index comes once.
   assert cost.hbm_bytes == rounds * (2 * 64 + (8 + 64) + 2 * 2 * 64) + 8
+  # Four collectives and the comparison of every round, and that copy.
+  assert cost.kernels == rounds * (4 + 1) + 1
 
 
 STACK = """HloModule jit_step, is_scheduled=true

@@ -90,7 +90,8 @@ def _log_once(message: str) -> None:
   logging.getLogger(__name__).info('%s', message)
 
 
-def _choose(backend: str, q: Array, k: Array, v: Array) -> str:
+def choose(backend: str, q: Array, k: Array, v: Array) -> str:
+  """The backend that `prefix_attention` takes for such arrays, or shapes; it raises alike."""
   if backend not in BACKENDS:
     raise ValueError(f'attention backend is {backend!r}; write one of {BACKENDS}')
   if backend == 'reference':
@@ -154,7 +155,7 @@ def prefix_attention(
       f'lengths {lengths_BxRxN.shape} must be [{batch} or 1, {streams}, {rows}] for these queries'
     )
   arguments = q_BxRxNxHxD, k_BxKxGxD, v_BxKxGxD, lengths_BxRxN
-  chosen = _choose(backend, *arguments[:3])
+  chosen = choose(backend, *arguments[:3])
   if chosen == 'pallas_tpu':
     return _prefix_attention_pallas_tpu(*arguments, chip=device.current().chip)
   if chosen == 'pallas_hopper':

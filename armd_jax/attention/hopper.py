@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import einops
 import jax
@@ -29,8 +31,23 @@ TILE_ROWS = hopper_blocks.TILE_ROWS
 # Tiles lie in shared memory in strips of 8 rows, and TMA cuts arrays into such strips only.
 TMA_ROWS = 8
 STREAMING_MULTIPROCESSORS = 132
-# Key tiles that a split must have, for its queries to be worth loading.
+# Key tiles that a split must have, for its queries to be worth loading, and a call, for a launch
+# that adds the splits up: walking over fewer takes less time than that launch.
 MIN_SPLIT_TILES = 4
+MIN_SPLIT_CALL_TILES = 16
+
+
+class Reach(NamedTuple):
+  """What the lengths of a call tell its kernel.
+
+  Attributes:
+    lengths: int32 `[B or 1, R, T 128]`, in the layout of the queries, padded to whole tiles.
+    most, least: int32 `[B or 1, T]`, longest and shortest length of each tile of 128 slots.
+  """
+
+  lengths: Array
+  most: Array
+  least: Array
 
 
 def _assembler() -> ptxas.Ptxas | None:
@@ -67,30 +84,70 @@ def prefix_attention(
   Returns:
     out_BxRxNxHxD.
   """
+  _, num_keys, groups, _ = k_BxKxGxD.shape
+  lengths = jnp.clip(lengths_BxRxN, 0, num_keys).astype(jnp.int32)
+  _, streams, num_rows, heads, _ = q_BxRxNxHxD.shape
+  sizes = _sizes(streams, heads // groups, num_rows)
+  lengths = einops.repeat(lengths, 'B (R r) N -> B R (r h N)', **sizes)
+  lengths = _pad(lengths, 2, TMA_ROWS, 'edge')
+  attend = lambda chosen, q, k, v: _attend(blocks or chosen, q, k, v, lengths)
+  return _fold(attend, q_BxRxNxHxD, k_BxKxGxD, v_BxKxGxD)
+
+
+def reach(length_B: Array, q_shape: Sequence[int], groups: int) -> Reach:
+  """What `attend` takes in place of lengths where all rows of a sequence see as many keys.
+
+  Args:
+    length_B: int32 `[B or 1]`, at most the keys that there are.
+    q_shape: of `q_BxRxNxHxD`.
+    groups: G.
+  """
+  _, streams, num_rows, heads, _ = q_shape
+  sizes = _sizes(streams, heads // groups, num_rows)
+  tiles_of = -(-num_rows * sizes['r'] * sizes['h'] // TILE_ROWS)
+  most = jnp.broadcast_to(length_B[:, None], (len(length_B), tiles_of))
+  shape = len(length_B), streams // sizes['r'], tiles_of * TILE_ROWS
+  return Reach(jnp.broadcast_to(length_B[:, None, None], shape), most, most)
+
+
+def attend(q_BxRxNxHxD: Array, k_BxKxGxD: Array, v_BxKxGxD: Array, reach: Reach) -> Array:
+  """`prefix_attention` without gradients, for the layers of a decoding step, which share what
+  follows from the lengths."""
+  attend = lambda blocks, q, k, v: _forward(blocks, q, k, v, reach, residuals=False)[0]
+  return _fold(attend, q_BxRxNxHxD, k_BxKxGxD, v_BxKxGxD)
+
+
+def _sizes(streams: int, copies: int, num_rows: int) -> dict[str, int]:
+  streams_folded, heads_folded = hopper_blocks.folded(streams, copies, num_rows)
+  return {'r': streams_folded, 'h': heads_folded}
+
+
+def _fold(attend, q_BxRxNxHxD, k_BxKxGxD, v_BxKxGxD):
+  """`attend(blocks, q, k, v)` with streams and heads as rows where they are few, all padded as TMA
+  cuts them."""
   ptxas.warn_once(_assembler())
   _, streams, num_rows, heads, head_dim = q_BxRxNxHxD.shape
-  groups = k_BxKxGxD.shape[2]
-  streams_folded, heads_folded = hopper_blocks.folded(streams, heads // groups, num_rows)
-  sizes = {'r': streams_folded, 'h': heads_folded}
-  lengths = jnp.clip(lengths_BxRxN, 0, k_BxKxGxD.shape[1]).astype(jnp.int32)
-  lengths = einops.repeat(lengths, 'B (R r) N -> B R (r h N)', **sizes)
+  sizes = _sizes(streams, heads // k_BxKxGxD.shape[2], num_rows)
   q = einops.rearrange(q_BxRxNxHxD, 'B (R r) N (G h) D -> B R (r h N) G D', **sizes)
   k, v = (_pad(x, 1, TMA_ROWS) for x in (k_BxKxGxD, v_BxKxGxD))
-  if blocks is None:
-    together = hopper_blocks.streams_together(q.shape[1], head_dim)
-    blocks = hopper_blocks.choose(together, head_dim)
-  out = _attend(blocks, _pad(q, 2, TMA_ROWS), k, v, _pad(lengths, 2, TMA_ROWS, 'edge'))
+  blocks = hopper_blocks.choose(hopper_blocks.streams_together(q.shape[1], head_dim), head_dim)
+  out = attend(blocks, _pad(q, 2, TMA_ROWS), k, v)
   out = out[:, :, : q.shape[2]]
   return einops.rearrange(out, 'B R (r h N) G D -> B (R r) N (G h) D', **sizes)
 
 
+def _reach(lengths) -> Reach:
+  padded = _pad(lengths, 2, TILE_ROWS, 'edge')
+  return Reach(padded, tiles.longest(padded, TILE_ROWS), tiles.shortest(padded, TILE_ROWS))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(blocks: hopper_blocks.Blocks, q, k, v, lengths):
-  return _forward(blocks, q, k, v, lengths, residuals=False)[0]
+  return _forward(blocks, q, k, v, _reach(lengths), residuals=False)[0]
 
 
 def _attend_forward(blocks, q, k, v, lengths):
-  out, low, lse = _forward(blocks, q, k, v, lengths, residuals=True)
+  out, low, lse = _forward(blocks, q, k, v, _reach(lengths), residuals=True)
   # The names let a remat policy keep all three, so that backward runs no second forward pass.
   out = checkpoint_name(out, 'prefix_attention_out')
   low, lse = checkpoint_name((low, lse), 'prefix_attention_stats')
@@ -187,18 +244,17 @@ def _merge(x: Array) -> Array:
 # ---- forward -----------------------------------------------------------------------------------
 
 
-def _forward(blocks, q, k, v, lengths, residuals: bool):
+def _forward(blocks, q, k, v, reach: Reach, residuals: bool):
   """Returns out_BxRxNxHxD and, with residuals, low of the same shape and lse_BRxHxT128."""
-  call = _call(blocks, q, k, lengths)
+  call = _call(blocks, q, k, reach.lengths)
   batch, streams, _, heads, head_dim = q.shape
   keys, (stages, *_) = call.blocks.forward_keys, call.blocks.stages
-  padded = _pad(lengths, 2, TILE_ROWS, 'edge')
-  most, least = tiles.longest(padded, TILE_ROWS), tiles.shortest(padded, TILE_ROWS)
-  num_tiles = most.shape[1]
+  num_tiles = reach.most.shape[1]
   # Decoding has few rows and many keys: the keys are split over the chip, and the parts added up.
   key_tiles = -(-k.shape[1] // keys)
   grid_size = heads * num_tiles * batch * (streams // call.together)
   splits = max(1, min(STREAMING_MULTIPROCESSORS // grid_size, key_tiles // MIN_SPLIT_TILES))
+  splits = splits if key_tiles >= MIN_SPLIT_CALL_TILES else 1
   split_tiles = -(-key_tiles // splits)
   outputs = [jax.ShapeDtypeStruct((splits, batch * streams, *q.shape[2:]), q.dtype)]
   rows = (hopper_blocks.WARPGROUPS, call.together, hopper_blocks.WARPGROUP_ROWS)
@@ -213,7 +269,7 @@ def _forward(blocks, q, k, v, lengths, residuals: bool):
   out, *rest = _launch(
     functools.partial(hopper_kernels.forward, call=call, split_tiles=split_tiles),
     'prefix_attention_forward',
-    [most, least, _merge(padded), _merge(q), k, v],
+    [reach.most, reach.least, _merge(reach.lengths), _merge(q), k, v],
     outputs,
     shared,
     [
@@ -268,13 +324,12 @@ def _backward(blocks, q, k, v, lengths, out, low, lse, dout):
   call = _call(blocks, q, k, lengths)
   batch, _, _, heads, head_dim = q.shape
   _, num_keys, groups, _ = k.shape
-  padded = _pad(lengths, 2, TILE_ROWS, 'edge')
+  padded, most, least = _reach(lengths)
   exact = _merge(out).astype(jnp.float32) + low.astype(jnp.float32)
   mean = jnp.sum(exact * _merge(dout).astype(jnp.float32), axis=-1)
   mean = _pad(einops.rearrange(mean, 'b N H -> b H N'), 2, TILE_ROWS)
   stats = jnp.stack([lse, mean], axis=2)
   q_merged, dout_merged, lengths_merged = _merge(q), _merge(dout), _merge(padded)
-  most, least = tiles.longest(padded, TILE_ROWS), tiles.shortest(padded, TILE_ROWS)
   mine = (hopper_blocks.WARPGROUPS, call.together, hopper_blocks.WARPGROUP_ROWS, head_dim)
   _, stages, dkv_stages = blocks.stages
   (dq,) = _launch(

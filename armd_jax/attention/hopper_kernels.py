@@ -71,7 +71,8 @@ class Call:
     return (0 if self.shares_lengths else batch) * self.streams + stream
 
 
-def _load(ref, layout) -> Array:
+def load(ref, layout) -> Array:
+  """What a reference holds, in a layout of registers; every jax has its own form of it."""
   if _IS_OLDEST:
     return plgpu.load(ref, (), layout=layout, optimized=False)
   return plgpu.load(ref, layout=layout, optimized=False)
@@ -206,7 +207,7 @@ def forward(index, inputs, outputs, tiles, barriers, *, call: Call, split_tiles:
         if i == call.together - 1:
           plgpu.barrier_arrive(k_free.at[slot])
         if masked:
-          seen = _load(lengths.at[call.lengths_row(batch, streams[i]), mine], BY_ROW)
+          seen = load(lengths.at[call.lengths_row(batch, streams[i]), mine], BY_ROW)
           seen -= (first + step) * keys
           visible = _index(scores.shape, 1) < _down(seen, scores.shape)
           scores = jnp.where(visible, scores, -jnp.inf)
@@ -329,11 +330,11 @@ def query_gradient(index, inputs, outputs, tiles, barriers, *, call: Call):
       results = []
       for i, total in enumerate(sums):
         row = batch * call.streams + streams[i]
-        lse = _load(stats.at[row, head, 0, mine], BY_ROW)
+        lse = load(stats.at[row, head, 0, mine], BY_ROW)
         scores = _product(q_tile.at[own, i], _transposed(k_tiles.at[slot]), shape)
 
         def mask(scores, i=i):
-          seen = _load(lengths.at[call.lengths_row(batch, streams[i]), mine], BY_ROW) - step * keys
+          seen = load(lengths.at[call.lengths_row(batch, streams[i]), mine], BY_ROW) - step * keys
           return jnp.where(_index(shape, 1) < _down(seen, shape), scores, -jnp.inf)
 
         # Two loops, as in `forward`, would need a few registers more than there are.
@@ -344,7 +345,7 @@ def query_gradient(index, inputs, outputs, tiles, barriers, *, call: Call):
         dweights = _product(dout_tile.at[own, i], _transposed(v_tiles.at[slot]), shape)
         if i == call.together - 1:
           plgpu.barrier_arrive(v_free.at[slot])
-        mean = _load(stats.at[row, head, 1, mine], BY_ROW)
+        mean = load(stats.at[row, head, 1, mine], BY_ROW)
         dscores = (weights * (dweights - _down(mean, shape))).astype(k.dtype)
         results.append(_add_product(total, dscores, k_tiles.at[slot], call.interpreted))
       plgpu.barrier_arrive(k_free.at[slot])
@@ -435,14 +436,14 @@ def key_value_gradient(index, inputs, outputs, tiles, barriers, *, call: Call):
       scores = _product(k_tile.at[tile_of_keys], _transposed(q_tiles.at[slot]), shape)
       if masked:
         place = (call.lengths_row(batch, stream), pl.ds(query * rows, rows))
-        seen = _load(lengths.at[place], BY_COLUMN) - start
+        seen = load(lengths.at[place], BY_COLUMN) - start
         scores = jnp.where(_index(shape, 0) < _across(seen, shape), scores, -jnp.inf)
-      lse = _load(stats_tiles.at[slot, 0], BY_COLUMN)
+      lse = load(stats_tiles.at[slot, 0], BY_COLUMN)
       weights = jnp.exp2(scores * (call.scale * LOG2_E) - _across(lse, shape))
       cotangents = dout_tiles.at[slot, :, part]
       dv_sum = _add_product(dv_sum, weights.astype(v.dtype), cotangents, call.interpreted)
       dweights = _product(v_tile.at[tile_of_keys], _transposed(dout_tiles.at[slot]), shape)
-      mean = _load(stats_tiles.at[slot, 1], BY_COLUMN)
+      mean = load(stats_tiles.at[slot, 1], BY_COLUMN)
       dscores = (weights * (dweights - _across(mean, shape))).astype(q.dtype)
       dk_sum = _add_product(dk_sum, dscores, q_tiles.at[slot, :, part], call.interpreted)
       plgpu.barrier_arrive(free.at[slot])

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from armd_jax import axes, models, sharding
 from armd_jax.attention import device
 from armd_jax.config import ModelConfig
-from armd_jax.decode import panels, sampling
+from armd_jax.decode import fused, panels, sampling
 from armd_jax.decode.state import (
   CACHE_ROWS,
   DecodeState,
@@ -120,7 +120,7 @@ def generate(
   rows = _rows(task, tokens_BxN, sequence_B, temperature, top_p, seed)
   rows = rows if mesh is None else _on_mesh(*rows, mesh, sharding.put)
   settings = stop_token, *static_sizes(task), len(tokens_BxN), mesh
-  return _generate(config, vocab_size, params, *rows, *settings)
+  return _GENERATE(config, vocab_size, params, *rows, *settings)
 
 
 def stream(
@@ -158,7 +158,7 @@ def stream(
     generated, known_BxN = _so_far(task, state, *where)
     yield generated, np.asarray(known_BxN)
     settings = np.int32(generated.steps + chunk), width, *where
-    state, going_on = _advance(config, vocab_size, params, task, draws, state, *settings)
+    state, going_on = _ADVANCE(config, vocab_size, params, task, draws, state, *settings)
   generated, known_BxN = _so_far(task, state, *where)
   yield generated, np.asarray(known_BxN)
 
@@ -209,7 +209,7 @@ def lower_generate(
   rows = _rows(task, np.zeros((batch, config.num_slots)), None, 1.0, 1.0, 0)
   shape = lambda x, where=None: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
   rows = jax.tree.map(shape, rows) if mesh is None else _on_mesh(*rows, mesh, shape)
-  return _generate.lower(config, vocab_size, params, *rows, None, *static_sizes(task), batch, mesh)
+  return _GENERATE.lower(config, vocab_size, params, *rows, None, *static_sizes(task), batch, mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,6 +252,23 @@ def _jit(*static: str, **options: Any) -> Callable[..., Any]:
   return functools.partial(jax.jit, static_argnames=static, **options)
 
 
+class _Loop:
+  """`jax.jit` of a function of a config and more that runs steps, compiled as its layers want."""
+
+  def __init__(self, function: Callable[..., Any], *static: str, **options: Any):
+    jit = functools.partial(jax.jit, function, static_argnames=static, **options)
+    self._plain, self._fused = jit(), jit(compiler_options=fused.COMPILER_OPTIONS)
+
+  def __call__(self, config: ModelConfig, *args: Any) -> Any:
+    return self._jitted(config)(config, *args)
+
+  def lower(self, config: ModelConfig, *args: Any) -> jax.stages.Lowered:
+    return self._jitted(config).lower(config, *args)
+
+  def _jitted(self, config):
+    return self._fused if fused.serve(config) else self._plain
+
+
 @_jit('config')
 def prepare(config: ModelConfig, params: Any) -> Any:
   """Parameters as decoding reads them, for those who call with them many times: `generate` takes
@@ -259,7 +276,6 @@ def prepare(config: ModelConfig, params: Any) -> Any:
   return _form(config, params, 1, None)[1]
 
 
-@_jit('config', 'vocab_size', 'stop_token', 'prefill', 'width', 'batch', 'mesh')
 def _generate(
   config, vocab_size, params, task, tokens_BxN, draws, stop_token, prefill, width, batch, mesh
 ):
@@ -277,11 +293,20 @@ def _generate(
     return finish(task, state, stop_token, batch)
 
 
+_GENERATE = _Loop(
+  _generate, 'config', 'vocab_size', 'stop_token', 'prefill', 'width', 'batch', 'mesh'
+)
+
+
 def _form(config, params, rows, mesh):
   """`decoding_form`, as matrices are multiplied fastest with so many rows."""
   config, params = decoding_form(config, params)
-  fast = panels.serve(config, rows) and (mesh is None or mesh.size == 1)
-  return config, panels.cut(params) if fast else panels.whole(params)
+  if mesh is None or mesh.size == 1:
+    if panels.serve(config, rows):
+      return config, panels.cut(params)
+    if fused.serve(config):
+      return config, fused.fuse(params)
+  return config, panels.whole(params)
 
 
 def _rooms(num_slots, prefill, width):
@@ -306,7 +331,6 @@ def _begin(config, vocab_size, params, task, tokens_BxN, prefill, width, mesh):
     return params, start(model, params, task, tokens_BxN, prefill, width)
 
 
-@_jit('config', 'vocab_size', 'width', 'stop_token', 'batch', 'mesh', donate_argnames='state')
 def _advance(
   config, vocab_size, params, task, draws, state, until, width, stop_token, batch, mesh
 ):  # fmt: skip
@@ -316,6 +340,11 @@ def _advance(
     width = max(width, narrowest(len(state.tokens_BxM)))
     state = advance(model, params, task, draws, state, width, stop_token, batch, until)
     return state, jnp.any(wanted(task, state, stop_token, batch))
+
+
+_ADVANCE = _Loop(
+  _advance, 'config', 'vocab_size', 'width', 'stop_token', 'batch', 'mesh', donate_argnames='state'
+)
 
 
 @_jit('stop_token', 'batch', 'mesh')
@@ -351,6 +380,7 @@ def advance(
     room: rows of the caches, if they do not hold whole texts.
     heads: whether blocks of one are taken apart; they are right either way.
   """
+  task, draws = task.with_ends(), draws.with_keys()
   # Heads come one by one and groups `width` at a time: two loops, so that heads cost few rows each.
   narrow = narrowest(len(state.tokens_BxM))
   for loop_width in sorted({narrow, width}) if heads else (width,):
@@ -382,11 +412,12 @@ def step(
   """One forward pass: commits a block, predicts the next one and draws it; see `predict`."""
   slot_BxW = state.filled_B[:, None] + jnp.arange(width)
   logits_BxWxV, width_B, state = predict(model, params, task, state, width)
-  keys_BxW = sampling.slot_keys(jax.random.key(draws.seed), draws.sequence_B, slot_BxW)
+  keys_BxW = draws.slot_keys(slot_BxW)
   tokens_BxW, gap_BxW = sampling.draw(keys_BxW, logits_BxWxV, draws.temperature, draws.top_p)
   is_real_BxW = jnp.arange(width) < width_B[:, None]
-  gap_B = jnp.min(jnp.where(is_real_BxW, gap_BxW, jnp.inf), axis=1)
-  state = state.replace(margin_B=jnp.minimum(state.margin_B, gap_B))
+  margins_BxW = jnp.where(is_real_BxW, gap_BxW, jnp.inf)
+  margins_BxW = jnp.concatenate([state.margin_B[:, None], margins_BxW], axis=1)
+  state = state.replace(margin_B=jnp.min(margins_BxW, axis=1))
   return fill(state, tokens_BxW, width_B)
 
 

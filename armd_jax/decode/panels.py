@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from armd_jax.attention import device
 from armd_jax.config import ModelConfig
+from armd_jax.decode import fused
 from armd_jax.models.armd import Vocabulary
 
 Array = jax.Array
@@ -55,8 +56,8 @@ def cut(params: Any) -> Any:
 
 
 def whole(params: Any) -> Any:
-  """What `cut` returns, as matrices again, for many rows."""
-  whole_ = {}
+  """What `cut` and `fused.fuse` return, as matrices again, for many rows."""
+  params, whole_ = fused.split(params), {}
   for name, value in params.items():
     if isinstance(value, dict) and 'embedding' in value:
       value = {key: x for key, x in value.items() if key != 'panels'}

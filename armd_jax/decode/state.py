@@ -8,6 +8,7 @@ A step commits the previous block (content rows into the caches) and predicts th
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.struct
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 
 from armd_jax import axes
 from armd_jax.config import ModelConfig
-from armd_jax.decode import panels
+from armd_jax.decode import fused, panels
 from armd_jax.models.armd import Rows
 from armd_jax.models.layers import KVCache, unstack_layers
 from armd_jax.order import GenerationOrder, block_bounds
@@ -35,12 +36,18 @@ class Task:
     num_given_B: int32, with the batch size of the order, leading slots that are given.
     length_B: int32, likewise, slots that are given or generated; later ones are padding.
     first_B: int32 `[B]`, token in BOS's place, or `armd_jax.models.armd.BOS`.
+    end_BxN: int32 `[B or 1, N]`, where the block of each slot ends; None: found at every step.
   """
 
   order: GenerationOrder
   num_given_B: Array
   length_B: Array
   first_B: Array
+  end_BxN: Array | None = None
+
+  def with_ends(self) -> Task:
+    """The same task for many steps."""
+    return self.replace(end_BxN=block_bounds(self.order.block_BxN)[1])
 
 
 @flax.struct.dataclass
@@ -69,7 +76,8 @@ def decoding_form(config: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
   once instead of per step."""
 
   def prepare(path, x):
-    if path[-1].key in ('panels', 'matrix'):  # cast and whole already
+    names = [key.key for key in path]
+    if names[-1] in ('panels', 'matrix') or fused.NAME in names:  # cast and whole already
       return x
     is_matrix = path[-1].key in ('kernel', 'embedding')
     names = (None if name == 'embed' else name for name in axes.of_parameter(path, x))
@@ -132,7 +140,8 @@ def start(
 
 def whole_room(num_slots: int, width: int) -> int:
   """Rows of caches for whole texts and the padding of the widest step behind them."""
-  return -(num_slots + width) // CACHE_ROWS * -CACHE_ROWS
+  up = lambda rows: -rows // CACHE_ROWS * -CACHE_ROWS
+  return up(num_slots + up(width))
 
 
 def with_room(state: DecodeState, rows: int) -> DecodeState:
@@ -144,8 +153,8 @@ def with_room(state: DecodeState, rows: int) -> DecodeState:
 
 def next_width(task: Task, state: DecodeState) -> Array:
   """int32 `[B or 1]`: slots of each sequence's next block; 0 when it is complete."""
-  _, end_BxN = block_bounds(task.order.block_BxN)
-  end_B = _at(end_BxN, state.filled_B[:, None])[:, 0]
+  task = task if task.end_BxN is not None else task.with_ends()
+  end_B = _at(task.end_BxN, state.filled_B[:, None])[:, 0]
   return jnp.maximum(jnp.minimum(end_B, task.length_B) - state.filled_B, 0)
 
 
@@ -163,8 +172,10 @@ def predict(
     state: with the previous block committed; `fill` puts the chosen tokens in.
   """
   width_B = next_width(task, state)
-  content_BxW, content_position_BxW = _content(task, state, state.committed_B, width)
-  slot_BxW = state.filled_B[:, None] + jnp.arange(width)
+  batch = len(state.tokens_BxM)
+  num_rows = fused.padded(params, batch, width)
+  content_BxW, content_position_BxW = _content(task, state, state.committed_B, num_rows)
+  slot_BxW = state.filled_B[:, None] + jnp.arange(num_rows)
   seen_BxW = jnp.broadcast_to(state.filled_B[:, None] + 1, slot_BxW.shape)
   rows = Rows(
     content_position_BxW=content_position_BxW,
@@ -175,13 +186,17 @@ def predict(
     content_offset_B=state.committed_B,
     query_offset_B=state.filled_B,
     count_B=state.filled_B + 1 - state.committed_B,
+    sees_all=True,
   )
   variables = {'params': params}
-  with panels.reading():
+  with panels.reading(), fused.reading():
     hidden_BxWxE, network = model.apply(
       variables, content_BxW, rows, state.network, method='extend'
     )
-    logits_BxWxV = model.apply(variables, hidden_BxWxE, method='logits')
+    # As many as a product takes at once.
+    several = fused.ROWS // math.gcd(batch, fused.ROWS)
+    scored = min(num_rows, -width // several * -several)
+    logits_BxWxV = model.apply(variables, hidden_BxWxE[:, :scored], method='logits')[:, :width]
   state = state.replace(network=network, committed_B=state.filled_B + 1, steps=state.steps + 1)
   return logits_BxWxV, width_B, state
 

@@ -52,6 +52,7 @@ class Rows:
     causal_length_BxW: int32, how many query rows a query row sees in the causal layers: block_end.
     content_offset_B, query_offset_B: int32 `[B or 1]`, rows that are cached already.
     count_B: int32 `[B or 1]`, how many of the W content rows are real; the others are padding.
+    sees_all: whether every query row sees all real content rows, as in a step of decoding.
   """
 
   content_position_BxW: Array
@@ -62,6 +63,7 @@ class Rows:
   content_offset_B: Array
   query_offset_B: Array
   count_B: Array
+  sees_all: bool = flax.struct.field(pytree_node=False, default=False)
 
 
 def full_rows(order: GenerationOrder) -> Rows:
@@ -314,7 +316,10 @@ class ARMD(nn.Module):
     if c.g0 == 'shift':
       return *_latest(x_BxWxE, rows.content_position_BxW, local_BxW), aggregate
     pe_q_BxWxP, pe_k_BxWxP = map(self._pe, (rows.query_position_BxW, rows.content_position_BxW))
-    if state is not None:
+    if rows.sees_all:
+      aggregate = prefix_aggregation.update(aggregate, pe_k_BxWxP, x_BxWxE, rows.count_B)
+      g_BxWxE = prefix_aggregation.read(aggregate, pe_q_BxWxP)
+    elif state is not None:
       g_BxWxE = prefix_aggregation.read(aggregate, pe_q_BxWxP)
       g_BxWxE += prefix_aggregation.quadratic(pe_q_BxWxP, pe_k_BxWxP, x_BxWxE, local_BxW)
       aggregate = prefix_aggregation.update(aggregate, pe_k_BxWxP, x_BxWxE, rows.count_B)

@@ -153,11 +153,11 @@ class RMSNorm(nn.Module):
     return (x * scale_E).astype(self.dtype)
 
 
-def make_norm(config: ModelConfig, name: str | None = None) -> nn.Module:
-  """The norm of the config's style; statistics are float32 in both."""
+def make_norm(config: ModelConfig, **where: Any) -> nn.Module:
+  """The norm of the config's style; statistics are float32 in both. `where` goes to the module."""
   if config.style == 'gpt2':
-    return nn.LayerNorm(epsilon=1e-5, dtype=config.dtype, use_fast_variance=False, name=name)
-  return RMSNorm(config.dtype, name=name)
+    return nn.LayerNorm(epsilon=1e-5, dtype=config.dtype, use_fast_variance=False, **where)
+  return RMSNorm(config.dtype, **where)
 
 
 def kernel_init(scale: float) -> nn.initializers.Initializer:
@@ -217,7 +217,7 @@ class Block(nn.Module):
     shrink = (2 * c.num_layers) ** -0.5
     enter, leave = self._modulation(view.condition_BxC)
 
-    norm = make_norm(c, 'attention_norm')
+    norm = make_norm(c, name='attention_norm')
     normed_BxRxNxE = enter(0, norm(rows_BxRxNxE))
     source_BxKxE = normed_BxRxNxE[:, 0] if source_BxKxE is None else norm(source_BxKxE)
     q_BxRxNxHxD = project('query', (c.num_heads, c.head_dim))(normed_BxRxNxE)
@@ -239,7 +239,7 @@ class Block(nn.Module):
     rows_BxRxNxE += leave(0, dropout(axes.constrain(branch_BxRxNxE, *rows, None)))
     rows_BxRxNxE = checkpoint_name(rows_BxRxNxE, 'attended_rows')
 
-    normed_BxRxNxE = enter(1, make_norm(c, 'mlp_norm')(rows_BxRxNxE))
+    normed_BxRxNxE = enter(1, make_norm(c, name='mlp_norm')(rows_BxRxNxE))
     hidden_BxRxNxF = project('up', c.mlp_dim)(normed_BxRxNxE)
     hidden_BxRxNxF = axes.constrain(hidden_BxRxNxF, *rows, 'mlp')
     branch_BxRxNxE = project('down', c.embed_dim, -1, shrink)(nn.gelu(hidden_BxRxNxF))

@@ -10,7 +10,7 @@ from attention import test_prefix_attention as suite
 
 from armd_jax.attention import hopper, hopper_blocks
 
-KEYS = 2 * hopper.MIN_SPLIT_TILES * hopper_blocks.choose(1, 64).forward_keys
+KEYS = hopper.MIN_SPLIT_CALL_TILES * hopper_blocks.choose(1, 64).forward_keys
 
 
 @pytest.mark.parametrize(

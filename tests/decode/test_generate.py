@@ -1,5 +1,6 @@
 """Samples follow the model's distribution, and batching, stopping and truncation do as they say."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -174,6 +175,20 @@ def test_nucleus_keeps_the_smallest_set():
   ):
     out = np.asarray(nucleus(jnp.log(p), top_p))
     assert set(np.flatnonzero(np.isfinite(out))) == kept
+
+
+@pytest.mark.parametrize(
+  'at', [contextlib.nullcontext(), device.compiling_for(device.HOPPER)], ids=['here', 'H100']
+)
+def test_the_likeliest_comes_with_its_lead_and_ties_go_to_the_first(at):
+  logits_BxWxV = jnp.round(2 * jax.random.normal(jax.random.key(0), (3, 5, 300)))
+  keys_BxW = jnp.broadcast_to(jax.random.key(1), (3, 5))
+  with at:
+    tokens_BxW, gap_BxW = jax.jit(lambda *args: draw(*args))(keys_BxW, logits_BxWxV, 0.0)
+  np.testing.assert_array_equal(tokens_BxW, np.argmax(logits_BxWxV, axis=-1))
+  best = np.sort(logits_BxWxV, axis=-1)[..., -2:]
+  np.testing.assert_array_equal(gap_BxW, best[..., 1] - best[..., 0])
+  assert (gap_BxW == 0).any() and (gap_BxW > 0).any()
 
 
 def test_draws_are_exact_in_the_tail():

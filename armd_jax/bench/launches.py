@@ -1,0 +1,110 @@
+"""What a decoding step launches on an H100 that is not here, read from the compiled program.
+
+    python -m armd_jax.bench.launches --shape=gpt2_small
+
+A program is compiled at two depths. What they differ by are two layers (of ARMD one of each kind),
+what is left is what a step does beside its layers: the embedding and the seed of the query rows,
+logits and draws. Products may launch more inside cuBLAS than the program tells.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from armd_jax import cli, hlo, models, targets
+from armd_jax import config as config_lib
+from armd_jax.attention import device
+from armd_jax.bench import timing
+from armd_jax.config import ModelConfig
+from armd_jax.decode import generate
+
+DEPTHS = 4, 6  # of the compiled programs, layers
+
+
+def lower(
+  config: ModelConfig, vocab_size: int, streams: int, batch_size: int, target: targets.Target
+) -> jax.stages.Lowered:
+  """Decoding of texts of the model's length in S streams, nothing given, for one device."""
+  shape = batch_size, config.num_slots
+  here = jax.sharding.SingleDeviceSharding(target.devices[0])
+  on_target = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+  network = models.build(config, vocab_size)
+  params = jax.eval_shape(lambda: models.init(network, jax.random.key(0)))
+  task = generate.task_of(np.zeros(shape, bool), np.full(batch_size, config.num_slots), streams)
+  with device.compiling_for(target.kernels):
+    return generate.lower_generate(config, vocab_size, jax.tree.map(on_target, params), task)
+
+
+def of_step(
+  config: ModelConfig, vocab_size: int, streams: int, batch_size: int, target: targets.Target
+) -> int:
+  """Launches of a step that makes S tokens of each text."""
+  lowered = lower(config, vocab_size, streams, batch_size, target)
+  program = hlo.Program(lowered.compile(dict(target.options)).as_text(), {'device': 1})
+  return list(program.rounds.values())[-1].kernels
+
+
+def measure(
+  model: dict[str, Any], vocab_size: int, streams: int, batch_size: int, target: targets.Target
+) -> dict[str, Any]:
+  """A row of the table.
+
+  Args:
+    model: fields of ModelConfig.
+    vocab_size: V.
+    streams: S.
+    batch_size: texts generated together.
+    target: an H100.
+  """
+  config = config_lib.parse({'model': model, 'order': {'rho': 0}}).model
+  counts = []
+  for depth in DEPTHS:
+    halves = dataclasses.replace(config, num_layers=depth, num_two_stream_layers=depth // 2)
+    counts.append(of_step(halves, vocab_size, streams, batch_size, target))
+  layer = (counts[1] - counts[0]) / (DEPTHS[1] - DEPTHS[0])
+  beside = counts[0] - DEPTHS[0] * layer
+  return {
+    'system': 'AR' if config.family == 'ar' else f'ARMD S={streams}',
+    'batch': batch_size,
+    'a layer': layer,
+    'beside them': beside,
+    'a step': beside + config.num_layers * layer,
+  }
+
+
+def rows(
+  model: dict[str, Any],
+  vocab_size: int,
+  streams: Sequence[int],
+  batch_sizes: Sequence[int],
+) -> list[dict[str, Any]]:
+  """AR and ARMD at every S, each at every batch size; see `measure`."""
+  target = targets.gpu('h100')
+  systems = [('ar', 1), *(('armd', count) for count in streams)]
+  return [
+    measure(model | {'family': family}, vocab_size, count, batch_size, target)
+    for batch_size in batch_sizes
+    for family, count in systems
+  ]
+
+
+def main() -> None:
+  model, vocab_size = _SHAPE.values()
+  found = rows(
+    model | {'dtype': 'bfloat16'}, vocab_size, cli.streams_of(_STREAMS), [*map(int, _BATCHES.value)]
+  )
+  print(f'launches of a decoding step on an H100, bfloat16, jax {jax.__version__}')
+  print(timing.table(found))
+
+
+if __name__ == '__main__':
+  _SHAPE = timing.ShapeFlags.define()
+  _STREAMS = cli.streams_flag('1,4,16,32')
+  _BATCHES = flags.DEFINE_list('batch_sizes', '1,8', 'Texts generated together.')
+  cli.run(main)

@@ -1,0 +1,156 @@
+"""Layers of a decoding step in eight launches each, on H100.
+
+A step reads every weight once, which takes less time there than launching the 17 kernels that XLA
+makes of a layer as it is written. Here it is written so that eight do (docs/decoding.md):
+
+  norm | queries, keys and values | rotation and caches | attention | out, and the residual
+  norm | up, and gelu | down, and the residual
+
+Only the third and the fourth are kernels of ours; the products are cuBLAS's, which alone adds the
+residual and applies gelu in the same launch (`COMPILER_OPTIONS`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from armd_jax import attention
+from armd_jax.attention import device, hopper, hopper_cache
+from armd_jax.config import ModelConfig
+from armd_jax.models.layers import Block, KVCache, View, make_norm
+
+Array = jax.Array
+
+# XLA's own products, in Triton, leave gelu and the residual to other launches.
+COMPILER_OPTIONS = {'xla_gpu_enable_triton_gemm': False, 'xla_gpu_enable_cublaslt': True}
+NAME = 'query_key_value'
+ROWS = 8  # that cuBLAS and the attention kernel take at once; other counts are copied and padded
+MOST_PADDED_ROWS = 128  # of a step, beyond which padding costs more than the copies it saves
+
+
+def serve(config: ModelConfig) -> bool:
+  """Whether layers of a network run in this form here."""
+  sizes = config.num_heads, config.num_kv_heads, config.head_dim
+  here = device.current()
+  if here.platform != 'gpu' or config.dtype != 'bfloat16' or hopper_cache.unsupported(*sizes):
+    return False
+  shape = lambda *dims: jax.ShapeDtypeStruct((1, *dims, config.head_dim), config.dtype)
+  q, k = shape(1, ROWS, config.num_heads), shape(ROWS, config.num_kv_heads)
+  return attention.choose(config.attention, q, k, k) == 'pallas_hopper'
+
+
+def padded(params: Any, batch: int, width: int) -> int:
+  """Rows of a sequence and stream with which a step of `width` slots takes fewest launches."""
+  rows = -width // ROWS * -ROWS
+  return rows if _is_fused(params) and 2 * batch * rows <= MOST_PADDED_ROWS else width
+
+
+def fuse(params: Any) -> Any:
+  """Parameters in `decoding_form`, the projections of every layer as one matrix under `NAME`."""
+  if not isinstance(params, dict):
+    return params
+  if not {'query', 'key_value'} <= params.keys():
+    return {name: fuse(value) for name, value in params.items()}
+  others = {name: x for name, x in params.items() if name not in ('query', 'key_value')}
+  parts = params['query'], params['key_value']
+  joined = {'matrix': [x['kernel'].reshape(len(x['kernel']), -1) for x in parts]}
+  if 'bias' in params['query']:
+    joined['bias'] = [x['bias'].ravel() for x in parts]
+  return others | {NAME: {key: jnp.concatenate(x, axis=-1) for key, x in joined.items()}}
+
+
+def split(params: Any) -> Any:
+  """What `fuse` returns, as it was."""
+  if not isinstance(params, dict):
+    return params
+  if NAME not in params:
+    return {name: split(value) for name, value in params.items()}
+  others = {name: x for name, x in params.items() if name != NAME}
+  heads, head_dim, _ = params['out']['kernel'].shape
+  names = {'matrix': 'kernel', 'bias': 'bias'}
+  query, key_value = {}, {}
+  for name, x in params[NAME].items():
+    q, kv = jnp.split(x, [heads * head_dim], axis=-1)
+    query[names[name]] = q.reshape(*x.shape[:-1], heads, head_dim)
+    key_value[names[name]] = kv.reshape(*x.shape[:-1], 2, -1, head_dim)
+  return others | {'query': query, 'key_value': key_value}
+
+
+def _is_fused(params):
+  return isinstance(params, dict) and (NAME in params or any(map(_is_fused, params.values())))
+
+
+def reading() -> contextlib.AbstractContextManager[None]:
+  """Networks applied inside it take layers in this form, in steps whose rows, all of a sequence,
+  see the same keys (`state.predict`)."""
+  return nn.intercept_methods(_Layers())
+
+
+class _Layers:
+  """Stands in for the blocks whose parameters are in this form."""
+
+  def __init__(self):
+    # By view, which all layers of a stack share, and beside it, so that no other takes its id.
+    self._prepared = {}
+
+  def __call__(self, next_function, args, kwargs, context):
+    module = context.module
+    is_block = isinstance(module, Block) and context.method_name == '__call__'
+    if not (is_block and module.has_variable('params', NAME)):
+      return next_function(*args, **kwargs)
+    return self._layer(module.config, module.variables['params'], *args, **kwargs)
+
+  def _layer(
+    self,
+    c: ModelConfig,
+    params: Any,
+    rows_BxRxWxE: Array,
+    view: View,
+    cache: KVCache,
+    source_BxWxE: Array | None = None,
+  ) -> tuple[Array, KVCache]:
+    """See `Block`."""
+    norm = lambda name, x: make_norm(c, parent=None).apply({'params': params[name]}, x)
+    if id(view) not in self._prepared:
+      self._prepared[id(view)] = view, _rotation(c, view, source_BxWxE is not None)
+    _, rotation = self._prepared[id(view)]
+
+    streams = rows_BxRxWxE.shape[1]
+    projected_BxRxWxE = rows_BxRxWxE
+    if source_BxWxE is not None:
+      projected_BxRxWxE = jnp.concatenate([source_BxWxE[:, None], rows_BxRxWxE], axis=1)
+    qkv_BxRxWxF = _dense(params[NAME], 'matrix', norm('attention_norm', projected_BxRxWxE))
+    qkv_BxRxWxXxD = qkv_BxRxWxF.reshape(*qkv_BxRxWxF.shape[:3], -1, c.head_dim)
+    q_BxRxWxHxD, k_BxKxGxD, v_BxKxGxD = hopper_cache.append(
+      qkv_BxRxWxXxD, rotation, view.offset_B, cache.k, cache.v, streams
+    )
+    # All rows of a step see the same.
+    reach = hopper.reach(view.lengths_BxRxN[:, 0, 0], q_BxRxWxHxD.shape, k_BxKxGxD.shape[2])
+    seen_BxRxWxHxD = hopper.attend(q_BxRxWxHxD, k_BxKxGxD, v_BxKxGxD, reach)
+    seen_BxRxWxF = seen_BxRxWxHxD.reshape(*rows_BxRxWxE.shape[:3], -1)
+    rows_BxRxWxE += _dense(params['out'], 'kernel', seen_BxRxWxF)
+    hidden_BxRxWxF = _dense(params['up'], 'kernel', norm('mlp_norm', rows_BxRxWxE))
+    rows_BxRxWxE += _dense(params['down'], 'kernel', nn.gelu(hidden_BxRxWxF))
+    return rows_BxRxWxE, cache.replace(k=k_BxKxGxD, v=v_BxKxGxD)
+
+
+def _rotation(c: ModelConfig, view: View, has_source: bool):
+  """Of all rows that are projected, for every head; None without RoPE."""
+  rotation = view.rotation_BxRxNxD2
+  if has_source and rotation is not None:
+    both = lambda own, source: jnp.concatenate([source[:, None], own], axis=1)
+    rotation = jax.tree.map(both, rotation, view.source_rotation_BxKxD2)
+  heads = lambda x: jnp.broadcast_to(x[..., None, :], (*x.shape[:-1], c.num_heads, x.shape[-1]))
+  return jax.tree.map(heads, rotation)
+
+
+def _dense(params, name, x):
+  """A dense layer whose inner axis is the last one."""
+  matrix_IxF = params[name].reshape(x.shape[-1], -1)
+  y = x @ matrix_IxF
+  return y + params['bias'].astype(y.dtype).ravel() if 'bias' in params else y
