@@ -29,9 +29,9 @@ SMOKE = tests/attention/test_hopper.py tests/attention/test_hopper_splits.py \
   tests/attention/test_shard_map.py tests/test_order.py tests/test_records.py \
   tests/objectives/test_armd.py \
   tests/objectives/test_cross_entropy.py tests/data/test_pipeline.py \
-  tests/decode/test_cached.py::test_ar_model tests/test_flops.py tests/models/test_flops.py \
-  tests/test_metrics.py::test_ideal_seconds_of_chips_that_are_not_here \
-  tests/test_training.py::test_the_step_is_lowered_for_chips_that_are_not_here \
+  tests/decode/test_cached.py::test_ar_model tests/compiled/test_flops.py tests/models/test_flops.py \
+  tests/training/test_metrics.py::test_ideal_seconds_of_chips_that_are_not_here \
+  tests/training/test_step.py::test_the_step_is_lowered_for_chips_that_are_not_here \
   tests/test_train.py::test_starts_on_a_chip_whose_peak_is_known \
   tests/test_train.py::test_killed_and_started_again_is_as_if_never_stopped
 
@@ -88,5 +88,5 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .
 
 pictures: $(VENV)/.installed
-	$(VENV)/bin/python -c "import pathlib; from armd_jax import plots; \
+	$(VENV)/bin/python -c "import pathlib; from armd_jax.show import plots; \
 	  plots.orders_and_masks(pathlib.Path('docs/orders.png'))"

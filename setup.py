@@ -6,14 +6,14 @@ import setuptools
 
 setuptools.setup(
   name='armd_jax',
-  version='0.1.0',
+  version='0.2.0',
   description='Auto-regressive masked diffusion language models in JAX, for TPU and GPU.',
   long_description=pathlib.Path(__file__).with_name('README.md').read_text('utf-8'),
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=setuptools.find_namespace_packages(include=['armd_jax', 'armd_jax.*']),
-  package_data={'armd_jax': ['page/*']},
+  package_data={'armd_jax.show': ['page/*'], 'armd_jax': ['py.typed']},
   install_requires=[
     'absl-py>=2.1',
     'array-record>=0.8.1',

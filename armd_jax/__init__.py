@@ -11,15 +11,15 @@ import pathlib
 import typing
 
 if typing.TYPE_CHECKING:
-  from armd_jax.loaded import Model
+  from armd_jax.artifacts.loaded import Model
 
 
 def load(path: str | pathlib.Path) -> Model:
-  """The trained model of a run or an export; see `armd_jax.loaded.Model`.
+  """The trained model of a run or an export; see `armd_jax.artifacts.loaded.Model`.
 
   Raises:
     UserError: there is none, or it is damaged.
   """
-  from armd_jax import loaded  # what runs a model takes seconds to import
+  from armd_jax.artifacts import loaded  # what runs a model takes seconds to import
 
   return loaded.load(path)

@@ -17,9 +17,9 @@ import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
 
-from armd_jax import ambient, distributed
 from armd_jax.config import MeshConfig
 from armd_jax.errors import CRASHED, MetByAll, UserError
+from armd_jax.parallel import ambient, distributed
 
 
 def run(main: Callable[[], None]) -> None:

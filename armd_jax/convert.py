@@ -20,11 +20,13 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from armd_jax import checkpoint, cli, sample, training
+from armd_jax import cli, training
+from armd_jax.artifacts import weights
 from armd_jax.config import Config, DataConfig, OrderConfig
 from armd_jax.data import tokenizers
 from armd_jax.errors import UserError
 from armd_jax.models import conversion, gpt2
+from armd_jax.training import checkpoint
 
 
 def write(config: Config, params: Any, workdir: pathlib.Path) -> None:
@@ -75,7 +77,7 @@ def from_ar(workdir: str, num_two_stream_layers: int) -> tuple[Config, Any]:
   Raises:
     UserError: no AR run is there, or it has fewer layers.
   """
-  config, tokenizer, params, _ = sample.load_ema(workdir)
+  config, tokenizer, params, _ = weights.load_ema(workdir)
   layers = config.model.num_layers
   count = layers // 2 if num_two_stream_layers < 0 else num_two_stream_layers
   if count > layers:

@@ -12,135 +12,28 @@ command is repeated.
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
-from armd_jax import cli, distributed
+from armd_jax import cli
+from armd_jax.artifacts.weights import load_ema
 from armd_jax.config import Config
-from armd_jax.data import corpus as corpus_lib
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.errors import MetByAll, UserError
-from armd_jax.evaluation import last_word, likelihood, protocols, scores, texts
+from armd_jax.evaluation import protocols, scores, texts
 from armd_jax.evaluation.journal import Journal
-from armd_jax.sample import load_ema
-
-LIKELIHOOD, LAST_WORD = 'likelihood', 'lambada'
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-  """What a suite measures.
-
-  Attributes:
-    described: lines that are printed with the result, and written.
-    parts: windows under protocols; empty if the suite is LAST_WORD.
-    passages: of LAST_WORD.
-    texts: digits that name the windows.
-  """
-
-  described: tuple[str, ...]
-  texts: str
-  parts: tuple[scores.Part, ...] = ()
-  passages: last_word.Passages | None = None
-
-
-def likelihood_task(config: Config, streams: Sequence[int], orders: int, num_windows: int) -> Task:
-  """Every kind of order on the run's own held-out text.
-
-  Args:
-    config: of the run.
-    streams: stride counts S.
-    orders: K, random orders per window.
-    num_windows: of the first ones; 0: all.
-  Raises:
-    UserError: an S does not divide the length, or the text is not there.
-  """
-  suite = likelihood.standard_suite(config.model, streams)
-  if likelihood.UNIFORM in suite and config.order.rho > 1:
-    suite.insert(-1, likelihood.shuffled_protocol(config.order))
-  corpus = corpus_lib.load(config.data, config.model.length)
-  windows_WxN = corpus.held_out_WxN[: num_windows or None]
-  parts = [
-    scores.Part(protocol, windows_WxN, orders=1 if protocol.streams else orders)
-    for protocol in suite
-  ]
-  described = (
-    f'held out of {corpus.description}',
-    f'{len(windows_WxN)} windows of {config.model.length} tokens, BOS before each',
-  )
-  return Task(described, scores.fingerprint([windows_WxN]), parts=tuple(parts))
-
-
-def zero_shot_task(
-  name: str,
-  given: dict[str, str],
-  config: Config,
-  tokenizer: Tokenizer,
-  streams: Sequence[int],
-  orders: int,
-  num_windows: int,
-) -> Task:
-  """Texts as a published evaluation scores them: left-to-right, where the model can.
-
-  Args:
-    name: of `protocols.PROTOCOLS`.
-    given: sources by name of a text, as of `protocols.sources_of`.
-    config, tokenizer: of the run.
-    streams: stride counts S that are scored beside.
-    orders: K, random orders per window of a model that has no other.
-    num_windows: of the first ones of every text; 0: all.
-  Raises:
-    UserError: a text is not known or not there, or an S does not divide the length.
-  """
-  protocol = protocols.PROTOCOLS[name]
-  suite = likelihood.standard_suite(config.model, streams)
-  suite = [p for p in suite if p != likelihood.UNIFORM]
-  described = [f'{protocol.describe(config.model.length)}; tokenizer {tokenizer.name}']
-  parts = []
-  for text_name, source in protocols.sources_of(protocol, given).items():
-    text = texts.TEXTS[text_name]
-    rows = texts.read_rows(text, source)
-    windows_WxN = protocols.windows(protocol, text, rows, tokenizer, config.model.length)
-    found, windows_WxN = len(windows_WxN), windows_WxN[: num_windows or None]
-    described.append(
-      f'{text.title}: {source}, whose split should be {protocol.split_of(text)!r}; detokenizer '
-      f'{text.detokenizer}; {len(windows_WxN)} of {found} windows, {len(rows)} rows'
-    )
-    parts += [scores.Part(p, windows_WxN, text.title, 1 if p.streams else orders) for p in suite]
-  digits = scores.fingerprint(part.windows_WxN for part in parts)
-  return Task(tuple(described), digits, parts=tuple(parts))
-
-
-def last_word_task(
-  given: dict[str, str], config: Config, tokenizer: Tokenizer, num_windows: int
-) -> Task:
-  """LAMBADA's last words; arguments as of `zero_shot_task`.
-
-  Raises:
-    UserError: the text is not there, or the model cannot run left-to-right.
-  """
-  if likelihood.LEFT_TO_RIGHT not in likelihood.standard_suite(config.model, ()):
-    raise UserError(
-      f'--suite={LAST_WORD} predicts left-to-right, which a model of family '
-      f"'{config.model.family}' cannot; choose another suite"
-    )
-  if list(given) != ['lambada']:
-    raise UserError(
-      f'--suite={LAST_WORD} reads LAMBADA alone; write --texts=lambada or --texts=lambada=FILE'
-    )
-  (source,) = protocols.sources_of(protocols.PROTOCOLS['sedd'], given).values()
-  rows = texts.read_rows(texts.TEXTS['lambada'], source)[: num_windows or None]
-  passages = last_word.passages(rows, tokenizer, config.model)
-  described = (
-    f'{last_word.describe(config.model.length)}; tokenizer {tokenizer.name}',
-    f'LAMBADA: {source}; {len(rows)} passages, of which {passages.cut} lost their beginning',
-  )
-  digits = scores.fingerprint([passages.text_WxN, passages.first_W])
-  return Task(described, digits, passages=passages)
+from armd_jax.evaluation.suites import (
+  LAST_WORD,
+  LIKELIHOOD,
+  Task,
+  last_word_task,
+  likelihood_task,
+  zero_shot_task,
+)
+from armd_jax.parallel import distributed
 
 
 def _given(values: Sequence[str]) -> dict[str, str]:

@@ -22,17 +22,20 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from armd_jax import checkpoint, cli, plots, sample
+from armd_jax import cli
 from armd_jax import config as config_lib
-from armd_jax.bench import timing
 from armd_jax.config import check_streams
 from armd_jax.data import corpus as corpus_lib
 from armd_jax.data.packing import text_bytes
 from armd_jax.data.tokenizers import Tokenizer
+from armd_jax.decode import requests
 from armd_jax.errors import UserError
 from armd_jax.evaluation.ngram import witten_bell_nats
 from armd_jax.evaluation.scores import Score, evaluate, table
-from armd_jax.train import train
+from armd_jax.hardware import machines
+from armd_jax.show import plots
+from armd_jax.training import checkpoint
+from armd_jax.training.loop import train
 
 STREAMS = (1, 2, 4, 8)
 EVAL_WINDOWS = 96
@@ -101,7 +104,7 @@ def quickstart(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, An
     print(f'{s["streams"]:3}  {s["steps"]:5}  {s["tokens_per_second"]:8.0f}  {s["speedup"]:7.2f}x')
 
   results = {
-    'machine': timing.machine(),
+    'machine': machines.machine(),
     'text': {'description': corpus.description, 'sha256': corpus.sha256},
     'config': config_lib.to_dict(config),
     'held_out': {
@@ -157,14 +160,14 @@ def _generate(
   config: config_lib.Config, tokenizer: Tokenizer, params: Any, streams: int
 ) -> dict[str, Any]:
   """One text of full length, and the median time of making it."""
-  request = sample.continue_prompts([''], config.model.num_slots, tokenizer)
+  request = requests.continue_prompts([''], config.model.num_slots, tokenizer)
   start = time.perf_counter()
-  (text,), generated = sample.complete(config, tokenizer, params, request, streams=streams)
+  (text,), generated = requests.complete(config, tokenizer, params, request, streams=streams)
   first_call = time.perf_counter() - start
   seconds = []
   for seed in range(TIMED_REPEATS):
     start = time.perf_counter()
-    sample.complete(config, tokenizer, params, request, streams=streams, seed=seed)
+    requests.complete(config, tokenizer, params, request, streams=streams, seed=seed)
     seconds.append(time.perf_counter() - start)
   median = float(np.median(seconds))
   return {

@@ -15,147 +15,22 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import numpy as np
 from absl import flags
 
-from armd_jax import checkpoint, cli, metrics, report_page, sample
-from armd_jax import order as orders
-from armd_jax.bench.timing import num_parameters
-from armd_jax.config import Config
-from armd_jax.data.tokenizers import Tokenizer
-from armd_jax.decode import diffusion
-from armd_jax.decode.generate import task_of
+from armd_jax import cli
+from armd_jax.artifacts import weights
+from armd_jax.artifacts.cards import measured_in
+from armd_jax.decode import requests
 from armd_jax.errors import UserError, sentence
-from armd_jax.export import measured_in
-from armd_jax.report_page import Replay
+from armd_jax.show import history, report_page
+from armd_jax.show.columns import num_parameters
+from armd_jax.show.replays import drawn_orders, replays
+from armd_jax.training import checkpoint
 
-_DRAWN = 16  # tokens of a drawn order
 _FLAGS = {'S': 'streams', 'K': 'steps'}  # of `sample`, by what texts are told apart by
 
 
-def pieces_of(
-  tokenizer: Tokenizer, ids_N: np.ndarray, step_N: np.ndarray
-) -> tuple[tuple[str, int, int], ...]:
-  """A text cut wherever it can be read: a token alone, or several that make one character.
-
-  Args:
-    tokenizer: of the ids.
-    ids_N: int, in text order.
-    step_N: int, at which each token appeared.
-  Returns:
-    (text, tokens, step) of each piece; a piece appears with the last of its tokens.
-
-  >>> from armd_jax.data.tokenizers import ByteTokenizer
-  >>> ids = ByteTokenizer().encode('né!')
-  >>> pieces_of(ByteTokenizer(), ids, np.array([1, 2, 3, 2]))
-  (('n', 1, 1), ('é', 2, 3), ('!', 1, 2))
-  """
-  whole = tokenizer.decode(ids_N)
-  pieces, begin, shown = [], 0, ''
-  for end in range(1, len(ids_N) + 1):
-    text = tokenizer.decode(ids_N[:end])
-    if not whole.startswith(text):
-      continue
-    pieces.append((text[len(shown) :], end - begin, int(step_N[begin:end].max())))
-    begin, shown = end, text
-  return tuple(pieces)
-
-
-def steps_of(given_N: np.ndarray, streams: int) -> np.ndarray:
-  """The step at which each token of a text is generated, int [N]; 0 where it is given.
-
-  >>> steps_of(np.arange(8) < 2, 3).tolist()
-  [0, 0, 1, 4, 2, 4, 3, 4]
-  """
-  order = task_of(given_N[None], np.array([len(given_N)]), streams).order
-  # Every step generates a block; those that were given come first.
-  given = int(given_N.sum())
-  step_N = np.zeros(len(given_N), int)
-  position_M, block_M = (np.asarray(x[0])[given:] for x in (order.position_BxN, order.block_BxN))
-  step_N[position_M - 1] = np.unique(block_M, return_inverse=True)[1] + 1
-  return step_N
-
-
-def replays(
-  config: Config,
-  tokenizer: Tokenizer,
-  params: Any,
-  prompt: str,
-  streams: Sequence[int],
-  **options: Any,
-) -> tuple[list[Replay], str]:
-  """One text for every S; of a diffusion baseline, one for every K = tokens / S steps.
-
-  Args:
-    config, tokenizer, params: a trained model.
-    prompt: what they go on from.
-    streams: stride counts S.
-    options: of `sample.complete`.
-  Returns:
-    The texts, and how they were generated, in a sentence.
-  Raises:
-    UserError: the prompt leaves no room.
-  """
-  request = sample.continue_prompts([prompt], config.model.num_slots, tokenizer)
-  arguments, length = (config, tokenizer, params, request), config.model.num_slots
-  samplers = diffusion.SAMPLERS.get(config.model.family)
-  found = []
-  for count in streams:
-    if samplers:
-      steps = -(-int((~request.given_BxN[0]).sum()) // count)
-      name, options['steps'], options['sampler'] = f'K = {steps}', steps, samplers[0]
-      _, generated = sample.denoise(*arguments, **options)
-      step_N = np.asarray(generated.step_BxN[0])
-    else:
-      name = f'S = {count}'
-      _, generated = sample.complete(*arguments, streams=count, **options)
-      step_N = steps_of(request.given_BxN[0], count)
-    ids_N = np.asarray(generated.tokens_BxN[0])
-    found.append(Replay(name, int(generated.steps), pieces_of(tokenizer, ids_N, step_N)))
-  if samplers:
-    how = (
-      f'A text of {length:,} tokens, all masked at first, is revealed in K steps, anywhere in it; '
-      'after a step that reveals nothing, a network that does not read the noise need not run.'
-    )
-  else:
-    how = f'S streams of a text of {length:,} tokens grow at once, a token of each in every step.'
-  return found, how
-
-
-def drawn_orders(config: Config, step: int) -> dict[str, orders.GenerationOrder]:
-  """Small orders of the kinds that a run has been trained on by a step, by what they are called."""
-  o, keys = config.order, jax.random.split(jax.random.key(config.seed), 1)
-  if config.model.family in diffusion.SAMPLERS:
-    return {}
-  is_strided = 0 <= o.sbp_start < step
-  last = o.sbp_start if is_strided else step
-  budget = int(orders.progressive_budget(last - 1, o.ar_steps, o.perm_steps, o.rho))
-  found = {'left-to-right': orders.left_to_right(_DRAWN)}
-  if budget > 1:
-    count = min(budget, _DRAWN // 2)
-    found[f'{budget} shuffled' + _drawn_as(budget, count)] = orders.shuffled(
-      keys, _DRAWN, count, o.perm_mode
-    )
-  if o.uniform_order_prob and last > o.ar_steps:
-    if o.block_steps:
-      count = min(o.block_steps, _DRAWN // 4)
-      found[f'masked diffusion, T = {o.block_steps}' + _drawn_as(o.block_steps, count)] = (
-        orders.masking_blocks(keys, _DRAWN, count, o.block_schedule)
-      )
-    else:
-      found['uniform'] = orders.uniform(keys, _DRAWN)
-  for count in o.sbp_streams if is_strided else ():
-    if 1 < count < _DRAWN and _DRAWN % count == 0:
-      found[f'strided, S = {count}'] = orders.strided(_DRAWN, count)
-  return found
-
-
-def _drawn_as(of_the_run: int, here: int) -> str:
-  return f', here {here}' if here < of_the_run else ''
-
-
-def read_records(workdir: pathlib.Path) -> dict[int, metrics.Record]:
+def read_records(workdir: pathlib.Path) -> dict[int, history.Record]:
   """The run's log.
 
   Raises:
@@ -163,7 +38,7 @@ def read_records(workdir: pathlib.Path) -> dict[int, metrics.Record]:
   """
   path = workdir / 'metrics.jsonl'
   try:
-    records = metrics.read(path)
+    records = history.read(path)
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(
       f'{path} is missing or damaged ({sentence(error)}); give the training command again, which '
@@ -267,7 +142,7 @@ def report(
   if decoding:
     rows = read_json('decoding', decoding, 'armd_jax.bench.decode', 'systems', 'quality')
     measured['decoding'] = decoding, rows
-  config, tokenizer, params, step = sample.load_ema(workdir)
+  config, tokenizer, params, step = weights.load_ema(workdir)
   if scores:
     measured['scores'] = {path: measured_in(path, step) for path in scores}
 
@@ -338,7 +213,7 @@ def _short(count: int) -> str:
 
 
 def main() -> None:
-  sample.check_sampling(1, _TEMPERATURE.value, _TOP_P.value, 1)
+  requests.check_sampling(1, _TEMPERATURE.value, _TOP_P.value, 1)
   workdir = pathlib.Path(_WORKDIR.value)
   out = pathlib.Path(_OUT.value or workdir / 'report.html')
   report(

@@ -1,9 +1,9 @@
 """What every launcher shares: its flags, the job they describe, and the command of a process.
 
-A process of the job runs the user's command with flags of `armd_jax.distributed` added. How it
-ended is its exit code: 0, done; 1, an error that starting again would not mend; 75 (or 143 before
-there is anything to save), told to stop by SIGTERM; anything else, a crash. Launchers start a job
-again after the latter two.
+A process of the job runs the user's command with flags of `armd_jax.parallel.distributed` added.
+How it ended is its exit code: 0, done; 1, an error that starting again would not mend; 75 (or 143
+before there is anything to save), told to stop by SIGTERM; anything else, a crash. Launchers start
+a job again after the latter two.
 """
 
 from __future__ import annotations

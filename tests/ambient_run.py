@@ -9,9 +9,11 @@ import sys
 import tiny_run
 
 import armd_jax
-from armd_jax import cli, config, evaluate, export, sample, standalone, train
-from armd_jax.evaluation import scores
+from armd_jax import cli, config, export
+from armd_jax.artifacts import standalone, weights
+from armd_jax.evaluation import scores, suites
 from armd_jax.evaluation.journal import Journal
+from armd_jax.training import loop
 
 
 def losses(folder: pathlib.Path, name: str) -> list[float]:
@@ -20,7 +22,7 @@ def losses(folder: pathlib.Path, name: str) -> list[float]:
   raw.train.update(eval_every=2, checkpoint_every=1)
   for steps in (1, 2):
     raw.train.steps = steps
-    train.train(config.parse(raw), folder / name)
+    loop.train(config.parse(raw), folder / name)
   return list(tiny_run.losses(folder / name).values())
 
 
@@ -38,8 +40,8 @@ def text_of_export(folder: pathlib.Path, name: str) -> str:
 
 def nats(folder: pathlib.Path, name: str) -> list[float]:
   """What the run's held-out windows cost under every kind of order."""
-  found, tokenizer, params, _ = sample.load_ema(folder / name)
-  task = evaluate.likelihood_task(found, [], orders=1, num_windows=4)
+  found, tokenizer, params, _ = weights.load_ema(folder / name)
+  task = suites.likelihood_task(found, [], orders=1, num_windows=4)
   journal = Journal(folder / 'partial', {})
   measured = scores.score(found, tokenizer, params, task.parts, batch_size=4, journal=journal)
   return [row.row()['nats_per_token'] for row in measured]

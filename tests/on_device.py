@@ -29,7 +29,8 @@ def pytest_configure(config):
 
 def _chip():
   """'tpu' or 'gpu' where the kernels for one can run, else None."""
-  from armd_jax.attention import device, tpu_blocks
+  from armd_jax.attention import tpu_blocks
+  from armd_jax.hardware import device
 
   here = device.current()
   return here.platform if here.chip in (*tpu_blocks.CHIPS, device.HOPPER) else None

@@ -39,7 +39,8 @@ def mesh(sizes):
   """A mesh over the first devices."""
   import jax
 
-  from armd_jax import config, sharding
+  from armd_jax import config
+  from armd_jax.parallel import sharding
 
   return sharding.make_mesh(
     config.MeshConfig(*sizes), jax.devices()[: sizes[0] * sizes[1] * sizes[2]]

@@ -13,8 +13,8 @@ import pytest
 import tiny
 import tiny_run
 
-from armd_jax import ambient
 from armd_jax.decode import generate
+from armd_jax.parallel import ambient
 
 # Of every setting a value that would change what is drawn, or end in an error.
 OTHERWISE = {

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from armd_jax import aot, chips, config, flops, targets, training
-from armd_jax.chips import GIB
+from armd_jax import aot, config, training
+from armd_jax.compiled import flops, programs, targets
 from armd_jax.decode.state import CACHE_ROWS
 from armd_jax.errors import UserError
+from armd_jax.hardware import chips
+from armd_jax.hardware.chips import GIB
 
 TINY = dict(
   length=16, num_layers=2, embed_dim=32, num_heads=8, mlp_dim=64, dtype='float32', pe_dim=8,
@@ -69,12 +71,12 @@ def test_a_missing_compiler_says_what_to_install(monkeypatch):
 
 def _mesh_that_suits():
   here, said = target(jax.devices()), []
-  _, kept = aot.mesh_for(tiny(batch_size=16), here, 11, said.append)
+  _, kept = programs.mesh_for(tiny(batch_size=16), here, 11, said.append)
   # 4 sequences cannot be shared by 8 devices: those of the one process share the heads.
-  changed, taken = aot.mesh_for(tiny(), here, 11, said.append)
+  changed, taken = programs.mesh_for(tiny(), here, 11, said.append)
   with pytest.raises(UserError, match='is 4'):
     odd = dataclasses.replace(tiny(), model=dataclasses.replace(tiny().model, num_heads=4))
-    aot.mesh_for(odd, here, 11, print)
+    programs.mesh_for(odd, here, 11, print)
   return dict(kept.shape), dict(taken.shape), dataclasses.astuple(changed.mesh), said
 
 
@@ -95,10 +97,10 @@ def test_memory_counts_donated_arguments_once():
     temp_size_in_bytes=7 * GIB,
   )
   compiled = types.SimpleNamespace(memory_analysis=lambda: said)
-  found = aot.memory(compiled, target())
+  found = programs.memory(compiled, target())
   assert found['total'] == 15 * GIB == found['usable'] and found['fits']
   said.temp_size_in_bytes += 1
-  assert not aot.memory(compiled, target())['fits']
+  assert not programs.memory(compiled, target())['fits']
 
 
 @pytest.mark.parametrize(
@@ -113,9 +115,9 @@ def test_what_the_compiler_says_of_a_program_that_is_too_large(words):
   def refuse(options):
     raise jax.errors.JaxRuntimeError(f'RESOURCE_EXHAUSTED: {words}')
 
-  found = aot.compile_program(types.SimpleNamespace(compile=refuse), target())
-  assert found == aot.TooLarge(19.5 * GIB, 15.75 * GIB)
-  assert not aot.memory(found, target())['fits']
+  found = programs.compile_program(types.SimpleNamespace(compile=refuse), target())
+  assert found == programs.TooLarge(19.5 * GIB, 15.75 * GIB)
+  assert not programs.memory(found, target())['fits']
 
 
 def test_other_errors_of_the_compiler_are_not_swallowed():
@@ -123,7 +125,7 @@ def test_other_errors_of_the_compiler_are_not_swallowed():
     raise jax.errors.JaxRuntimeError('INTERNAL: memory of (1K) and (2K) is odd')
 
   with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
-    aot.compile_program(types.SimpleNamespace(compile=refuse), target())
+    programs.compile_program(types.SimpleNamespace(compile=refuse), target())
 
 
 def _fix(monkeypatch, fits, **train):
@@ -136,8 +138,8 @@ def _fix(monkeypatch, fits, **train):
 
   monkeypatch.setattr(aot, '_fits', try_one)
   given = tiny(batch_size=64, **train)
-  _, mesh = aot.mesh_for(given, target(), 11, print)
-  return aot.find_fix(given, 11, mesh, target(), print), tried
+  _, mesh = programs.mesh_for(given, target(), 11, print)
+  return programs.find_fix(given, 11, mesh, target(), print), tried
 
 
 def test_the_fix_is_the_cheapest_that_fits(monkeypatch):
@@ -153,13 +155,13 @@ def test_the_fix_is_the_cheapest_that_fits(monkeypatch):
 def test_what_no_setting_can_mend_asks_for_chips(monkeypatch):
   given = tiny()
   small = dataclasses.replace(target(), chip=chips.Chip(1e12, 100_000, 0, 1e12, 1e11, 0))
-  _, mesh = aot.mesh_for(given, small, 11, print)
+  _, mesh = programs.mesh_for(given, small, 11, print)
   state = training.abstract_state(given, 11, mesh)
-  needed = aot.held(state) + aot.held(state.params)
+  needed = programs.held(state) + programs.held(state.params)
   assert 100_000 < needed < 800_000
   monkeypatch.setattr(aot, '_fits', None)  # nothing is compiled
   count = next(2**i for i in range(9) if 2**i * 100_000 >= needed)
-  assert f'take {count} or more' in aot.find_fix(given, 11, mesh, small, print)
+  assert f'take {count} or more' in programs.find_fix(given, 11, mesh, small, print)
 
 
 def test_train_flops_are_those_of_the_whole_batch():
@@ -169,13 +171,13 @@ def test_train_flops_are_those_of_the_whole_batch():
   whole = flops.count(
     lambda *args: training.loss_and_gradients(given, 11, *args), params, jnp.int32(0), text_BxN
   )
-  assert aot.train_flops(given, 11) == whole
+  assert programs.train_flops(given, 11) == whole
 
 
 def test_decode_flops_of_a_step():
   """By hand: rows of a step through matrices, attention and the output layer."""
   given = tiny()
-  m, tokens, sequences = given.model, aot.DECODE_STREAMS, 3
+  m, tokens, sequences = given.model, programs.DECODE_STREAMS, 3
   width, ffn, keys = m.embed_dim, m.mlp_dim, m.length + CACHE_ROWS  # room for a step's rows
   matrices = 2 * width * width + 2 * width * ffn  # query, out, up, down
   key_value = 2 * width * width
@@ -185,7 +187,7 @@ def test_decode_flops_of_a_step():
   # Seeds: the aggregated state, and rows of the same step.
   seeds = m.pe_dim * width * 2 + tokens * (m.pe_dim + width)
   by_hand = 2 * tokens * (layers + padded * width + seeds)
-  found = aot.decode_flops(given, 11, sequences)
+  found = programs.decode_flops(given, 11, sequences)
   assert found['decode'].dense == pytest.approx(sequences * by_hand, rel=0.02)
   assert found['decode'].visible < found['decode'].dense
   assert found['prefill'].visible > found['decode'].visible / tokens * (m.length // 2 - 1) * 0.5

@@ -7,7 +7,8 @@ import tiny_gpt2
 import tiny_run
 
 from armd_jax import config as config_lib
-from armd_jax import convert, models, sample
+from armd_jax import convert, models
+from armd_jax.artifacts import weights
 from armd_jax.errors import UserError
 
 
@@ -26,7 +27,7 @@ def ar_run(tmp_path_factory):
 def test_an_ar_run_becomes_armds(ar_run, tmp_path):
   folder, params = ar_run
   convert.write(*convert.from_ar(folder, -1), tmp_path / 'warm')
-  config, _, warm, step = sample.load_ema(tmp_path / 'warm')
+  config, _, warm, step = weights.load_ema(tmp_path / 'warm')
   assert (step, config.model.family, config.model.g0) == (0, 'armd', 'warm')
   assert config.model.num_two_stream_layers == 1
   np.testing.assert_array_equal(warm['vocabulary']['embedding'], params['vocabulary']['embedding'])
@@ -47,7 +48,7 @@ def test_gpt2_becomes_a_run(tmp_path):
   rows = np.random.RandomState(0).normal(size=(257, tiny_gpt2.E)).astype(np.float32)
   folder = tiny_gpt2.write(tmp_path, arrays | {'wte.weight': rows}, vocab_size=257)
   convert.write(*convert.from_gpt2(folder, 'stdlib', 'bytes'), tmp_path / 'run')
-  config, tokenizer, params, step = sample.load_ema(tmp_path / 'run')
+  config, tokenizer, params, step = weights.load_ema(tmp_path / 'run')
   assert (step, config.model.family, config.model.style) == (0, 'ar', 'gpt2')
   assert (config.data.source, tokenizer.name) == ('stdlib', 'bytes')
   np.testing.assert_array_equal(params['vocabulary']['embedding'][:257], rows)

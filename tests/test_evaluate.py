@@ -11,9 +11,9 @@ import pytest
 import tiny_run
 
 from armd_jax import config as config_lib
-from armd_jax import evaluate
 from armd_jax.data.tokenizers import ByteTokenizer
 from armd_jax.errors import UserError
+from armd_jax.evaluation import suites
 
 TOKENIZER = ByteTokenizer()
 CONFIG = config_lib.parse({'model': {'length': 8}, 'order': {'rho': 4}})
@@ -28,7 +28,7 @@ def given(tmp_path):
 
 
 def test_zero_shot_suites_score_every_text_left_to_right(given):
-  task = evaluate.zero_shot_task('sedd', given, CONFIG, TOKENIZER, (), 8, 0)
+  task = suites.zero_shot_task('sedd', given, CONFIG, TOKENIZER, (), 8, 0)
   found = [(part.text, part.protocol.name, part.orders) for part in task.parts]
   assert found == [('PTB', 'left-to-right', 1), ('LM1B', 'left-to-right', 1)]
   assert TOKENIZER.decode(task.parts[0].windows_WxN[0]) == 'one two '
@@ -40,16 +40,16 @@ def test_zero_shot_suites_score_every_text_left_to_right(given):
 
 
 def test_streams_are_scored_beside(given):
-  task = evaluate.zero_shot_task('mdlm', given, CONFIG, TOKENIZER, (1, 2), 8, 2)
+  task = suites.zero_shot_task('mdlm', given, CONFIG, TOKENIZER, (1, 2), 8, 2)
   names = [part.protocol.name for part in task.parts]
   assert names == ['left-to-right', 'strided S=2, parallel', 'strided S=2, one by one'] * 2
   assert [len(part.windows_WxN) for part in task.parts] == [2] * 6
   with pytest.raises(UserError, match='S = 3, which does not divide the length 8'):
-    evaluate.zero_shot_task('mdlm', given, CONFIG, TOKENIZER, (3,), 8, 0)
+    suites.zero_shot_task('mdlm', given, CONFIG, TOKENIZER, (3,), 8, 0)
 
 
 def test_another_text_is_another_fingerprint(given, tmp_path):
-  digits = lambda: evaluate.zero_shot_task('sedd', given, CONFIG, TOKENIZER, (), 8, 0).texts
+  digits = lambda: suites.zero_shot_task('sedd', given, CONFIG, TOKENIZER, (), 8, 0).texts
   before = digits()
   assert digits() == before
   (tmp_path / 'ptb.txt').write_text('one two threE\nfour five\n')
@@ -58,7 +58,7 @@ def test_another_text_is_another_fingerprint(given, tmp_path):
 
 def test_likelihood_suite_covers_every_kind_of_order(tmp_path):
   raw = tiny_run.config(tmp_path)
-  task = evaluate.likelihood_task(config_lib.parse(raw), (1, 4), 6, 5)
+  task = suites.likelihood_task(config_lib.parse(raw), (1, 4), 6, 5)
   found = [(part.protocol.name, part.protocol.kind, part.orders) for part in task.parts]
   assert found == [
     ('left-to-right', 'exact', 1),
@@ -69,18 +69,18 @@ def test_likelihood_suite_covers_every_kind_of_order(tmp_path):
   ]
   assert {part.windows_WxN.shape for part in task.parts} == {(5, 16)}
   raw.order.rho = 0
-  task = evaluate.likelihood_task(config_lib.parse(raw), (), 6, 5)
+  task = suites.likelihood_task(config_lib.parse(raw), (), 6, 5)
   assert [part.protocol.name for part in task.parts] == ['left-to-right', 'uniform orders']
 
 
 def test_last_words_are_lambada_s(tmp_path, given):
   path = tmp_path / 'lambada.jsonl'
   path.write_text('{"context": "a b", "continuation": "c"}\n' * 3)
-  task = evaluate.last_word_task({'lambada': str(path)}, CONFIG, TOKENIZER, 2)
+  task = suites.last_word_task({'lambada': str(path)}, CONFIG, TOKENIZER, 2)
   assert TOKENIZER.decode(task.passages.text_WxN[0])[:5] == 'a b c'
   assert len(task.passages.text_WxN) == 2 and '2 passages, of which 0 lost' in task.described[1]
   with pytest.raises(UserError, match='--suite=lambada reads LAMBADA alone'):
-    evaluate.last_word_task(given, CONFIG, TOKENIZER, 0)
+    suites.last_word_task(given, CONFIG, TOKENIZER, 0)
 
 
 def number_of_lines(path):

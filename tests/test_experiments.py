@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from armd_jax import config as config_lib
-from armd_jax import recipes, sharding, training
+from armd_jax import recipes, training
 from armd_jax.bench import scaling
 from armd_jax.data import tokenizers
 from armd_jax.errors import UserError
+from armd_jax.parallel import sharding
 
 DRILL_ALSO = ('experiments/*.py',)
 NAMES = [path.stem for path in pathlib.Path('experiments').glob('*.py')]

@@ -10,12 +10,16 @@ import pytest
 import tiny_run
 
 import armd_jax
-from armd_jax import checkpoint, models, sample, sharding, standalone, training
 from armd_jax import config as config_lib
 from armd_jax import export as export_lib
+from armd_jax import models, training
+from armd_jax.artifacts import cards, standalone, weights
 from armd_jax.config import MeshConfig, UserError
+from armd_jax.decode import requests
 from armd_jax.decode.generate import generate, task_of
 from armd_jax.order import left_to_right
+from armd_jax.parallel import sharding
+from armd_jax.training import checkpoint
 
 # Runs run.py where this package cannot be imported.
 ALONE = """
@@ -50,7 +54,7 @@ def write(path, source, weights='ema', overwrite=False):
     if path.suffix == '.safetensors':
       standalone.write_file(part, export, params)
     else:
-      card = export_lib.model_card(export, params, {'held out': [{'nats': 1.25}]})
+      card = cards.model_card(export, params, {'held out': [{'nats': 1.25}]})
       standalone.write_folder(part, params, card)
       standalone.seal(part, export)
   return path
@@ -85,12 +89,12 @@ MODEL = config_lib.parse(
 def test_folder_and_file_hold_what_the_run_holds(run, folder, file, tmp_path):
   workdir, state = run
   for path in (folder, file, write(tmp_path / 'back', file)):
-    config, tokenizer, params, step = sample.load_ema(path)
+    config, tokenizer, params, step = weights.load_ema(path)
     assert step == 12 and tokenizer.name == 'bytes'
     assert config.model == checkpoint.read_config(workdir).model
     jax.tree.map(np.testing.assert_array_equal, params, state.ema)
     np.testing.assert_array_equal(logits(params), logits(state.ema))
-  raw = sample.load_ema(write(tmp_path / 'raw.safetensors', workdir, 'raw'))[2]
+  raw = weights.load_ema(write(tmp_path / 'raw.safetensors', workdir, 'raw'))[2]
   jax.tree.map(np.testing.assert_array_equal, raw, state.params)
   with pytest.raises(UserError, match='holds ema weights; write --weights=ema'):
     export_lib.load(folder, 'raw')
@@ -100,9 +104,9 @@ def test_three_lines_of_python(run, file):
   model = armd_jax.load(file)
   text = model.generate('al', streams=4, seed=5)
   assert text.startswith('al')
-  config, tokenizer, params, _ = sample.load_ema(run[0])
-  request = sample.continue_prompts(['al'], 16, tokenizer)
-  assert [text] == sample.complete(config, tokenizer, params, request, streams=4, seed=5)[0]
+  config, tokenizer, params, _ = weights.load_ema(run[0])
+  request = requests.continue_prompts(['al'], 16, tokenizer)
+  assert [text] == requests.complete(config, tokenizer, params, request, streams=4, seed=5)[0]
   with pytest.raises(UserError, match='--streams is 0'):
     model.generate(streams=0)
 
@@ -121,7 +125,7 @@ def test_every_damaged_or_changed_file_is_refused(folder, tmp_path):
     for damage in damages[: 3 if path.name == 'export.json' else 4] if whole else [None]:
       path.unlink() if damage is None else path.write_bytes(damage)
       with pytest.raises(UserError, match=r'^[^\n]*(damaged|changed)[^\n]*; export it again$'):
-        sample.load_ema(copy)
+        weights.load_ema(copy)
       path.write_bytes(whole)
   (copy / 'README.md').write_text('Edited by hand.')
   standalone.read(copy)
@@ -146,7 +150,7 @@ def test_what_does_not_fit_together_is_refused(folder, tmp_path, change, message
   path = copy / 'export.json'
   path.write_text(json.dumps(change(json.loads(path.read_text()))))
   with pytest.raises(UserError, match=message):
-    sample.load_ema(copy)
+    weights.load_ema(copy)
 
 
 def reseal(about):
@@ -176,14 +180,14 @@ def test_damaged_safetensors_are_refused(file, tmp_path):
   ):
     path.write_bytes(damaged)
     with pytest.raises(UserError, match=r'^[^\n]*(damaged|changed)[^\n]*; export it again$'):
-      sample.load_ema(path)
+      weights.load_ema(path)
   import safetensors.numpy
 
   safetensors.numpy.save_file({'x': np.zeros(3)}, path)
   with pytest.raises(UserError, match='was not written by armd_jax'):
-    sample.load_ema(path)
+    weights.load_ema(path)
   with pytest.raises(UserError, match='is not there'):
-    sample.load_ema(tmp_path / 'none.safetensors')
+    weights.load_ema(tmp_path / 'none.safetensors')
 
 
 def test_nothing_is_overwritten_in_silence(folder, tmp_path):
@@ -205,12 +209,12 @@ def test_nothing_is_overwritten_in_silence(folder, tmp_path):
 def test_scores_of_other_weights_do_not_enter_the_card(tmp_path):
   path = tmp_path / 'scores.json'
   path.write_text(json.dumps({'step': 11, 'scores': [{'name': 'left-to-right', 'nats': 1.5}]}))
-  assert export_lib.measured_in(path, 11)[0]['nats'] == 1.5
+  assert cards.measured_in(path, 11)[0]['nats'] == 1.5
   with pytest.raises(UserError, match='were measured at step 11, not 12'):
-    export_lib.measured_in(path, 12)
+    cards.measured_in(path, 12)
   path.write_text('[1]')
   with pytest.raises(UserError, match='is nothing that evaluate wrote'):
-    export_lib.measured_in(path, 12)
+    cards.measured_in(path, 12)
 
 
 def test_programs_alone_generate_the_samplers_tokens(run, tmp_path):

@@ -8,8 +8,12 @@ import pytest
 import tiny_run
 
 from armd_jax import config as config_lib
-from armd_jax import sample, sharding, train, training
+from armd_jax import training
+from armd_jax.artifacts import weights
+from armd_jax.decode import requests
 from armd_jax.evaluation import likelihood, scores
+from armd_jax.parallel import sharding
+from armd_jax.training import loop
 
 N, V = 8, 4
 FAMILIES = ('armd', 'ar', 'mdlm', 'd3pm', 'sedd', 'radd')
@@ -69,7 +73,7 @@ def test_a_run_learns_is_measured_and_generates(tmp_path, capsys):
   raw = tiny_run.config(tmp_path)
   raw.model.update(family='sedd', num_layers=1)
   raw.train.update(steps=30, eval_every=30, sample_every=30, checkpoint_every=30)
-  train.train(config_lib.parse(raw), tmp_path / 'run')
+  loop.train(config_lib.parse(raw), tmp_path / 'run')
   records = list(map(json.loads, (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()))
   losses = [r['loss'] for r in records if 'loss' in r]
   assert len(losses) == 30 and np.isfinite(losses).all()
@@ -77,13 +81,13 @@ def test_a_run_learns_is_measured_and_generates(tmp_path, capsys):
   assert held_out < np.log(256) - 1
   (text,) = (r['sample'] for r in records if 'sample' in r)
   assert text and f'sample: {text}' in capsys.readouterr().out
-  config, tokenizer, params, step = sample.load_ema(tmp_path / 'run')
+  config, tokenizer, params, step = weights.load_ema(tmp_path / 'run')
   assert step == 30
   windows = np.tile(np.frombuffer(b'alpha beta gamma', np.uint8), (12, 1))
   (score,) = scores.evaluate(config, tokenizer, params, windows, (2, 4), batch_size=12)
   assert (score.name, score.kind) == ('denoising, random orders', 'bound')
-  request = sample.fill_gaps('a____b', 0, 1, 16, tokenizer)
-  (text,), generated = sample.denoise(
+  request = requests.fill_gaps('a____b', 0, 1, 16, tokenizer)
+  (text,), generated = requests.denoise(
     config, tokenizer, params, request, steps=4, sampler='euler', seed=1
   )
   assert text.startswith('a') and text.endswith('b') and 1 <= generated.steps <= 4

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from armd_jax import config as config_lib
-from armd_jax import report, sample
+from armd_jax import report
+from armd_jax.artifacts import weights
+from armd_jax.decode import requests
 from armd_jax.quickstart import quickstart
+from armd_jax.show import replays
 
 
 @pytest.fixture(scope='module')
@@ -121,12 +124,12 @@ def test_report_shows_the_run(finished, tmp_path):
 def test_a_replay_shows_a_piece_when_the_decoder_has_made_all_of_it(finished):
   """At every step that streaming tells of."""
   _, workdir, _ = finished
-  config, tokenizer, params, _ = sample.load_ema(workdir)
-  (replay,), _ = report.replays(config, tokenizer, params, '', [2])
+  config, tokenizer, params, _ = weights.load_ema(workdir)
+  (replay,), _ = replays.replays(config, tokenizer, params, '', [2])
   seen = []
-  request = sample.continue_prompts([''], 32, tokenizer)
+  request = requests.continue_prompts([''], 32, tokenizer)
   watch = lambda generated, known_BxN: seen.append((int(generated.steps), known_BxN[0]))
-  (text,), _ = sample.complete(config, tokenizer, params, request, streams=2, watch=watch)
+  (text,), _ = requests.complete(config, tokenizer, params, request, streams=2, watch=watch)
   assert ''.join(piece for piece, _, _ in replay.pieces) == text
   ends = np.cumsum([tokens for _, tokens, _ in replay.pieces])
   # Before the first step and after the last; how often between, time decides.

@@ -12,11 +12,12 @@ import pytest
 import tiny
 
 from armd_jax import config as config_lib
-from armd_jax import report, report_page, sample
+from armd_jax import report
 from armd_jax.data.tokenizers import ByteTokenizer
-from armd_jax.decode import diffusion
+from armd_jax.decode import diffusion, requests
 from armd_jax.errors import UserError
-from armd_jax.report_page import Replay
+from armd_jax.show import replays, report_page
+from armd_jax.show.report_page import Replay
 
 # One text in two streams after a given piece, one in one stream; two tokens make one letter.
 TWO = Replay(
@@ -101,7 +102,7 @@ def test_pieces_are_the_text_and_the_tokens():
   tokenizer = ByteTokenizer()
   ids_N = np.append(tokenizer.encode('né“!'), [256, 195, 65, 226])
   step_N = np.arange(1, len(ids_N) + 1)
-  pieces = report.pieces_of(tokenizer, ids_N, step_N)
+  pieces = replays.pieces_of(tokenizer, ids_N, step_N)
   assert ''.join(text for text, _, _ in pieces) == tokenizer.decode(ids_N)
   assert sum(tokens for _, tokens, _ in pieces) == len(ids_N)
   assert [text for text, _, _ in pieces][:4] == ['n', 'é', '“', '!']
@@ -113,7 +114,7 @@ def test_a_diffusion_is_replayed_by_runs_of_its_network(family):
   tokenizer = ByteTokenizer()
   config = dataclasses.replace(config_lib.Config(), model=tiny.model_config(family=family))
   _, params = tiny.init(config.model, tokenizer.vocab_size)
-  found, how = report.replays(config, tokenizer, params, 'ab', (1, 4), seed=0)
+  found, how = replays.replays(config, tokenizer, params, 'ab', (1, 4), seed=0)
   assert [replay.name for replay in found] == ['K = 14', 'K = 4']
   assert '16 tokens' in how and 'K steps' in how
   for replay in found:
@@ -121,22 +122,22 @@ def test_a_diffusion_is_replayed_by_runs_of_its_network(family):
     steps = [step for _, _, step in replay.pieces[2:]]
     assert min(steps) >= 1 and max(steps) == replay.steps <= int(replay.name[4:])
     assert sum(tokens for _, tokens, _ in replay.pieces) == 16
-    request = sample.continue_prompts(['ab'], 16, tokenizer)
+    request = requests.continue_prompts(['ab'], 16, tokenizer)
     options = dict(steps=int(replay.name[4:]), sampler=diffusion.SAMPLERS[family][0], seed=0)
-    (text,), _ = sample.denoise(config, tokenizer, params, request, **options)
+    (text,), _ = requests.denoise(config, tokenizer, params, request, **options)
     assert text == ''.join(piece for piece, _, _ in replay.pieces)
 
 
 def test_orders_are_those_that_training_has_reached():
   order = dict(ar_steps=10, perm_steps=20, rho=32, sbp_start=30, sbp_streams=(1, 2, 4, 32))
   config = config_lib.parse({'order': order | {'uniform_order_prob': 0.1}})
-  names = lambda step: list(report.drawn_orders(config, step))
+  names = lambda step: list(replays.drawn_orders(config, step))
   assert names(10) == ['left-to-right']
   assert names(13) == ['left-to-right', '7 shuffled', 'uniform']
   shuffled = ['left-to-right', '32 shuffled, here 8', 'uniform']
   assert names(30) == shuffled
   assert names(31) == [*shuffled, 'strided, S = 2', 'strided, S = 4']
-  for name, drawn in report.drawn_orders(config, 31).items():
+  for name, drawn in replays.drawn_orders(config, 31).items():
     assert sorted(drawn.position_BxN[0].tolist()) == list(range(1, 17)), name
 
 

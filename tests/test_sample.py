@@ -3,38 +3,38 @@
 import numpy as np
 import pytest
 
-from armd_jax import sample
 from armd_jax.config import UserError
 from armd_jax.data.tokenizers import ByteTokenizer
+from armd_jax.decode import requests
 
 TOKENIZER = ByteTokenizer()
 
 
 def test_prompts_leave_the_rest_open():
-  request = sample.continue_prompts(['ab', ''], 6, TOKENIZER)
+  request = requests.continue_prompts(['ab', ''], 6, TOKENIZER)
   assert request.tokens_BxN[0, :2].tolist() == [97, 98]
   assert request.given_BxN.sum(1).tolist() == [2, 0]
   assert request.length_B.tolist() == [6, 6]
   with pytest.raises(UserError, match='has 6 tokens but the model takes 6; shorten it to 5'):
-    sample.continue_prompts(['abcdef'], 6, TOKENIZER)
+    requests.continue_prompts(['abcdef'], 6, TOKENIZER)
 
 
 def test_gaps():
-  request = sample.fill_gaps('To ___ or ____!', 0, 2, 32, TOKENIZER)
+  request = requests.fill_gaps('To ___ or ____!', 0, 2, 32, TOKENIZER)
   assert request.length_B.tolist() == [15, 15]
   open_at = np.flatnonzero(~request.given_BxN[0, :15]).tolist()
   assert open_at == [3, 4, 5, 10, 11, 12, 13]
   given = request.tokens_BxN[1, :15][request.given_BxN[1, :15]]
   assert TOKENIZER.decode(given) == 'To  or !'
-  wide = sample.fill_gaps('a___b', 7, 1, 32, TOKENIZER)
+  wide = requests.fill_gaps('a___b', 7, 1, 32, TOKENIZER)
   assert wide.length_B.tolist() == [9] and (~wide.given_BxN[0, :9]).sum() == 7
 
 
 def test_gap_refusals():
   with pytest.raises(UserError, match='no gap; mark one'):
-    sample.fill_gaps('To be', 0, 1, 32, TOKENIZER)
+    requests.fill_gaps('To be', 0, 1, 32, TOKENIZER)
   with pytest.raises(UserError, match='makes 40 tokens but the model takes 32'):
-    sample.fill_gaps('_' * 40, 0, 1, 32, TOKENIZER)
+    requests.fill_gaps('_' * 40, 0, 1, 32, TOKENIZER)
 
 
 @pytest.mark.parametrize(
@@ -44,4 +44,4 @@ def test_gap_refusals():
 )  # fmt: skip
 def test_setting_refusals(settings, message):
   with pytest.raises(UserError, match=message):
-    sample.check_sampling(*settings)
+    requests.check_sampling(*settings)

@@ -15,12 +15,16 @@ import jax
 import numpy as np
 import pytest
 
-from armd_jax import checkpoint, metrics, sample, sharding, training
 from armd_jax import config as config_lib
-from armd_jax.attention import device
-from armd_jax.chips import CHIPS
+from armd_jax import training
+from armd_jax.artifacts import weights
 from armd_jax.config import UserError
-from armd_jax.train import check_batch, train
+from armd_jax.hardware import device
+from armd_jax.hardware.chips import CHIPS
+from armd_jax.parallel import sharding
+from armd_jax.show import history
+from armd_jax.training import checkpoint
+from armd_jax.training.loop import check_batch, train
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -110,7 +114,7 @@ def test_starts_on_a_chip_whose_peak_is_known(text, tmp_path, monkeypatch, capsy
   monkeypatch.setitem(CHIPS, device.current().chip, CHIPS['v5e'])
   train(tiny_config(text, steps=3), tmp_path / 'run')
   assert 'at peak   a step would take: mfu' in capsys.readouterr().out
-  records = metrics.read(tmp_path / 'run' / 'metrics.jsonl')
+  records = history.read(tmp_path / 'run' / 'metrics.jsonl')
   assert all(0 < records[step][name] < 1 for step in (2, 3) for name in ('mfu', 'mfu_6nd'))
 
 
@@ -196,7 +200,7 @@ def test_a_checkpoint_of_another_shape_is_refused_by_name(finished, tmp_path, fi
   raw['model'] |= fields | ({'num_two_stream_layers': -1, 'mlp_dim': -1})
   (workdir / 'config.json').write_text(json.dumps(raw))
   with pytest.raises(UserError, match=message):
-    sample.load_ema(workdir)
+    weights.load_ema(workdir)
 
 
 def test_an_extra_parameter_is_refused_by_name(finished):

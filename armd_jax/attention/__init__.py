@@ -24,9 +24,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from armd_jax import axes
-from armd_jax.attention import device, hopper, reference, tpu, tpu_blocks
+from armd_jax.attention import hopper, reference, tpu, tpu_blocks
 from armd_jax.errors import UserError
+from armd_jax.hardware import device
+from armd_jax.parallel import axes
 
 Array = jax.Array
 

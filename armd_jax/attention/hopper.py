@@ -21,7 +21,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from armd_jax.attention import checks, device, hopper_blocks, hopper_kernels, ptxas, tiles
+from armd_jax.attention import checks, hopper_blocks, hopper_kernels, ptxas, tiles
+from armd_jax.hardware import device
 
 Array = jax.Array
 

@@ -1,7 +1,7 @@
 """How large the tiles of the Hopper kernels are.
 
 A choice that spills no register (docs/attention.md), and before it the table of what
-`python -m armd_jax.attention.tune_hopper` found fastest on a real chip.
+`python -m armd_jax.bench.attention.tune_hopper` found fastest on a real chip.
 """
 
 from __future__ import annotations

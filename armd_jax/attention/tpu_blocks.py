@@ -1,7 +1,7 @@
 """How large the tiles of the TPU kernels are, per chip and shape.
 
 A rule, justified by the compiler's schedule (docs/attention.md), and before it the table of what
-`python -m armd_jax.attention.tune` found fastest on a real chip.
+`python -m armd_jax.bench.attention.tune` found fastest on a real chip.
 """
 
 from __future__ import annotations

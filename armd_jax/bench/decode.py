@@ -19,9 +19,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from armd_jax import cli, flops, models, sample, sharding
+from armd_jax import cli, models
 from armd_jax import config as config_lib
+from armd_jax.artifacts import weights
 from armd_jax.bench import decode_peers, timing
+from armd_jax.compiled import flops
 from armd_jax.config import Config, ModelConfig, check_streams
 from armd_jax.data import corpus as corpus_lib
 from armd_jax.decode import diffusion, panels
@@ -30,7 +32,10 @@ from armd_jax.decode.generate import compile_generate, prepare, task_of
 from armd_jax.decode.state import Task
 from armd_jax.errors import UserError
 from armd_jax.evaluation import likelihood
+from armd_jax.hardware import clock, machines
 from armd_jax.order import left_to_right
+from armd_jax.parallel import sharding
+from armd_jax.show import columns
 
 AR = 'AR, cached'
 
@@ -185,7 +190,7 @@ def measure(timed: Sequence[Timed], num_slots: int, batch_size: int, repeats: in
   fits = [one for one in timed if (one.memory_bytes or 0) <= there]
   calls = {(one.name, 'run'): one.run for one in fits}
   calls |= {(one.name, 'prefill'): one.prefill for one in fits if one.prefill}
-  medians = timing.medians(timing.interleaved(calls, repeats))
+  medians = clock.medians(clock.interleaved(calls, repeats))
   tokens = batch_size * num_slots
   first = medians.get((timed[0].name, 'run'))
   rows = []
@@ -224,7 +229,7 @@ def memory_limit() -> int:
 def report(rows: Sequence[dict[str, Any]]) -> str:
   """The rows as text."""
   rate = lambda row, name: row['seconds'] and row[name] and row[name] / row['ms_per_step'] / 1e6
-  return timing.table(
+  return columns.table(
     [
       {
         'system': row['system'],
@@ -297,7 +302,7 @@ def quality_report(rows: Sequence[dict[str, Any]]) -> str:
   with_error = lambda row, name: (
     f'{row[name]:.5f}' + (f' +- {row[f"{name}_error"]:.5f}' if row[f'{name}_error'] else '')
   )
-  return timing.table(
+  return columns.table(
     [
       {
         'S': row['streams'],
@@ -315,18 +320,19 @@ def main() -> None:
   streams, batches = cli.streams_of(_STREAMS), list(map(int, _BATCHES.value))
   params = scores = None
   if _WORKDIR.value:
-    config, tokenizer, params, _ = sample.load_ema(_WORKDIR.value)
+    config, tokenizer, params, _ = weights.load_ema(_WORKDIR.value)
     if config.model.family != 'armd':
       raise UserError(f'{_WORKDIR.value} is of family {config.model.family!r}; give an ARMD run')
     model, vocab_size = dataclasses.asdict(config.model), tokenizer.vocab_size
   else:
     model, vocab_size = _SHAPE.values()
   compared = systems(model, vocab_size, streams, params)
-  machine, shape = timing.machine(), compared[0].config
-  parameters = timing.num_parameters(jax.eval_shape(panels.whole, compared[-1].params))
+  machine, shape = machines.machine(), compared[0].config
+  parameters = columns.num_parameters(jax.eval_shape(panels.whole, compared[-1].params))
   sizes = ', '.join(map(str, batches))
   print(f'decoding: {timing.shape_line(shape, vocab_size, sizes)}, {parameters / 1e6:.1f}M')
-  print(f'{timing.machine_line(machine)}; medians of {_REPEATS.value} rounds in turns', flush=True)
+  line = machines.machine_line(machine)
+  print(f'{line}; medians of {_REPEATS.value} rounds in turns', flush=True)
   rows = []
   while batches:
     batch_size = batches.pop(0)
@@ -359,7 +365,7 @@ def main() -> None:
   if _JSON.value:
     cli.write_json(_JSON.value, numbers)
   if _PNG.value:
-    from armd_jax import plots
+    from armd_jax.show import plots
 
     plots.decoding(rows, scores, _PNG.value)
 

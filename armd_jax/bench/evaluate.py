@@ -15,14 +15,16 @@ import jax
 import numpy as np
 from absl import flags
 
-from armd_jax import cli, models, sharding
+from armd_jax import cli, models
 from armd_jax import config as config_lib
 from armd_jax.bench import timing
 from armd_jax.config import Config
 from armd_jax.data.tokenizers import ByteTokenizer
 from armd_jax.evaluation import likelihood, scores
 from armd_jax.evaluation.journal import Journal
+from armd_jax.hardware import clock, machines
 from armd_jax.order import left_to_right
+from armd_jax.parallel import sharding
 
 GOAL = 0.9  # of the forward pass's own windows per second
 
@@ -62,7 +64,7 @@ def measure(
     'forward': lambda: [forward(params, text_BxN, orders) for text_BxN in texts],
     'evaluate': evaluate,
   }
-  medians = timing.medians(timing.interleaved(calls, repeats))
+  medians = clock.medians(clock.interleaved(calls, repeats))
   if profile:
     with jax.profiler.trace(profile, create_perfetto_trace=True):
       evaluate()
@@ -82,9 +84,9 @@ def report(numbers: dict[str, Any]) -> str:
 def main() -> None:
   model, _ = _SHAPE.values()
   config = config_lib.parse({'model': model, 'order': {'rho': 0}})
-  machine = timing.machine()
+  machine = machines.machine()
   print(f'evaluation: {timing.shape_line(config.model, 256, _BATCH.value)}, bytes')
-  print(f'{timing.machine_line(machine)}; medians of {_REPEATS.value} rounds of', end=' ')
+  print(f'{machines.machine_line(machine)}; medians of {_REPEATS.value} rounds of', end=' ')
   print(f'{_BATCHES.value} batches in turns', flush=True)
   numbers = measure(config, _BATCH.value, _BATCHES.value, _REPEATS.value, _PROFILE.value)
   print(report(numbers))

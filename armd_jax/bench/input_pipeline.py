@@ -17,6 +17,7 @@ from armd_jax.config import DataConfig
 from armd_jax.data import corpus
 from armd_jax.data.packing import PACKINGS
 from armd_jax.data.pipeline import training_batches
+from armd_jax.hardware import machines
 
 
 def measure(
@@ -72,10 +73,10 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
   config = DataConfig(source=_SOURCE.value, tokenizer=_TOKENIZER.value, packing=_PACKING.value)
-  machine = timing.machine()
+  machine = machines.machine()
   shape = {'length': _LENGTH.value, 'batch_size': _BATCH.value, 'packing': _PACKING.value}
   print(f'input pipeline: {shape["batch_size"]} x {shape["length"]} tokens, {shape["packing"]}')
-  print(timing.machine_line(machine), flush=True)
+  print(machines.machine_line(machine), flush=True)
   rows = measure(config, _LENGTH.value, _BATCH.value, list(map(int, _WORKERS.value)), seconds=5)
   print(report(rows))
   if _JSON.value:

@@ -17,12 +17,14 @@ import jax
 import numpy as np
 from absl import flags
 
-from armd_jax import cli, hlo, models, targets
+from armd_jax import cli, models
 from armd_jax import config as config_lib
-from armd_jax.attention import device
 from armd_jax.bench import timing
+from armd_jax.compiled import hlo, targets
 from armd_jax.config import ModelConfig
 from armd_jax.decode import generate
+from armd_jax.hardware import device
+from armd_jax.show import columns
 
 DEPTHS = 4, 6  # of the compiled programs, layers
 
@@ -100,7 +102,7 @@ def main() -> None:
     model | {'dtype': 'bfloat16'}, vocab_size, cli.streams_of(_STREAMS), [*map(int, _BATCHES.value)]
   )
   print(f'launches of a decoding step on an H100, bfloat16, jax {jax.__version__}')
-  print(timing.table(found))
+  print(columns.table(found))
 
 
 if __name__ == '__main__':

@@ -22,17 +22,20 @@ from typing import Any
 import jax
 from absl import flags
 
-from armd_jax import aot, cli, records, sharding, targets, train
+from armd_jax import cli, records
 from armd_jax import config as config_lib
 from armd_jax.attention import tpu_blocks
-from armd_jax.chips import GIB
+from armd_jax.compiled import programs, targets
 from armd_jax.config import Config, MeshConfig
 from armd_jax.data import tokenizers
+from armd_jax.hardware.chips import GIB
+from armd_jax.parallel import sharding
+from armd_jax.training import loop
 
 ROOT = pathlib.Path(__file__).parents[2]
 PATH = pathlib.Path('docs/records/scaling.json')
 # What programs of a kind are made of, beside their configuration.
-PROGRAMS = {'train': 'armd_jax/training.py', 'generate': 'armd_jax/decode/generate.py'}
+PROGRAMS = {'train': 'armd_jax/training/__init__.py', 'generate': 'armd_jax/decode/generate.py'}
 # No row compiles another chip's kernels, a baseline, or what only CPUs decode by.
 KERNELS = {'gpu': 'armd_jax/attention/hopper*.py', 'tpu': 'armd_jax/attention/tpu*.py'}
 BASELINES = (
@@ -42,11 +45,11 @@ BASELINES = (
   'armd_jax/objectives/sedd.py',
 )  # fmt: skip
 # What compiles programs and reads them, but for the programs themselves.
-READERS = ('armd_jax/aot.py', 'armd_jax/targets.py')
+READERS = ('armd_jax/aot.py', 'armd_jax/compiled/targets.py')
 NO_READERS = (
   'armd_jax/attention/*.py', 'armd_jax/data/*.py', 'armd_jax/decode/*.py', 'armd_jax/models/*.py',
-  'armd_jax/cli.py', 'armd_jax/config.py', 'armd_jax/sharding.py', 'armd_jax/train.py',
-  'armd_jax/training.py',
+  'armd_jax/cli.py', 'armd_jax/config.py', 'armd_jax/parallel/sharding.py', 'armd_jax/train.py',
+  'armd_jax/training/__init__.py',
 )  # fmt: skip
 MODELS = {'small': 'owt_small', 'medium': 'owt_medium', '7b': 'owt_7b'}
 EFFORT = -1.0
@@ -146,20 +149,20 @@ def measure(row: Row, known: dict[str, Any] | None) -> dict[str, Any]:
   target = dataclasses.replace(target, devices=tuple(devices))
   mesh = sharding.make_mesh(config.mesh, devices)
   if row.kind == 'train':
-    train.check_batch(config, mesh)
+    loop.check_batch(config, mesh)
   lower, report = {
-    'train': (aot.lower_train, aot.train_report),
-    'generate': (aot.lower_decode, aot.decode_report),
+    'train': (programs.lower_train, programs.train_report),
+    'generate': (programs.lower_decode, programs.decode_report),
   }[row.kind]
   lowered = lower(config, vocab_size, mesh, target)
-  program = aot.fingerprint(lowered, target)
+  program = programs.fingerprint(lowered, target)
   if known is not None and known['program'] == program:
     return known
-  compiled = aot.compile_program(lowered, target)
+  compiled = programs.compile_program(lowered, target)
   result = {'program': program, 'model': row.model, 'target': row.target, 'kind': row.kind}
   result |= report(config, vocab_size, mesh, target, compiled)
   if row.kind == 'train' and not result['memory']['fits']:
-    result['fix'] = aot.find_fix(config, vocab_size, mesh, target, print)
+    result['fix'] = programs.find_fix(config, vocab_size, mesh, target, print)
   return result
 
 

@@ -14,9 +14,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from armd_jax import cli, flops, sharding, training
+from armd_jax import cli, training
 from armd_jax import config as config_lib
 from armd_jax.bench import timing
+from armd_jax.compiled import flops
+from armd_jax.hardware import clock, machines
+from armd_jax.parallel import sharding
+from armd_jax.show import columns
 
 GOAL = 1.05  # time ratio / dense FLOP ratio
 FAMILIES = ('armd', 'ar')
@@ -69,13 +73,13 @@ def measure(
       'compile_seconds': seconds,
       'dense_gflops': counted.dense / 1e9,
       'visible_gflops': counted.visible / 1e9,
-      'parameters': timing.num_parameters(state.params),
+      'parameters': columns.num_parameters(state.params),
       'memory_bytes': memory.argument_size_in_bytes + memory.temp_size_in_bytes,
     }
     calls[name] = _stepper(compiled, state, text_BxN)
-  for name, all_seconds in timing.interleaved(calls, repeats, warm_up=2).items():
+  for name, all_seconds in clock.interleaved(calls, repeats, warm_up=2).items():
     config, row = configs[name], numbers[name]
-    seconds = timing.medians({name: all_seconds})[name]
+    seconds = clock.medians({name: all_seconds})[name]
     tokens = config.train.batch_size * config.model.num_slots
     row |= {
       'seconds': seconds,
@@ -129,7 +133,7 @@ def report(numbers: dict[str, dict[str, Any]]) -> str:
   r = ratios(numbers)
   verdict = 'met' if r['time_over_dense_flops'] <= GOAL else 'missed'
   return (
-    f'{timing.table(rows)}\n'
+    f'{columns.table(rows)}\n'
     f'ARMD / AR: time {r["time"]:.3f}, matmul FLOPs dense {r["dense_flops"]:.4f}, '
     f'visible {r["visible_flops"]:.4f}\n'
     f'time ratio / dense ratio: {r["time_over_dense_flops"]:.3f}, goal at most {GOAL}: {verdict}'
@@ -141,11 +145,11 @@ def main() -> None:
   model |= {'remat': _REMAT.value, 'dropout': _DROPOUT.value}
   train = {'batch_size': _BATCH.value, 'loss_chunk': _LOSS_CHUNK.value}
   both = configs(model, train)
-  machine = timing.machine()
+  machine = machines.machine()
   m = both['armd'].model
   print(f'one training step: {timing.shape_line(m, vocab_size, _BATCH.value)}')
   print(f'remat {m.remat}, dropout {m.dropout}, loss chunk {_LOSS_CHUNK.value}')
-  print(f'{timing.machine_line(machine)}; medians of {_REPEATS.value} steps in turns', flush=True)
+  print(f'{machines.machine_line(machine)}; medians of {_REPEATS.value} steps in turns', flush=True)
   numbers = measure(both, vocab_size, _REPEATS.value)
   print(report(numbers))
   if _JSON.value:

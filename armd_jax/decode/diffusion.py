@@ -25,12 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from armd_jax import axes, models, sharding
+from armd_jax import models
 from armd_jax.config import ModelConfig
 from armd_jax.decode import sampling
 from armd_jax.decode.generate import Generated
 from armd_jax.models.denoiser import MASK, READS_NOISE
 from armd_jax.objectives.diffusion import FAMILIES
+from armd_jax.parallel import axes, sharding
 
 Array = jax.Array
 

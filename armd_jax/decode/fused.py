@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from armd_jax import attention
-from armd_jax.attention import device, hopper, hopper_cache
+from armd_jax.attention import hopper, hopper_cache
 from armd_jax.config import ModelConfig
+from armd_jax.hardware import device
 from armd_jax.models.layers import Block, KVCache, View, make_norm
 
 Array = jax.Array

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from armd_jax import axes, models, sharding
-from armd_jax.attention import device
+from armd_jax import models
 from armd_jax.config import ModelConfig
 from armd_jax.decode import fused, panels, sampling
 from armd_jax.decode.state import (
@@ -30,8 +29,10 @@ from armd_jax.decode.state import (
   whole_room,
   with_room,
 )
+from armd_jax.hardware import device
 from armd_jax.models.armd import BOS
 from armd_jax.order import block_bounds, given_first, to_generation, to_text
+from armd_jax.parallel import axes, sharding
 
 Array = jax.Array
 

@@ -17,9 +17,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from armd_jax.attention import device
 from armd_jax.config import ModelConfig
 from armd_jax.decode import fused
+from armd_jax.hardware import device
 from armd_jax.models.armd import Vocabulary
 
 Array = jax.Array

@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from armd_jax.attention import device
+from armd_jax.hardware import device
 
 Array = jax.Array
 

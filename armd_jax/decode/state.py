@@ -15,12 +15,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from armd_jax import axes
 from armd_jax.config import ModelConfig
 from armd_jax.decode import fused, panels
 from armd_jax.models.armd import Rows
 from armd_jax.models.layers import KVCache, unstack_layers
 from armd_jax.order import GenerationOrder, block_bounds
+from armd_jax.parallel import axes
 
 Array = jax.Array
 

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from armd_jax import axes, models, sharding
+from armd_jax import models
 from armd_jax.config import ModelConfig
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.errors import UserError
 from armd_jax.evaluation import likelihood
 from armd_jax.order import left_to_right
+from armd_jax.parallel import axes, sharding
 
 _MULTIPLE = 128  # windows are cut to one of it, which attention kernels divide well
 

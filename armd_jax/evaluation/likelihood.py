@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from armd_jax import axes, models, sharding
+from armd_jax import models
 from armd_jax.config import ModelConfig, OrderConfig, check_streams
 from armd_jax.objectives import armd, diffusion
 from armd_jax.order import (
@@ -24,6 +24,7 @@ from armd_jax.order import (
   strided,
   uniform,
 )
+from armd_jax.parallel import axes, sharding
 
 Array = jax.Array
 

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from armd_jax import distributed, sharding
 from armd_jax.config import Config
 from armd_jax.data.packing import text_bytes
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.evaluation import bounds, last_word, likelihood
 from armd_jax.evaluation.journal import Journal
+from armd_jax.parallel import distributed, sharding
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from armd_jax import axes
 from armd_jax.config import ModelConfig
 from armd_jax.models import prefix_aggregation
 from armd_jax.models.layers import (
@@ -33,6 +32,7 @@ from armd_jax.models.layers import (
   rope_rotation,
 )
 from armd_jax.order import GenerationOrder, block_bounds
+from armd_jax.parallel import axes
 
 Array = jax.Array
 

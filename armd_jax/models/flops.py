@@ -1,7 +1,7 @@
 """Matrix-product FLOPs of a training step in closed form, for the MFU that training logs.
 
 They are those of the model, not of the program: attention counts the keys that a row sees, and what
-a remat policy computes again counts once. `armd_jax.flops` counts a program's own from its jaxpr.
+a remat policy computes again counts once. `armd_jax.compiled.flops` counts a program's own.
 """
 
 from __future__ import annotations

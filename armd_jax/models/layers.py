@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from armd_jax import axes
-from armd_jax.attention import device, prefix_attention
+from armd_jax.attention import prefix_attention
 from armd_jax.config import ModelConfig
+from armd_jax.hardware import device
+from armd_jax.parallel import axes
 
 Array = jax.Array
 

@@ -14,8 +14,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from armd_jax import axes
-from armd_jax.attention import device
+from armd_jax.hardware import device
+from armd_jax.parallel import axes
 
 Array = jax.Array
 

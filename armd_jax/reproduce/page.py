@@ -11,8 +11,8 @@ from typing import Any
 import ml_collections
 
 from armd_jax import cli
-from armd_jax.bench import timing
 from armd_jax.data.corpus import Corpus
+from armd_jax.hardware import machines
 from armd_jax.reproduce import claims, pictures, tables
 from armd_jax.reproduce.pieces import Piece
 from armd_jax.reproduce.place import Place, results_of
@@ -43,7 +43,7 @@ def numbers(
   return {
     'command': command,
     'text': {'description': corpus.description, 'sha256': corpus.sha256},
-    'machine': timing.machine(),
+    'machine': machines.machine(),
     'versions': {
       'python': platform.python_version(),
       **{name: importlib.metadata.version(name) for name in _PACKAGES},

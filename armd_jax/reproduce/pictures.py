@@ -7,10 +7,10 @@ import pathlib
 import matplotlib.pyplot as plt
 import numpy as np
 
-from armd_jax import plots
 from armd_jax.reproduce import pieces as p
 from armd_jax.reproduce.results import Results
 from armd_jax.reproduce.tables import NAMES
+from armd_jax.show import plots
 
 _COLORS = dict(zip(NAMES, plt.cm.tab10(np.arange(len(NAMES))), strict=True))
 _MODELS = ('black', 'grey', plots.CONTENT, plots.QUERY)

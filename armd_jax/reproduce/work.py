@@ -12,16 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from armd_jax import checkpoint, metrics, sharding, training
 from armd_jax import config as config_lib
-from armd_jax.bench import decode, timing, train_step
+from armd_jax import training
+from armd_jax.bench import decode, train_step
 from armd_jax.config import Config
 from armd_jax.data import corpus as corpus_lib
 from armd_jax.data.tokenizers import get_tokenizer
 from armd_jax.evaluation import likelihood, scores
 from armd_jax.evaluation.journal import Journal
+from armd_jax.hardware import machines
+from armd_jax.parallel import sharding
 from armd_jax.reproduce.pieces import SYSTEMS, Piece
-from armd_jax.train import train as train_run
+from armd_jax.show import columns, history
+from armd_jax.training import checkpoint
+from armd_jax.training.loop import train as train_run
 
 BATCH = 16  # windows per call of an evaluation
 STEP_REPEATS, SAMPLE_REPEATS = 15, 5
@@ -43,7 +47,7 @@ def train(piece: Piece, config: Config, folder: pathlib.Path) -> dict[str, Any]:
   for path in (folder / 'checkpoints').iterdir():
     if path.name.isdecimal() and int(path.name) not in piece.steps:
       shutil.rmtree(path)
-  records = metrics.read(folder / 'metrics.jsonl')
+  records = history.read(folder / 'metrics.jsonl')
   curve = lambda name: [
     [step, round(r[name], 4)] for step, r in records.items() if r.get(name) is not None
   ]
@@ -51,7 +55,7 @@ def train(piece: Piece, config: Config, folder: pathlib.Path) -> dict[str, Any]:
     'loss': curve('loss'),
     'held_out': curve('held_out'),
     'learning_rate': config.optimizer.learning_rate,
-    'parameters': timing.num_parameters(state.params),
+    'parameters': columns.num_parameters(state.params),
   }
 
 
@@ -119,7 +123,7 @@ def speed(piece: Piece, folder: pathlib.Path) -> dict[str, Any]:
   rows = decode.measure(timed, config.model.num_slots, 1, SAMPLE_REPEATS)
   names = ('system', 'streams', 'steps', 'seconds', 'tokens_per_second', 'over_first')
   return {
-    'machine': timing.machine(),
+    'machine': machines.machine(),
     'systems': [{name: row[name] for name in names} for row in rows],
   }
 
@@ -144,4 +148,4 @@ def cost(raw: Mapping[str, Any]) -> dict[str, Any]:
   numbers = train_step.measure(configs, vocab, STEP_REPEATS)
   for row in numbers.values():
     row['all_seconds'] = [round(s, 5) for s in row['all_seconds']]
-  return {'machine': timing.machine(), 'steps': numbers}
+  return {'machine': machines.machine(), 'steps': numbers}

@@ -3,7 +3,7 @@
 Under the interpreter every barrier, every copy and every slot of a ring is real, memory starts as
 NaN and races are looked for. It lacks products with an operand in registers, so
 `hopper_kernels._add_product` multiplies in another way there: that one line is compiled (see
-`armd_jax.attention.aot_hopper`), but run only by `pytest --device` on an H100.
+`armd_jax.bench.attention.compile_hopper`), but run only by `pytest --device` on an H100.
 """
 
 import dataclasses
@@ -20,15 +20,17 @@ import pytest
 from attention import test_prefix_attention as suite
 
 from armd_jax import attention
-from armd_jax.attention import device, hopper, hopper_blocks, hopper_kernels, ptxas, shapes
-from armd_jax.bench import attention as bench
+from armd_jax.attention import hopper, hopper_blocks, hopper_kernels, ptxas, shapes
+from armd_jax.bench.attention import timed as bench
+from armd_jax.hardware import device
 
 # The other chip's kernels, and tools that drills do not run.
 DRILL_WITHOUT = (
-  'armd_jax/attention/aot*.py',
+  'armd_jax/bench/attention/*.py',
   'armd_jax/attention/tpu*.py',
   'armd_jax/bench/*.py',
   'armd_jax/cli.py',
+  'armd_jax/hardware/chips.py',
 )
 TILE = hopper_blocks.TILE_ROWS
 INTERPRETER = jax.__version_info__ >= (0, 12)  # see `device.interpreting_hopper`

@@ -24,14 +24,16 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
 from armd_jax import attention
-from armd_jax.attention import device, reference, shapes, tpu, tpu_blocks
+from armd_jax.attention import reference, shapes, tpu, tpu_blocks
+from armd_jax.hardware import device
 
 # The other chip's kernels, and tools that drills do not run.
 DRILL_WITHOUT = (
-  'armd_jax/attention/aot*.py',
+  'armd_jax/bench/attention/*.py',
   'armd_jax/attention/hopper*.py',
   'armd_jax/bench/*.py',
   'armd_jax/cli.py',
+  'armd_jax/hardware/chips.py',
 )
 NAMES = ('out', 'dq', 'dk', 'dv')
 FLOOR = 2e-6

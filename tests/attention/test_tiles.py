@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from armd_jax import order
-from armd_jax.attention import shapes, tiles, tpu_blocks, tune
+from armd_jax.attention import shapes, tiles, tpu_blocks
+from armd_jax.bench.attention import tune
 
 SLOTS = 24
 

@@ -8,7 +8,7 @@ import pytest
 from jax._src import ad_checkpoint
 
 from armd_jax import attention
-from armd_jax.attention import device
+from armd_jax.hardware import device
 
 
 def _arrays(rows=40, heads=2, groups=1, head_dim=64, dtype=jnp.float32):

@@ -10,11 +10,11 @@ import pytest
 import tiny
 
 from armd_jax import config as config_lib
-from armd_jax import sharding
 from armd_jax.bench import decode
 from armd_jax.config import MeshConfig, UserError
 from armd_jax.decode import panels
 from armd_jax.evaluation import likelihood
+from armd_jax.parallel import sharding
 
 SHAPE = dict(num_layers=2, embed_dim=32, num_heads=2, length=16, pe_dim=8, dtype='float32')
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from armd_jax import targets
 from armd_jax.bench import launches
+from armd_jax.compiled import targets
 from armd_jax.errors import UserError
 
 MODEL = dict(

@@ -3,8 +3,8 @@
 import pytest
 from absl import flags
 
-from armd_jax.attention import device
 from armd_jax.bench import timing
+from armd_jax.hardware import device
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ from attention import test_hopper, test_hopper_cache
 from decode import test_cached
 
 from armd_jax import models, order
-from armd_jax.attention import device, hopper, hopper_cache, reference
+from armd_jax.attention import hopper, hopper_cache, reference
 from armd_jax.decode import fused, generate, panels
 from armd_jax.decode import state as decode_state
+from armd_jax.hardware import device
 
 
 def decoding_form(config):

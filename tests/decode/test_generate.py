@@ -14,11 +14,12 @@ import pytest
 import tiny
 
 from armd_jax import models, order
-from armd_jax.attention import device, hopper
+from armd_jax.attention import hopper
 from armd_jax.decode import generate as generate_module
 from armd_jax.decode.generate import generate, stream, task_of
 from armd_jax.decode.sampling import draw, nucleus
 from armd_jax.decode.state import Task, start
+from armd_jax.hardware import device
 from armd_jax.models.armd import BOS
 
 TEXTS = np.array(list(itertools.product(range(3), repeat=4)))

@@ -7,9 +7,9 @@ import pytest
 import tiny
 
 from armd_jax import models
-from armd_jax.attention import device
 from armd_jax.decode import generate, panels
 from armd_jax.decode import state as decode_state
+from armd_jax.hardware import device
 from armd_jax.order import left_to_right
 
 

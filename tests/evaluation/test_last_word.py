@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tiny
 
-from armd_jax import sharding
 from armd_jax.config import MeshConfig
 from armd_jax.errors import UserError
 from armd_jax.evaluation import last_word
 from armd_jax.order import left_to_right
+from armd_jax.parallel import sharding
 
 
 class Letters:

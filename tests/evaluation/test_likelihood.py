@@ -10,11 +10,12 @@ import pytest
 import tiny
 
 from armd_jax import config as config_lib
-from armd_jax import models, sharding
+from armd_jax import models
 from armd_jax.data.tokenizers import ByteTokenizer
 from armd_jax.evaluation import likelihood, scores
 from armd_jax.objectives import armd
 from armd_jax.order import left_to_right, to_generation
+from armd_jax.parallel import sharding
 
 N, V = 4, 3
 TEXTS = np.array(list(itertools.product(range(V), repeat=N)), np.uint8)

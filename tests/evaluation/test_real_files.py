@@ -17,12 +17,12 @@ DRILL_WITHOUT = (
   'armd_jax/decode/*.py',
   'armd_jax/models/*.py',
   'armd_jax/objectives/*.py',
-  'armd_jax/checkpoint.py',
+  'armd_jax/training/checkpoint.py',
   'armd_jax/config.py',
-  'armd_jax/distributed.py',
+  'armd_jax/parallel/distributed.py',
   'armd_jax/sample.py',
-  'armd_jax/standalone.py',
-  'armd_jax/training.py',
+  'armd_jax/artifacts/standalone.py',
+  'armd_jax/training/__init__.py',
 )
 EVAL = corpora.SHARED / 'eval'
 FILES = {

@@ -32,7 +32,7 @@ DRILL_WITHOUT = (
   'armd_jax/models/*.py',
   'armd_jax/objectives/*.py',
   'armd_jax/config.py',
-  'armd_jax/distributed.py',
+  'armd_jax/parallel/distributed.py',
 )
 
 

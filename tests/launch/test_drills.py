@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 import tiny_run
 
-from armd_jax import checkpoint, sharding, training
+from armd_jax import training
+from armd_jax.parallel import sharding
+from armd_jax.training import checkpoint
 
 pytestmark = pytest.mark.drill
 DRILL_ALSO = ('armd_jax/train.py', 'launch/*')
@@ -30,9 +32,9 @@ DRILL_WITHOUT = (
   'armd_jax/objectives/*.py',
   'armd_jax/config.py',
   'armd_jax/order.py',
-  'armd_jax/plots.py',
+  'armd_jax/show/*.py',
   'armd_jax/sample.py',
-  'armd_jax/standalone.py',
+  'armd_jax/artifacts/standalone.py',
 )
 
 

@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from armd_jax import models, order
-from armd_jax.attention import device
+from armd_jax.hardware import device
 from armd_jax.models.layers import unstack_layers
 
 

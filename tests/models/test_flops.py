@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from armd_jax import config, flops, training
-from armd_jax.attention import device
+from armd_jax import config, training
+from armd_jax.compiled import flops
+from armd_jax.hardware import device
 from armd_jax.models.flops import training_flops
 
 VOCAB = 1000

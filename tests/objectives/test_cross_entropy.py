@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from armd_jax.attention import device
+from armd_jax.hardware import device
 from armd_jax.objectives import cross_entropy
 from armd_jax.objectives.cross_entropy import weighted_nll
 

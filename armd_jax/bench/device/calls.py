@@ -12,11 +12,12 @@ import numpy as np
 from jax import lax
 
 from armd_jax import attention
-from armd_jax.attention import device, shapes
+from armd_jax.attention import shapes
 from armd_jax.bench.device import rows as rows_lib
 from armd_jax.bench.device.cases import Case
-from armd_jax.chips import peak_flops
 from armd_jax.errors import UserError
+from armd_jax.hardware import device
+from armd_jax.hardware.chips import peak_flops
 
 Array = jax.Array
 Size = tuple[int, int, int, int, int]  # rows, keys, query heads, key heads, head dim

@@ -9,9 +9,9 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from armd_jax.bench import timing
 from armd_jax.bench.device import calls
 from armd_jax.bench.device.rows import Rows
+from armd_jax.hardware import machines
 
 PACKAGES = (
   'jaxlib', 'jax-cuda13-plugin', 'jax-cuda12-plugin', 'flax', 'optax', 'orbax-checkpoint', 'numpy',
@@ -33,7 +33,7 @@ def versions() -> dict:
     card = told.stdout.strip()
   except FileNotFoundError:
     card = None
-  return timing.machine() | found | {'python': sys.version.split()[0], 'card': card}
+  return machines.machine() | found | {'python': sys.version.split()[0], 'card': card}
 
 
 def product(dry: bool) -> dict:

@@ -9,14 +9,14 @@ import time
 import jax
 import numpy as np
 
-from armd_jax.attention import device
 from armd_jax.bench import decode, timing
 from armd_jax.bench.device import calls
 from armd_jax.bench.device.ahead import compiled_ahead
 from armd_jax.bench.device.cases import DECODED, TINY_DECODE, decode_key
 from armd_jax.bench.device.rows import Rows
-from armd_jax.chips import CHIPS
 from armd_jax.decode.generate import compile_generate, task_of
+from armd_jax.hardware import device
+from armd_jax.hardware.chips import CHIPS
 
 TURNS, MIN_TURNS, SECONDS = 6, 2, 12  # batches, fewest, and after how long no other is begun
 

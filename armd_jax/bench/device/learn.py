@@ -14,11 +14,11 @@ import signal
 import subprocess
 import sys
 
-from armd_jax import metrics
 from armd_jax.bench.device import calls
 from armd_jax.bench.device.environment import ROOT
 from armd_jax.bench.device.rows import NO_TIME, Rows
 from armd_jax.errors import STOPPED
+from armd_jax.show import history
 
 KEY = 'quickstart at 12 layers x 512'
 MODEL = {
@@ -64,10 +64,10 @@ def train(rows: Rows, texts: str | None) -> dict:
   if code not in (0, STOPPED, -signal.SIGTERM) or not logged.exists():
     return {'error': f'quickstart ended with {code}; see log.txt'}
   if code:
-    return reached(metrics.read(logged)) | {'skipped': f'{NO_TIME}: stopped on the way'}
+    return reached(history.read(logged)) | {'skipped': f'{NO_TIME}: stopped on the way'}
   results = (workdir / 'results.json').read_text()
   (rows.job.out / 'learn.json').write_text(results)
-  return reached(metrics.read(logged)) | learned(json.loads(results))
+  return reached(history.read(logged)) | learned(json.loads(results))
 
 
 def reached(records: dict[int, dict]) -> dict:

@@ -10,10 +10,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from armd_jax import plots
 from armd_jax.bench.device import goals, page
 from armd_jax.bench.device import rows as rows_lib
 from armd_jax.bench.device.cases import DECODED, KINDS, STEPS, TIMES, decode_key, peer_key, time_key
+from armd_jax.show import plots
 
 KERNELS = ('ours', 'cudnn', 'torch flash', 'torch cudnn', 'xla')
 COLORS = (plots.CONTENT, plots.QUERY, *plots.OTHERS, 'silver')

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from armd_jax.attention import shapes
-from armd_jax.bench import attention_peers
+from armd_jax.bench.attention import peers
 from armd_jax.bench.device import calls
 from armd_jax.bench.device.ahead import compiled_ahead
 from armd_jax.bench.device.cases import KINDS, TIMES, Case, time_key
@@ -58,9 +58,9 @@ def timed(case: Case, dry: bool) -> list[Timed]:
   if batch * case.streams * rows * keys * heads <= MAX_SCORES:
     kernels['xla'] = calls.plain(lengths), 'bfloat16', tuple(KINDS)
   if case.streams == 1 and not case.decodes and not dry:  # others know left to right only
-    peers = attention_peers.callables('gpu', shapes.NAMED[case.shape])
-    mosaic = peers.pop(MOSAIC)
-    kernels |= {name: (attend, 'bfloat16', tuple(KINDS)) for name, attend in peers.items()}
+    others = peers.callables('gpu', shapes.NAMED[case.shape])
+    mosaic = others.pop(MOSAIC)
+    kernels |= {name: (attend, 'bfloat16', tuple(KINDS)) for name, attend in others.items()}
     if case.shape in MOSAIC_SHAPES:
       # Its tiles are float16, and its causal mask has no backward pass.
       kernels[MOSAIC] = mosaic, 'float16', ('forward',)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from armd_jax import sharding, training
+from armd_jax import training
 from armd_jax.bench import timing, train_step
 from armd_jax.bench.device import calls
 from armd_jax.bench.device.ahead import compiled_ahead
@@ -20,6 +20,7 @@ from armd_jax.bench.device.cases import STEPS, TINY_TRAIN, Step
 from armd_jax.bench.device.rows import Rows
 from armd_jax.config import Config
 from armd_jax.models.flops import training_flops
+from armd_jax.parallel import sharding
 
 DRY_BATCH = 2
 LOSS_CHUNK = 256

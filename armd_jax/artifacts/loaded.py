@@ -1,0 +1,73 @@
+"""A trained model, in a few lines of Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from armd_jax.artifacts import weights
+from armd_jax.config import Config
+from armd_jax.data.tokenizers import Tokenizer
+from armd_jax.decode import requests
+from armd_jax.errors import UserError
+from armd_jax.parallel import ambient
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A trained network and its vocabulary.
+
+  Attributes:
+    config: of its run; the mesh is the one where the parameters lie.
+    tokenizer: text to ids and back.
+    params: float32.
+    step: of training.
+  """
+
+  config: Config
+  tokenizer: Tokenizer
+  params: Any
+  step: int
+
+  @ambient.settled()
+  def generate(
+    self,
+    prompt: str = '',
+    *,
+    streams: int = 1,
+    count: int = 1,
+    seed: int = 0,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    stop: str = 'none',
+  ) -> str | list[str]:
+    """Text that goes on from the prompt to the model's length, the prompt included.
+
+    Args:
+      prompt: may be empty.
+      streams: S, tokens generated at once.
+      count: how many texts; a list of them if it is more than one.
+      seed: of all draws; the same text every time.
+      temperature: 0 takes the most likely tokens.
+      top_p: nucleus of the distribution to draw from.
+      stop: 'eos' cuts a text at its first generated EOS; 'none' does not.
+    Raises:
+      UserError: something cannot be sampled with, or the prompt leaves no room.
+    """
+    requests.check_sampling(streams, temperature, top_p, count)
+    if self.config.model.family == 'ar' and streams > 1:
+      raise UserError(f"the model is auto-regressive ('ar'); streams is {streams}, write 1")
+    num_slots = self.config.model.num_slots
+    request = requests.continue_prompts([prompt] * count, num_slots, self.tokenizer)
+    options = dict(seed=seed, temperature=temperature, top_p=top_p, stop=stop)
+    texts, _ = requests.complete(
+      self.config, self.tokenizer, self.params, request, streams=streams, **options
+    )
+    return texts if count > 1 else texts[0]
+
+
+@ambient.settled()
+def load(path: str | pathlib.Path) -> Model:
+  """See `armd_jax.load`."""
+  return Model(*weights.load_ema(path))

@@ -1,0 +1,126 @@
+"""Decoding as StableHLO that runs without this package, on CPUs, NVIDIA GPUs and TPUs.
+
+A folder holds two programs of jax.export, which depend on a batch size, a length and S:
+
+  prefill   weights, the given tokens -> weights in the compute type, caches
+  step      weights, caches, seed -> caches, the text so far: one forward pass, up to S tokens
+
+weights.npz, the digests of all of them, and run.py (`stablehlo_run`), which needs numpy, jax and
+flatbuffers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from armd_jax import models
+from armd_jax.artifacts import stablehlo_run
+from armd_jax.config import ModelConfig
+from armd_jax.decode import generate, sampling
+from armd_jax.decode.state import Task, decoding_form, start
+from armd_jax.order import given_first, to_generation
+
+Array = jax.Array
+
+PLATFORMS = ('cpu', 'cuda', 'tpu')
+
+
+def write(
+  folder: pathlib.Path,
+  config: ModelConfig,
+  vocab_size: int,
+  params: Any,
+  first_token: int,
+  *,
+  streams: int,
+  batch_size: int,
+) -> None:
+  """Writes the folder.
+
+  Args:
+    folder: to be made.
+    config, vocab_size, params: the network, as trained.
+    first_token: in BOS's place, or `models.armd.BOS`.
+    streams: S.
+    batch_size: texts that are generated together.
+  """
+  folder.mkdir()
+  programs = _programs(config, vocab_size, params, first_token, streams, batch_size)
+  for name, program in programs.items():
+    (folder / f'{name}.stablehlo').write_bytes(program.serialize())
+  np.savez(folder / 'weights.npz', *map(np.asarray, jax.tree.leaves(params)))
+  files = sorted(path for path in folder.iterdir())
+  about = {
+    'batch_size': batch_size,
+    'length': config.num_slots,
+    'streams': streams,
+    'sha256': {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+  }
+  (folder / 'about.json').write_text(json.dumps(about, indent=2) + '\n')
+  script = pathlib.Path(stablehlo_run.__file__).read_text()
+  (folder / 'run.py').write_text(script)
+
+
+def _programs(config, vocab_size, params, first_token, streams, batch_size):
+  # The one attention that every platform compiles.
+  config = dataclasses.replace(config, attention='reference')
+  num_slots, width = config.num_slots, min(streams, config.num_slots)
+  weights, structure = jax.tree.flatten(params)
+
+  def begin(weights, tokens_BxN, given_BxN, length_B):
+    form, params = decoding_form(config, jax.tree.unflatten(structure, weights))
+    order = given_first(given_BxN, length_B, streams)
+    is_given_BxN = given_BxN & (jnp.arange(num_slots) < length_B[:, None])
+    task = Task(
+      order=order,
+      num_given_B=jnp.sum(is_given_BxN, axis=1, dtype=jnp.int32),
+      length_B=length_B,
+      first_B=jnp.full(batch_size, first_token, jnp.int32),
+    )
+    model = models.build(form, vocab_size)
+    # Room for any number of given tokens.
+    state = start(model, params, task, to_generation(tokens_BxN, order), num_slots, width)
+    return params, task, state
+
+  def prefill(*given):
+    prepared, task, state = begin(*given)
+    return jax.tree.leaves(prepared), jax.tree.leaves((task, state))
+
+  def step(prepared, carry, draws):
+    params, (task, state) = (
+      jax.tree.unflatten(*pair) for pair in ((prepared_in, prepared), (carry_in, carry))
+    )
+    model = models.build(decoding_form(config, {})[0], vocab_size)
+    draws = sampling.Draws(**draws)
+    steps = [
+      lambda state, w=w: generate.step(model, params, task, draws, state, w) for w in (1, width)
+    ]
+    state = jax.lax.cond(jnp.max(generate.step_rows(task, state)) <= 1, *steps, state)
+    done = generate.finish(task, state, None, batch_size)
+    more = jnp.any(generate.wanted(task, state, None, batch_size))
+    return jax.tree.leaves((task, state)), done.tokens_BxN, more
+
+  shape = lambda dims, dtype: jax.ShapeDtypeStruct(dims, dtype)
+  text = batch_size, num_slots
+  given = shape(text, jnp.int32), shape(text, bool), shape((batch_size,), jnp.int32)
+  weights = [shape(x.shape, x.dtype) for x in weights]
+  prepared, *carry = jax.eval_shape(begin, weights, *given)
+  (prepared, prepared_in), (carry, carry_in) = map(jax.tree.flatten, (prepared, tuple(carry)))
+  draws = {
+    'seed': shape((), jnp.uint32),
+    'sequence_B': shape((batch_size,), jnp.int32),
+    'temperature': shape((), jnp.float32),
+  }
+  export = lambda function: jax.export.export(jax.jit(function), platforms=PLATFORMS)
+  return {
+    'prefill': export(prefill)(weights, *given),
+    'step': export(step)(prepared, carry, draws),
+  }

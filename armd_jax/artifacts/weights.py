@@ -1,0 +1,46 @@
+"""The weights, config and tokenizer of a run or an export."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+
+from armd_jax import training
+from armd_jax.artifacts import standalone
+from armd_jax.config import Config, MeshConfig
+from armd_jax.data.tokenizers import Tokenizer, get_tokenizer
+from armd_jax.parallel import sharding
+from armd_jax.training import checkpoint
+
+
+def load_ema(
+  workdir: str | pathlib.Path, mesh_config: MeshConfig | None = None
+) -> tuple[Config, Tokenizer, Any, int]:
+  """Config, tokenizer, averaged parameters and step of a run's newest checkpoint, or an export's.
+
+  Args:
+    workdir: the run's, or an export's path.
+    mesh_config: where the parameters shall lie; None: on the run's mesh if it makes up the devices
+      that are here, else on all of them along data.
+  Returns:
+    The config's mesh is the one where the parameters lie.
+  Raises:
+    UserError: nothing is there, it is damaged or from another config, or the mesh does not make up
+      the devices or cannot share the model.
+  """
+  export = standalone.read(workdir) if standalone.is_export(workdir) else None
+  config = export.config if export else checkpoint.read_config(workdir)
+  if mesh_config is None:
+    fits = sharding.axis_sizes(config.mesh, jax.device_count()) is not None
+    mesh_config = config.mesh if fits else MeshConfig()
+  config = dataclasses.replace(config, mesh=mesh_config)
+  tokenizer = get_tokenizer(config.data.tokenizer)
+  mesh = sharding.make_mesh(config.mesh)
+  abstract = training.abstract_state(config, tokenizer.vocab_size, mesh)
+  if export:
+    return config, tokenizer, standalone.parameters(workdir, abstract.ema), export.step
+  state, _ = checkpoint.Checkpoints(workdir).restore(abstract)
+  return config, tokenizer, state.ema, int(state.step)

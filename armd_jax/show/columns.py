@@ -1,0 +1,26 @@
+"""Numbers as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+
+def num_parameters(params: Any) -> int:
+  return sum(x.size for x in jax.tree.leaves(params))
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+  """Rows of the same columns as text; floats get four significant digits."""
+
+  def text(value):
+    if isinstance(value, float):
+      return f'{value:.0f}' if value >= 1000 else f'{value:.4g}'
+    return '-' if value is None else str(value)
+
+  lines = [list(rows[0]), *([text(x) for x in row.values()] for row in rows)]
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  aligned = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
+  return '\n'.join(map('  '.join, aligned))

@@ -1,0 +1,325 @@
+"""The page of `armd_jax.report`: its parts as HTML, from numbers, texts and drawings."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import math
+import pathlib
+import shlex
+import string
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from armd_jax.config import Config
+from armd_jax.errors import UserError, sentence
+from armd_jax.order import GenerationOrder
+from armd_jax.show import history, plots
+
+_FILES = pathlib.Path(__file__).with_name('page')
+_COLORS = 32  # steps of the scale on which a text's steps are told apart
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+  """A generated text, in pieces that appeared at once.
+
+  Attributes:
+    name: what it is told apart by, 'S = 4' of streams, or 'K = 64' of a diffusion's steps.
+    steps: runs of the network that generation took.
+    pieces: (text, tokens, step) in text order; given pieces have step 0.
+  """
+
+  name: str
+  steps: int
+  pieces: tuple[tuple[str, int, int], ...]
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+  """A table of numbers and texts; the columns are those of the first row."""
+
+  names = list(rows[0])
+  kinds = [' class="text"' if isinstance(rows[0][name], str) else '' for name in names]
+
+  def line(tag, values):
+    cells = zip(kinds, values, strict=True)
+    return f'<tr>{"".join(f"<{tag}{kind}>{html.escape(x)}</{tag}>" for kind, x in cells)}</tr>'
+
+  lines = [line('th', names), *(line('td', [_text(row[name]) for name in names]) for row in rows)]
+  return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+
+
+def _text(value: Any) -> str:
+  """A number for a reader: enough digits, and no more.
+
+  >>> [_text(x) for x in (1234.5, 12.3456, 0.05, 0.00042, 0.0, 1234, None)]
+  ['1,234', '12.346', '0.0500', '4.2e-04', '0', '1,234', '–']
+  """
+  if value is None:
+    return '–'
+  if not isinstance(value, float):
+    return f'{value:,}' if type(value) is int else str(value)
+  if value == 0 or abs(value) >= 1000:
+    return f'{value:,.0f}'
+  if abs(value) < 1e-3:
+    return f'{value:.1e}'
+  return f'{value:.3f}' if abs(value) >= 1 else f'{value:.4f}'
+
+
+def section(title: str, *parts: str) -> str:
+  return f'<section>\n<h2>{html.escape(title)}</h2>\n{"".join(parts)}\n</section>'
+
+
+def note(text: str, *commands: str) -> str:
+  """A paragraph, and the commands that make what it speaks of."""
+  shown = ''.join(f' <code>{html.escape(command)}</code>' for command in commands)
+  return f'<p class="note">{html.escape(text)}{shown}</p>\n'
+
+
+def figures(drawings: Sequence[tuple[str, str]], kind: str = '') -> str:
+  """Drawings with a title each, side by side where there is room."""
+  shown = ''.join(
+    f'<figure><figcaption>{html.escape(title)}</figcaption>{svg}</figure>\n'
+    for title, svg in drawings
+  )
+  return f'<div class="figures {kind}">\n{shown}</div>\n'
+
+
+def replay_section(texts: Sequence[Replay], how: str, command: str) -> str:
+  """Texts by name, with a slider over their steps; all of each is there without scripts.
+
+  Args:
+    texts: what was generated.
+    how: in a sentence.
+    command: generates the last of them.
+  """
+  lanes, shown = [], []
+  for text in texts:
+    steps = f'{text.steps} steps'
+    lanes.append(
+      f'<button type="button" class="lane" data-name="{text.name}" '
+      f'aria-pressed="false">{text.name}<canvas></canvas>'
+      f'<span class="count">{steps}</span></button>'
+    )
+    spans = []
+    for piece, tokens, step in text.pieces:
+      color = 'given' if step == 0 else f'c{(step - 1) * (_COLORS - 1) // max(text.steps - 1, 1)}'
+      several = f' data-tokens="{tokens}"' if tokens > 1 else ''
+      spans.append(f'<span class="{color}" data-step="{step}"{several}>{html.escape(piece)}</span>')
+    shown.append(
+      f'<div class="generated" data-name="{text.name}" data-steps="{text.steps}" '
+      f'aria-label="Text generated with {text.name}">{"".join(spans)}</div>'
+    )
+  controls = (
+    '<button type="button" id="play">Play</button>'
+    f'<input type="range" id="step" min="0" max="{max(text.steps for text in texts)}" '
+    'aria-label="Step"><output></output>'
+  )
+  scale = '<span class="scale">first step<b></b>last step</span>'
+  if any(step == 0 for text in texts for _, _, step in text.pieces):
+    scale += '<span>given: no colour</span>'
+  return section(
+    'Parallel generation',
+    f'<p>{how} A lane is a text from its first token to its last; all of them share one clock, on '
+    'which a step is a run of the network. Choose a lane to read its text; a colour says at which '
+    'step a token appeared.</p>\n',
+    f'<div id="replay">\n<div class="controls">{controls}</div>\n{"".join(lanes)}\n',
+    f'{"".join(shown)}\n<p class="key">{scale}</p>\n</div>\n',
+    note(f'The text of {texts[-1].name}, from which the others differ in that number:', command),
+  )
+
+
+def style() -> str:
+  """The style sheet, with the colours of steps."""
+  colors = [_viridis(number / (_COLORS - 1)) for number in range(_COLORS)]
+  rules = [f'.c{number} {{ --c: {color}; }}' for number, color in enumerate(colors)]
+  rules.append('.given { --c: var(--muted); }')
+  rules.append(f'.scale b {{ background: linear-gradient(to right, {", ".join(colors)}); }}')
+  return '\n'.join([_read('page.css'), *rules])
+
+
+def _viridis(share: float) -> str:
+  from matplotlib import cm, colors
+
+  return colors.to_hex(cm.viridis(0.05 + 0.9 * share))
+
+
+def _read(name: str) -> str:
+  return (_FILES / name).read_text('utf-8')
+
+
+def training_section(config: Config, records: dict[int, history.Record]) -> str:
+  """Curves and the table that training ends with."""
+  drawings = [
+    ('Loss', plots.svg(lambda axes: plots.loss_panel(axes, records, config.order), 'Loss by step'))
+  ]
+  kinds = {name for record in records.values() for name in record if name.startswith('loss_')}
+  if len(kinds) > 1:
+    draw = lambda axes: plots.kinds_panel(axes, records, config.order)
+    drawings.append(('Loss by kind of order', plots.svg(draw, 'Loss by kind of order and step')))
+  for title, name, label in (
+    ('Learning rate and phases', 'learning_rate', 'learning rate'),
+    ('Speed', 'tokens_per_second', 'tokens per second'),
+  ):
+    named = name == 'learning_rate'
+    draw = lambda axes, name=name, label=label, named=named: plots.curve_panel(
+      axes, records, config.order, name, label, named
+    )
+    drawings.append((title, plots.svg(draw, f'{title} by step')))
+  return section('Training', figures(drawings, 'pairs'), table(history.overview(records)))
+
+
+def decoding_section(source: str, numbers: Mapping[str, Any]) -> str:
+  """The quality-speed front, and the rows of the benchmark."""
+  systems, quality = numbers['systems'], numbers['quality']
+  drawings = []
+  try:
+    if quality:
+      draw = lambda axes: plots.front_panel(axes, systems, quality)
+      drawings.append(('', plots.svg(draw, 'Held-out nats per token against tokens per second')))
+      draw = lambda axes: plots.cost_panel(axes, quality)
+      drawings.append(('', plots.svg(draw, 'What order and independence cost at every S')))
+    draw = lambda axes: plots.speed_panel(axes, systems)
+    drawings.append(('', plots.svg(draw, 'Tokens per second over S')))
+    rows = [
+      {
+        'system': row['system'],
+        'batch': row['batch_size'],
+        'steps': row['steps'],
+        'tokens/s': row['tokens_per_second'],
+      }
+      for row in systems
+    ]
+    costs = [
+      {
+        'S': row['streams'],
+        'nats/token': row['nats'],
+        'order costs': row['order_cost'],
+        'per junction': row['order_nats_per_junction'],
+        'independence costs': row['independence_cost'],
+      }
+      for row in quality or ()
+    ]
+  except (KeyError, TypeError, ValueError) as error:
+    raise UserError(
+      f'{source} holds other rows than bench.decode writes ({sentence(error)}); run it again'
+    ) from error
+  machine = numbers.get('machine') or {}
+  where = ', '.join(str(machine[name]) for name in ('device', 'jax') if name in machine)
+  return section(
+    'Quality against speed',
+    '<p>Where the likelihood goes that speed costs: the <em>order</em> is the strided one taken a '
+    'token at a time, against left-to-right; <em>independence</em> is S tokens at once, against '
+    'one at a time.</p>\n',
+    figures(drawings),
+    table(rows),
+    table(costs) if costs else '',
+    note(f'Measured on {where}; read from' if where else 'Read from', source),
+  )
+
+
+def scores_section(by_source: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+  """Likelihoods, with the kind beside every number."""
+  parts = []
+  for source, rows in by_source.items():
+    shown = [
+      {
+        'order': row['name'],
+        **({'text': row['text']} if row.get('text') else {}),
+        'kind': row['kind'],
+        'nats/token': row['nats_per_token'],
+        '+-': row.get('standard_error'),
+        'bits/byte': row['nats_per_byte'] / math.log(2),
+        'perplexity': math.exp(row['nats_per_token']),
+      }
+      for row in rows
+      if 'nats_per_token' in row
+    ]
+    parts += [table(shown) if shown else table(rows), note('Read from', source)]
+  text = (
+    '<p><em>exact</em> is the log-likelihood of a proper distribution over texts, <em>bound</em> '
+    'an average over random orders; the two do not compare.</p>\n'
+  )
+  return section('Likelihood', text, *parts)
+
+
+def judge_section(by_source: Mapping[str, Mapping[str, Any]]) -> str:
+  """Generative perplexity, entropy beside it."""
+  rows = [
+    {
+      'texts': source,
+      'judge': numbers['judge'],
+      'perplexity': numbers['verdict']['corpus_perplexity'],
+      'mean over texts': numbers['verdict']['mean_perplexity'],
+      'entropy, bits': numbers['statistics']['entropy_bits'],
+      'distinct-2': numbers['statistics']['distinct_2'],
+      'repetition-4': numbers['statistics']['repetition_4'],
+      'MAUVE': numbers['mauve'],
+    }
+    for source, numbers in by_source.items()
+  ]
+  text = note('A judge likes a text that says one word for ever: read entropy with perplexity.')
+  return section('Generated texts under a judge', text, table(rows))
+
+
+def masks_section(drawn: Mapping[str, GenerationOrder]) -> str:
+  """Orders by name, and what their rows see."""
+  drawings = [
+    (
+      name,
+      plots.svg(
+        lambda axes, order=order: plots.order_and_mask(axes, order),
+        f'Order and mask: {name}',
+        (3.6, 4.3),
+        nrows=2,
+        height_ratios=(1, 8),
+      ),
+    )
+    for name, order in drawn.items()
+  ]
+  key = ''.join(
+    f'<span><i style="background: var(--{color})"></i>{text}</span>'
+    for color, text in (
+      ('content', 'earlier blocks: query and content rows see them'),
+      ('query', 'own block: content rows only'),
+      ('hidden', 'hidden'),
+    )
+  )
+  text = (
+    '<p>The kinds of order that this run was trained on, at a few tokens. Stored in generation '
+    'order, every row sees a prefix of the keys.</p>\n'
+  )
+  return section(
+    'Orders and masks', text, figures(drawings, 'small'), f'<p class="key">{key}</p>\n'
+  )
+
+
+def config_section(config: Config) -> str:
+  """Every option, by group."""
+  rows = [
+    {'option': f'{group}.{name}', 'value': str(value)}
+    for group in ('model', 'order', 'data', 'optimizer', 'train', 'mesh')
+    for name, value in dataclasses.asdict(getattr(config, group)).items()
+  ]
+  return section(
+    'Configuration', f'<details><summary>{len(rows)} options</summary>{table(rows)}</details>'
+  )
+
+
+def page(title: str, lead: str, tiles: Mapping[str, str], sections: Sequence[str]) -> str:
+  """The whole page."""
+  shown = [
+    f'<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>'
+    for name, value in tiles.items()
+  ]
+  command = shlex.join(['python', '-m', 'armd_jax.report', *sys.argv[1:]])
+  return string.Template(_read('page.html')).substitute(
+    title=html.escape(title),
+    lead=html.escape(lead),
+    tiles='\n'.join(shown),
+    sections='\n'.join(sections),
+    style=style(),
+    script=_read('replay.js'),
+    command=html.escape(command),
+  )

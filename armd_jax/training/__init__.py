@@ -1,0 +1,216 @@
+"""The training state and its one jitted step."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from armd_jax import models
+from armd_jax.config import Config, OptimizerConfig
+from armd_jax.objectives import armd, diffusion
+from armd_jax.order import progressive_budget
+from armd_jax.parallel import axes, sharding
+
+Array = jax.Array
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that training changes, and all that a checkpoint holds.
+
+  Attributes:
+    step: int32 scalar, steps done.
+    skipped: int32 scalar, how many of them changed nothing else, since loss or gradient was not
+      finite.
+    params: float32.
+    ema: float32, exponential moving average of params; what is evaluated and sampled from.
+    opt_state: optax state.
+  """
+
+  step: Array
+  skipped: Array
+  params: Any
+  ema: Any
+  opt_state: Any
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+  """Clip by global norm, AdamW, linear warm-up to a constant rate (recipe of SEDD and MDLM)."""
+  return optax.chain(
+    optax.clip_by_global_norm(config.clip_norm),
+    optax.adamw(
+      learning_rate_at(config),
+      b1=config.beta1,
+      b2=config.beta2,
+      eps=config.eps,
+      weight_decay=config.weight_decay,
+    ),
+  )
+
+
+def learning_rate_at(config: OptimizerConfig) -> optax.Schedule:
+  """Learning rate as a function of the step; step 0 already moves."""
+  warmup = max(config.warmup_steps, 1)
+  return lambda step: config.learning_rate * jnp.minimum(1.0, (step + 1) / warmup)
+
+
+def ema_decay_at(config: OptimizerConfig, step: Array) -> Array:
+  """`min(ema_decay, (1 + i) / (10 + i))`: the average forgets the start quickly (our choice)."""
+  return jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
+
+
+def init_state(config: Config, vocab_size: int) -> TrainState:
+  """Parameters drawn from the config's seed, and an empty optimizer; runs under jit."""
+  model = models.build(config.model, vocab_size)
+  params = models.init(model, jax.random.key(config.seed))
+  # EMA starts as a copy, not as the same buffers, which a donating step could not take twice.
+  ema = jax.tree.map(jnp.copy, params)
+  # Two arrays, for the same reason.
+  step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+  return TrainState(step, skipped, params, ema, make_optimizer(config.optimizer).init(params))
+
+
+def abstract_state(config: Config, vocab_size: int, mesh: Mesh) -> TrainState:
+  """Shapes, dtypes and shardings of the state.
+
+  Raises:
+    UserError: the mesh cannot share the model.
+  """
+  sharding.check_model(config.model, vocab_size, mesh)
+  shapes = jax.eval_shape(functools.partial(init_state, config, vocab_size))
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    sharding.tree_sharding(mesh, shapes),
+  )
+
+
+def new_state(config: Config, vocab_size: int, mesh: Mesh) -> TrainState:
+  """`init_state`, made in place on the mesh."""
+  shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, vocab_size, mesh))
+  init = functools.partial(init_state, config, vocab_size)
+  return jax.jit(init, out_shardings=shardings)()
+
+
+def loss_and_gradients(
+  config: Config, vocab_size: int, params: Any, step: Array, text_BxN: Array
+) -> tuple[tuple[Array, Array], Any]:
+  """Mean nats per scored token of a batch, and its gradient, in `accumulation` micro-batches.
+
+  Returns:
+    The loss and kinds_2xK, and the gradient of the loss. kinds_2xK holds, for every order of
+    `armd.ORDER_KINDS`, the sum over its sequences of their nats per token, and their number.
+
+  Orders and dropout of a sequence come from (seed, step, index in the batch) alone, so nothing
+  depends on how many devices or micro-batches share the work.
+  """
+  model = models.build(config.model, vocab_size)
+  micro_batches = config.train.accumulation
+  batch, slots = text_BxN.shape[0], config.model.num_slots
+  step_key = jax.random.fold_in(jax.random.key(config.seed), step)
+  streams_key, orders_key, dropout_key = jax.random.split(step_key, 3)
+  index_B = jnp.arange(batch)
+
+  def loss(params, text_MxN, index_M):
+    keys_M = jax.vmap(jax.random.fold_in, (None, 0))(orders_key, index_M)
+    options = dict(
+      loss_chunk=config.train.loss_chunk,
+      dropout_key=dropout_key if config.model.dropout else None,
+      index_B=index_M,
+    )
+    if config.model.family in diffusion.FAMILIES:
+      total, _ = diffusion.loss(model, params, text_MxN, keys_M, batch, **options)
+      return total, jnp.zeros((2, len(armd.ORDER_KINDS)))
+    order, kind_M = armd.training_order(config.order, slots, step, streams_key, keys_M)
+    weights_MxN = jnp.full((text_MxN.shape[0], slots), 1 / (batch * slots), jnp.float32)
+    total, nll_MxN = armd.nll(model, params, text_MxN, order, weights_MxN, **options)
+    is_kind_MxK = jax.nn.one_hot(kind_M, len(armd.ORDER_KINDS))
+    nats_MxK = jnp.mean(nll_MxN, axis=1)[:, None] * is_kind_MxK
+    return total, jnp.stack([jnp.sum(nats_MxK, axis=0), jnp.sum(is_kind_MxK, axis=0)])
+
+  gradient = jax.value_and_grad(loss, has_aux=True)
+  if micro_batches == 1:
+    return gradient(params, text_BxN, index_B)
+
+  def add(sums, xs):
+    return jax.tree.map(jnp.add, sums, gradient(params, *xs)), None
+
+  # Micro-batch m takes examples m, m + A, ...: every device keeps working on its own examples.
+  split = lambda x: jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0)
+  kinds_2xK = jnp.zeros((2, len(armd.ORDER_KINDS)), jnp.float32)
+  zeros = ((jnp.float32(0), kinds_2xK), jax.tree.map(jnp.zeros_like, params))
+  sums, _ = jax.lax.scan(add, zeros, (split(text_BxN), split(index_B)))
+  return sums
+
+
+def train_step(config: Config, vocab_size: int, mesh: Mesh):
+  """The compiled step for a mesh: `step(state, text_BxN) -> (state, metrics)`.
+
+  The state is donated. A step whose loss or gradient is not finite only counts: the state moves on
+  to the next step's text and randomness, with the parameters it had.
+
+  Metrics are float32 on the device: the scalars loss (nats per token), gradient_norm,
+  learning_rate, shuffled (k of this step, 0 once orders are strided) and skipped (steps so far
+  that only counted), and kinds_2xK of `loss_and_gradients`.
+  """
+  # How long to train and when to look does not change the step: one program serves all.
+  fixed = dataclasses.replace(
+    config,
+    init_from='',
+    data=type(config.data)(),
+    train=type(config.train)(
+      batch_size=config.train.batch_size,
+      accumulation=config.train.accumulation,
+      loss_chunk=config.train.loss_chunk,
+    ),
+  )
+  return _train_step(fixed, vocab_size, mesh)
+
+
+@functools.lru_cache(maxsize=8)
+def _train_step(config, vocab_size, mesh):
+  optimizer = make_optimizer(config.optimizer)
+  order = config.order
+
+  def step(state: TrainState, text_BxN: Array) -> tuple[TrainState, dict[str, Array]]:
+    with axes.on(mesh):
+      (loss, kinds_2xK), gradients = loss_and_gradients(
+        config, vocab_size, state.params, state.step, text_BxN
+      )
+    gradient_norm = optax.tree.norm(gradients)
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    decay = ema_decay_at(config.optimizer, state.step)
+    ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+    skipped = state.skipped + 1 - is_finite
+    new = TrainState(state.step + 1, skipped, params, ema, opt_state)
+    counted = state.replace(step=new.step, skipped=skipped)
+    shuffled = progressive_budget(state.step, order.ar_steps, order.perm_steps, order.rho)
+    if order.sbp_start >= 0:
+      shuffled = jnp.where(state.step >= order.sbp_start, 0, shuffled)
+    metrics = {
+      'loss': loss,
+      'gradient_norm': gradient_norm,
+      'learning_rate': learning_rate_at(config.optimizer)(state.step - state.skipped),
+      'shuffled': shuffled,
+      'skipped': skipped,
+      'kinds_2xK': kinds_2xK,
+    }
+    metrics = {name: jnp.float32(value) for name, value in metrics.items()}
+    return jax.tree.map(functools.partial(jnp.where, is_finite), new, counted), metrics
+
+  state_sharding = jax.tree.map(lambda x: x.sharding, abstract_state(config, vocab_size, mesh))
+  return jax.jit(
+    step,
+    in_shardings=(state_sharding, sharding.batch_sharding(mesh)),
+    out_shardings=(state_sharding, sharding.replicated(mesh)),
+    donate_argnums=0,
+  )

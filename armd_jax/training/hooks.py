@@ -1,0 +1,150 @@
+"""What a run does beside its steps: evaluates, samples, takes profiles, notices that it hangs."""
+
+from __future__ import annotations
+
+import dataclasses
+import faulthandler
+import os
+import pathlib
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh
+
+from armd_jax.config import Config
+from armd_jax.data.corpus import Corpus
+from armd_jax.decode import diffusion, requests
+from armd_jax.errors import CRASHED
+from armd_jax.evaluation import likelihood
+from armd_jax.parallel import distributed
+from armd_jax.show.history import Record
+from armd_jax.training import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Hook:
+  """Something to do every so many steps and after the last one.
+
+  Attributes:
+    every: steps; 0: never.
+    run: takes the state, and returns a record for the log; every process runs it.
+  """
+
+  every: int
+  run: Callable[[TrainState], Record]
+
+  def is_due(self, step: int, last: int) -> bool:
+    """Whether to run after `step`, where training ends at `last`."""
+    return self.every > 0 and (step % self.every == 0 or step == last)
+
+
+def evaluation(config: Config, corpus: Corpus, mesh: Mesh) -> Hook:
+  """Logs `held_out`: nats per token of the averaged weights, left-to-right, or the bound of a
+  diffusion baseline."""
+  batch_size = config.train.batch_size // config.train.accumulation
+  windows_WxN = corpus.held_out_WxN[: config.train.eval_windows]
+
+  def run(state):
+    nll = likelihood.nll(
+      config.model,
+      corpus.tokenizer.vocab_size,
+      state.ema,
+      windows_WxN,
+      likelihood.standard_suite(config.model, ())[0],
+      mesh,
+      batch_size=batch_size,
+    )
+    return {'held_out': likelihood.mean_nats(nll)[0]}
+
+  return Hook(config.train.eval_every, run)
+
+
+def samples(config: Config, corpus: Corpus) -> Hook:
+  """Logs `sample`: a text from the averaged weights, always with the same draws; left-to-right
+  before the strided phase of training, and with the most streams of it from there on."""
+  request = requests.continue_prompts([''], config.model.num_slots, corpus.tokenizer)
+
+  def run(state):
+    if config.model.family in diffusion.SAMPLERS:
+      sampler = diffusion.SAMPLERS[config.model.family][0]
+      (text,), _ = requests.denoise(
+        config, corpus.tokenizer, state.ema, request, steps=0, sampler=sampler
+      )
+      return {'sample': text}
+    is_strided = 0 <= config.order.sbp_start < state.step
+    streams = max(config.order.sbp_streams) if is_strided else 1
+    (text,), _ = requests.complete(config, corpus.tokenizer, state.ema, request, streams=streams)
+    return {'sample': text}
+
+  return Hook(config.train.sample_every, run)
+
+
+class Profile:
+  """A profiler's trace of the steps from a first to a last, taken by the first process.
+
+  Args:
+    steps: first and last step, or () for no trace.
+    folder: where TensorBoard and XProf will look for it.
+  """
+
+  def __init__(self, steps: tuple[int, ...], folder: pathlib.Path):
+    self._steps = steps if distributed.is_first() else ()
+    self._folder = folder
+    self._running = False
+
+  def before(self, step: int) -> None:
+    """To be called before each step is started."""
+    if self._steps and step == self._steps[0]:
+      jax.profiler.start_trace(self._folder)
+      self._running = True
+
+  def ends_after(self, step: int) -> bool:
+    """Whether to close it once this step is done."""
+    return self._running and step == self._steps[1]
+
+  def close(self) -> None:
+    """Ends a trace that runs."""
+    if self._running:
+      jax.profiler.stop_trace()
+      self._running = False
+
+
+class Watchdog:
+  """Ends the process, with the stacks of all its threads, where nothing has progressed for long.
+
+  A lost network or a dead file system makes a step wait for ever; ended with `CRASHED`, the job is
+  started again.
+
+  Args:
+    seconds: without progress; 0: for ever.
+  """
+
+  def __init__(self, seconds: int):
+    self._seconds = seconds
+    self._progress = time.monotonic()
+    self._closed = threading.Event()
+    if seconds:
+      threading.Thread(target=self._watch, daemon=True).start()
+
+  def progress(self) -> None:
+    """Says that something has."""
+    self._progress = time.monotonic()
+
+  def close(self) -> None:
+    self._closed.set()
+
+  def _watch(self) -> None:
+    while not self._closed.wait(min(1.0, self._seconds / 4)):
+      if time.monotonic() - self._progress > self._seconds:
+        faulthandler.dump_traceback(sys.stderr)
+        print(
+          f'error: process {jax.process_index()} did not finish a step, an evaluation or a save '
+          f'in config.train.hang_seconds = {self._seconds}; its stacks are above; start the job '
+          'again to go on from the last checkpoint',
+          file=sys.stderr,
+          flush=True,
+        )
+        os._exit(CRASHED)

@@ -1,0 +1,329 @@
+"""What a run reports while it trains: averages over steps, and the places they are written to.
+
+A record is a dict of the numbers of a step, and texts. Process 0 writes each to the console, to
+metrics.jsonl, as TensorBoard's event files and, if asked to, to Weights & Biases.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2
+from tqdm import tqdm
+
+from armd_jax import config as config_lib
+from armd_jax.errors import MetByAll, UserError
+from armd_jax.hardware import device
+from armd_jax.hardware.chips import peak_flops
+from armd_jax.models.flops import training_flops
+from armd_jax.objectives.armd import ORDER_KINDS
+from armd_jax.parallel import distributed
+from armd_jax.show.history import Record
+
+# ----- places
+
+
+class Writer(Protocol):
+  """Takes records, in the order of their steps."""
+
+  def write(self, step: int, record: Record) -> None: ...
+
+  def close(self) -> None: ...
+
+
+class Console:
+  """A progress bar, and one line a record above it."""
+
+  def __init__(self, steps: int, first_step: int):
+    self._steps = steps
+    self._bar = tqdm(total=steps, initial=first_step, unit='step', desc='train', mininterval=0.5)
+
+  def progress(self, step: int) -> None:
+    self._bar.update(step - self._bar.n)
+
+  def write(self, step: int, record: Record) -> None:
+    self._bar.write(line(step, self._steps, record))
+
+  def close(self) -> None:
+    self._bar.close()
+
+
+def line(step: int, steps: int, record: Record) -> str:
+  """A record for a reader: its main numbers in one line, and its texts below.
+
+  >>> line(5, 20, {'loss': 2.5, 'step_seconds': 0.25, 'tokens_per_second': 12345.6})
+  'step 5/20  loss 2.5000  12,346 tokens/s  step 250.0 ms  left 0:00:04'
+  """
+  parts = [f'step {step}/{steps}']
+  if 'loss' in record:
+    parts.append('not finite' if record['loss'] is None else f'loss {record["loss"]:.4f}')
+  if 'held_out' in record:
+    parts.append(f'held-out {record["held_out"]:.4f} nats per token')
+  if 'tokens_per_second' in record:
+    parts.append(f'{record["tokens_per_second"]:,.0f} tokens/s')
+  for name in ('step', 'input'):
+    if f'{name}_seconds' in record:
+      parts.append(f'{name} {1e3 * record[f"{name}_seconds"]:.1f} ms')
+  if 'mfu' in record:
+    parts.append(f'MFU {record["mfu"]:.1%} (6ND {record["mfu_6nd"]:.1%})')
+  if 'step_seconds' in record:
+    left = datetime.timedelta(seconds=round(record['step_seconds'] * (steps - step)))
+    parts.append(f'left {left}')
+  texts = [f'{name}: {text}' for name, text in record.items() if isinstance(text, str)]
+  return '\n'.join(['  '.join(parts), *texts])
+
+
+class JsonLines:
+  """metrics.jsonl: one record a line, whole lines only, never rewritten."""
+
+  def __init__(self, path: pathlib.Path):
+    if path.exists():
+      data = path.read_bytes()
+      if not data.endswith(b'\n'):  # cut off by a crash or a full disk
+        os.truncate(path, data.rfind(b'\n') + 1)
+    self._file = path.open('ab', buffering=0)
+
+  def write(self, step: int, record: Record) -> None:
+    self._file.write(json.dumps({'step': step, **record}, allow_nan=False).encode() + b'\n')
+
+  def close(self) -> None:
+    self._file.close()
+
+
+class TensorBoard:
+  """Event files, without TensorFlow; no thread, which could not say that a disk is full."""
+
+  def __init__(self, folder: pathlib.Path, first_step: int):
+    folder.mkdir(parents=True, exist_ok=True)
+    self._events = event_file_writer.EventsWriter(str(folder / 'events'))
+    # What an earlier start logged of later steps is done again, and shown once.
+    restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._write(first_step + 1, session_log=restart)
+
+  def write(self, step: int, record: Record) -> None:
+    for name, value in record.items():
+      if isinstance(value, str):
+        self._write(step, summary=summary.text(name, value))
+      elif isinstance(value, (int, float)):
+        self._write(step, summary=summary.scalar(name, value))
+    self._events.flush()
+
+  def _write(self, step, **what):
+    self._events.write_event(event_pb2.Event(step=step, wall_time=time.time(), **what))
+
+  def close(self) -> None:
+    self._events.close()
+
+
+class Wandb:
+  """A run of Weights & Biases that a restarted job goes on with."""
+
+  def __init__(self, project: str, workdir: pathlib.Path, config: config_lib.Config):
+    try:
+      import wandb
+    except ImportError:
+      raise UserError(
+        f'config.train.wandb is {project!r} but wandb is not installed; pip install wandb, or '
+        "write ''"
+      ) from None
+    self._run = wandb.init(
+      project=project,
+      id=hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16],
+      name=workdir.absolute().name,
+      resume='allow',
+      dir=str(workdir),
+      config=config_lib.to_dict(config),
+    )
+
+  def write(self, step: int, record: Record) -> None:
+    shown = {name: value for name, value in record.items() if not isinstance(value, list)}
+    self._run.log(shown, step=step)
+
+  def close(self) -> None:
+    self._run.finish()
+
+
+# ----- averages
+
+
+class Log:
+  """The metrics of steps, read one step late, so that the devices never wait for the host.
+
+  Every process has one, since all look whether losses are finite; the first one writes.
+  """
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    config: config_lib.Config,
+    first_step: int,
+    ideal_seconds: dict[str, float],
+  ):
+    """Opens the places.
+
+    Args:
+      workdir: of the run.
+      config: of the run.
+      first_step: steps done before.
+      ideal_seconds: what a step would take at the devices' peak, by name of its share; see
+        `ideal_seconds`.
+    Raises:
+      UserError: a file cannot be written.
+    """
+    self._workdir, self._config = workdir, config
+    self._ideal_seconds = ideal_seconds
+    self._pending = None
+    self._done: list[dict[str, Any]] = []  # steps since the last record
+    self._not_finite = 0  # steps in a row, up to the last
+    self._since: float | None = None  # the first step compiles, so time counts from its end
+    self._console, self._writers = None, []
+    if distributed.is_first():
+      with self._writing():
+        self._console = Console(config.train.steps, first_step)
+        self._writers.append(self._console)
+        self._writers.append(JsonLines(workdir / 'metrics.jsonl'))
+        self._writers.append(TensorBoard(workdir / 'tensorboard', first_step))
+      if config.train.wandb:
+        self._writers.append(Wandb(config.train.wandb, workdir, config))
+
+  def step(self, step: int, metrics: Any, input_seconds: float, examples: tuple[int, int]) -> None:
+    """Takes a step's metrics, which may not be there yet, and reads those of the one before.
+
+    Args:
+      step: which one, from 1.
+      metrics: of `training.train_step`.
+      input_seconds: how long it waited for its batch.
+      examples: global indices of its first and its last example.
+    Raises:
+      UserError: too many steps in a row were not finite, or a file cannot be written.
+    """
+    self._read()
+    self._pending = (step, metrics, input_seconds, examples)
+
+  def record(self, step: int, record: Record) -> None:
+    """Writes a record.
+
+    Raises:
+      UserError: a file cannot be written.
+    """
+    with self._writing():
+      for writer in self._writers:
+        writer.write(step, record)
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Around what is no step, and does not count as one's time."""
+    self._read()
+    yield
+    if self._since is not None:
+      self._since = time.perf_counter()
+
+  def close(self) -> None:
+    """Closes the places."""
+    with self._writing():
+      for writer in self._writers:
+        writer.close()
+
+  def _read(self) -> None:
+    if self._pending is None:
+      return
+    (step, metrics, input_seconds, examples), self._pending = self._pending, None
+    values = jax.device_get(metrics)  # waits for the step
+    now = time.perf_counter()
+    done = {'values': values, 'input_seconds': input_seconds, 'examples': examples}
+    done['finite'] = bool(np.isfinite(values['loss']) and np.isfinite(values['gradient_norm']))
+    if self._since is not None:
+      done['seconds'] = now - self._since
+    self._since = now
+    self._done.append(done)
+    if self._console is not None:
+      self._console.progress(step)
+    if step % self._config.train.log_every == 0 or step == self._config.train.steps:
+      self.record(step, self._average())
+    self._not_finite = 0 if done['finite'] else self._not_finite + 1
+    if self._not_finite >= self._config.train.max_not_finite:
+      raise MetByAll(
+        f'loss or gradient was not finite in {self._not_finite} steps in a row, up to step {step}; '
+        'all were skipped, so checkpoints hold the last good parameters: lower '
+        'config.optimizer.learning_rate, or look at the text of the examples that '
+        f'{self._workdir / "metrics.jsonl"} names'
+      )
+
+  def _average(self) -> Record:
+    """The record of the steps since the last one."""
+    steps, self._done = self._done, []
+    finite = [step['values'] for step in steps if step['finite']]
+    mean = lambda name: float(np.mean([v[name] for v in finite])) if finite else None
+    last = steps[-1]['values']
+    record = {'loss': mean('loss'), 'gradient_norm': mean('gradient_norm')}
+    if finite:
+      nats_K, count_K = np.sum([values['kinds_2xK'] for values in finite], axis=0, dtype=np.float64)
+      for kind, nats, count in zip(ORDER_KINDS, nats_K, count_K, strict=True):
+        if count:
+          record[f'loss_{kind}'] = nats / count
+          record[f'share_{kind}'] = count / count_K.sum()
+    for name in ('learning_rate', 'shuffled', 'skipped'):
+      record[name] = float(last[name])
+    record['input_seconds'] = float(np.mean([step['input_seconds'] for step in steps]))
+    record['examples'] = [int(steps[0]['examples'][0]), int(steps[-1]['examples'][1])]
+    timed = [step['seconds'] for step in steps if 'seconds' in step]
+    if timed:
+      config = self._config
+      record['step_seconds'] = seconds = float(np.mean(timed))
+      record['tokens_per_second'] = config.train.batch_size * config.model.num_slots / seconds
+      record |= {name: ideal / seconds for name, ideal in self._ideal_seconds.items()}
+    return record | memory(jax.local_devices())
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as error:
+      raise UserError(
+        f'cannot write to {self._workdir} ({error.strerror}); free space or make it writable, and '
+        'give the same command again to go on from the last checkpoint'
+      ) from error
+
+
+def ideal_seconds(config: config_lib.Config, vocab_size: int, params: Any, mesh: Mesh) -> Record:
+  """Seconds that a step's matrix products take at the devices' peak.
+
+  Returns:
+    `mfu`, of the model's products: attention counted by the keys that each row sees, nothing
+    counted twice; and `mfu_6nd`, of 6 FLOPs a parameter and token, as is common. Nothing where no
+    peak is known.
+  """
+  peak = peak_flops(device.current().chip)
+  if peak is None:
+    return {}
+  num_parameters = sum(x.size for x in jax.tree.leaves(params))
+  per_sequence = {
+    'mfu': training_flops(config.model, vocab_size),
+    'mfu_6nd': 6 * num_parameters * config.model.num_slots,
+  }
+  return {
+    name: flops * config.train.batch_size / peak / mesh.size for name, flops in per_sequence.items()
+  }
+
+
+def memory(devices: Sequence[Any]) -> Record:
+  """Most memory that any of the devices has used so far, and has; nothing where none tells."""
+  stats = [stats for device in devices if (stats := device.memory_stats())]
+  names = {'peak_bytes_in_use': 'memory_gib', 'bytes_limit': 'memory_limit_gib'}
+  return {
+    ours: max(s[theirs] for s in stats) / 2**30
+    for theirs, ours in names.items()
+    if stats and all(theirs in s for s in stats)
+  }

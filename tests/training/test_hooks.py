@@ -1,0 +1,70 @@
+"""What runs beside the steps: when, and what a hang looks like."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny_run
+
+from armd_jax import config as config_lib
+from armd_jax.training import hooks, loop
+
+
+@pytest.mark.parametrize(('every', 'steps'), [(0, []), (2, [2, 4, 5]), (5, [5]), (7, [5])])
+def test_hooks_are_due_every_so_many_steps_and_at_the_end(every, steps):
+  hook = hooks.Hook(every, dict)
+  assert [step for step in range(1, 6) if hook.is_due(step, 5)] == steps
+
+
+def test_samples_and_profiles_are_part_of_training(tmp_path, capsys):
+  raw = tiny_run.config(tmp_path)
+  raw.train.update(steps=5, eval_every=5, sample_every=2, profile_steps=(2, 3))
+  raw.order.update(ar_steps=0, perm_steps=0, sbp_start=3, sbp_streams=(2, 4))
+  config = config_lib.parse(raw)
+  loop.train(config, tmp_path / 'run')
+  lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+  texts = {r['step']: r['sample'] for r in map(json.loads, lines) if 'sample' in r}
+  assert list(texts) == [2, 4, 5] and all(texts.values())
+  assert f'step 4/5\nsample: {texts[4]}' in capsys.readouterr().out
+  (trace,) = (tmp_path / 'run' / 'profile').rglob('*.xplane.pb')
+  assert trace.stat().st_size > 1000
+
+
+_HANGS = """
+import sys, threading, time
+from armd_jax.training.hooks import Watchdog
+
+def stuck_elsewhere():
+  time.sleep(100)
+
+def stuck_here():
+  time.sleep(100)
+
+threading.Thread(target=stuck_elsewhere, daemon=True).start()
+watchdog = Watchdog(2)
+for _ in range(10):  # longer than it waits
+  time.sleep(0.5)
+  watchdog.progress()
+print('still there', flush=True)
+if sys.argv[1] == 'hang':
+  stuck_here()
+watchdog.close()
+time.sleep(4)
+"""
+
+
+def test_a_hang_ends_the_process_with_every_stack():
+  start = time.time()
+  done = subprocess.run([sys.executable, '-c', _HANGS, 'hang'], capture_output=True, text=True)
+  assert done.returncode == 70 and time.time() - start < 90
+  assert done.stdout == 'still there\n'
+  assert 'stuck_here' in done.stderr and 'stuck_elsewhere' in done.stderr
+  (sentence,) = (line for line in done.stderr.splitlines() if line.startswith('error: '))
+  assert 'hang_seconds = 2' in sentence and 'start the job again' in sentence
+
+
+def test_a_watchdog_that_is_closed_ends_nothing():
+  done = subprocess.run([sys.executable, '-c', _HANGS, 'end'], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr

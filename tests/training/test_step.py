@@ -1,0 +1,275 @@
+"""The training step: randomness, memory, and that meshes and micro-batches change nothing."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from armd_jax import config as config_lib
+from armd_jax import training
+from armd_jax.config import OptimizerConfig
+from armd_jax.hardware import device
+from armd_jax.parallel import sharding
+
+
+def small_config(**changes):
+  raw = {
+    'model': dict(
+      length=16, num_layers=2, embed_dim=32, num_heads=4, dtype='float32', dropout=0.1, pe_dim=8
+    ),
+    'order': dict(ar_steps=0, perm_steps=0, rho=8),
+    'optimizer': dict(warmup_steps=4, learning_rate=1e-2),
+    'train': dict(batch_size=8, loss_chunk=16),
+  }
+  for name, value in changes.items():
+    section, field = name.split('__')
+    raw.setdefault(section, {})[field] = value
+  return config_lib.parse(raw)
+
+
+def run(config, steps=3, mesh_config=None):
+  mesh = sharding.make_mesh(mesh_config or config.mesh, jax.devices()[:1])
+  state = training.new_state(config, tiny.VOCAB, mesh)
+  step = training.train_step(config, tiny.VOCAB, mesh)
+  metrics = []
+  for i in range(steps):
+    text = jax.random.randint(jax.random.key(i), (8, 16), 0, tiny.VOCAB)
+    state, m = step(state, text)
+    metrics.append(jax.device_get(m))
+  return state, metrics
+
+
+def assert_close(a, b, rtol):
+  scale = jax.tree.map(lambda x: float(np.abs(x).max()), a)
+  jax.tree.map(lambda x, y, s: np.testing.assert_allclose(x, y, atol=rtol * s), a, b, scale)
+
+
+@pytest.mark.parametrize(
+  ('chip', 'platform', 'kernel'),
+  [('H100', 'cuda', 'mosaic_gpu'), ('v5e', 'tpu', 'tpu_custom_call')],
+)
+def test_the_step_is_lowered_for_chips_that_are_not_here(chip, platform, kernel):
+  """All of it, kernels included, as far as it goes without the chip's compiler."""
+  sizes = dict(model__length=128, model__embed_dim=128, model__num_heads=2)
+  config = small_config(**sizes, model__dtype='bfloat16')
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  state = training.abstract_state(config, tiny.VOCAB, mesh)
+  text = jax.ShapeDtypeStruct((8, 128), jnp.int32, sharding=sharding.batch_sharding(mesh))
+  training._train_step.cache_clear()  # which keeps the kernels that it was traced with
+  jax.clear_caches()
+  with device.compiling_for(chip):
+    step = training.train_step(config, tiny.VOCAB, mesh)
+    lowered = step.trace(state, text).lower(lowering_platforms=(platform,))
+  training._train_step.cache_clear()
+  jax.clear_caches()
+  assert kernel in lowered.as_text()
+
+
+def test_learns_a_constant_text():
+  config = small_config(model__dropout=0.0)
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  state = training.new_state(config, tiny.VOCAB, mesh)
+  step = training.train_step(config, tiny.VOCAB, mesh)
+  losses = []
+  for _ in range(40):
+    state, metrics = step(state, np.full((8, 16), 3))
+    losses.append(float(metrics['loss']))
+  assert abs(losses[0] - np.log(tiny.VOCAB)) < 0.5
+  assert losses[-1] < 0.05
+
+
+def test_accumulation_adds_up_to_the_same_gradient():
+  """Dropout included: it depends on a sequence's index in the batch, not on its micro-batch."""
+  config = small_config()
+  _, whole = run(config)
+  _, parts = run(
+    dataclasses.replace(config, train=dataclasses.replace(config.train, accumulation=4))
+  )
+  for a, b in zip(whole, parts, strict=True):
+    np.testing.assert_allclose(a['loss'], b['loss'], rtol=1e-5)
+    np.testing.assert_allclose(a['gradient_norm'], b['gradient_norm'], rtol=1e-4)
+
+
+def test_every_sequence_draws_its_own_dropout():
+  """Equal sequences, left-to-right: with one draw for all, a batch would give the loss of one."""
+  config = small_config(model__dropout=0.5, order__ar_steps=10**6, order__perm_steps=10**6)
+  text = jnp.tile(jax.random.randint(jax.random.key(0), (1, 16), 0, tiny.VOCAB), (8, 1))
+  params = training.init_state(config, tiny.VOCAB).params
+
+  @jax.jit
+  def loss(text):
+    return training.loss_and_gradients(config, tiny.VOCAB, params, 0, text)[0][0]
+
+  losses = [float(loss(text[:count])) for count in (1, 2, 4, 8)]
+  assert len({round(x, 5) for x in losses}) == 4
+
+
+def test_randomness_follows_seed_and_step():
+  config = small_config()
+  params = training.init_state(config, tiny.VOCAB).params
+  text = jax.random.randint(jax.random.key(0), (8, 16), 0, tiny.VOCAB)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def loss(config, step):
+    return training.loss_and_gradients(config, tiny.VOCAB, params, step, text)[0][0]
+
+  assert loss(config, 1) == loss(config, 1)
+  assert loss(config, 1) != loss(config, 2)
+  assert loss(config, 1) != loss(dataclasses.replace(config, seed=1), 1)
+
+
+def test_losses_by_kind_of_order_add_up_to_the_loss():
+  """Also over micro-batches; each sequence counts once."""
+  for accumulation in (1, 4):
+    config = small_config(order__uniform_order_prob=0.5, train__accumulation=accumulation)
+    for metrics in run(config)[1]:
+      nats_K, count_K = metrics['kinds_2xK']
+      assert count_K.sum() == 8 and count_K[1] > 0 and count_K[2] > 0 and count_K[3] == 0
+      np.testing.assert_allclose(nats_K.sum() / 8, metrics['loss'], rtol=1e-5)
+      assert (nats_K[count_K == 0] == 0).all()
+
+
+@pytest.mark.parametrize('poison', ['loss', 'gradient'])
+def test_a_step_that_is_not_finite_only_counts(monkeypatch, poison):
+  """Poisoned at step 1: nothing but the counters moves, and training goes on from there."""
+  config = small_config()
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  genuine = training.loss_and_gradients
+
+  def poisoned(config, vocab_size, params, step, text_BxN):
+    (loss, kinds_2xK), gradients = genuine(config, vocab_size, params, step, text_BxN)
+    bad = jnp.where(step == 1, jnp.nan, 1.0)
+    if poison == 'loss':
+      return (loss * bad, kinds_2xK), gradients
+    spread = lambda path, x: x * bad if path[-1].key == 'bos' else x
+    return (loss, kinds_2xK), jax.tree_util.tree_map_with_path(spread, gradients)
+
+  monkeypatch.setattr(training, 'loss_and_gradients', poisoned)
+  training._train_step.cache_clear()
+  step = training.train_step(config, tiny.VOCAB, mesh)
+  states = [training.new_state(config, tiny.VOCAB, mesh)]
+  for i in range(3):
+    text = jax.random.randint(jax.random.key(i), (8, 16), 0, tiny.VOCAB)
+    state, metrics = step(jax.tree.map(jnp.copy, states[-1]), text)
+    states.append(state)
+    assert metrics['skipped'] == (i > 0)
+  training._train_step.cache_clear()
+  _, first, second, third = states
+  assert [int(s.step) for s in states] == [0, 1, 2, 3]
+  assert [int(s.skipped) for s in states] == [0, 0, 1, 1]
+  jax.tree.map(np.testing.assert_array_equal, second.replace(step=1, skipped=0), first)
+  # Two updates have been made: the third step's rate is that of the second.
+  assert metrics['learning_rate'] == training.learning_rate_at(config.optimizer)(1)
+  moved = jax.tree.map(lambda x, y: bool((x != y).any()), third.params, second.params)
+  assert all(jax.tree.leaves(moved))
+
+
+def test_recipe():
+  config = OptimizerConfig(learning_rate=3e-4, warmup_steps=2500)
+  rate = training.learning_rate_at(config)
+  assert [round(float(rate(i)) / 3e-4, 4) for i in (0, 1249, 2499, 10**5)] == [
+    0.0004,
+    0.5,
+    1.0,
+    1.0,
+  ]
+  decay = [float(training.ema_decay_at(config, i)) for i in (0, 90, 10**6)]
+  np.testing.assert_allclose(decay, [0.1, 0.91, 0.9999], rtol=1e-6)
+
+
+def test_every_field_of_the_optimizer_matters():
+  def after_three_steps(**fields):
+    config = OptimizerConfig(**{'warmup_steps': 2, 'learning_rate': 1e-2} | fields)
+    optimizer, params = training.make_optimizer(config), {'w': jnp.arange(1.0, 5.0)}
+    state = optimizer.init(params)
+    for step in range(3):
+      gradients = {'w': jnp.roll(jnp.array([3.0, -2.0, 1.0, 0.5]), step) * (step + 1)}
+      updates, state = optimizer.update(gradients, state, params)
+      params = optax.apply_updates(params, updates)
+    return np.asarray(params['w'])
+
+  plain = after_three_steps()
+  for fields in (
+    {'learning_rate': 2e-2},
+    {'warmup_steps': 1},
+    {'clip_norm': 5.0},
+    {'weight_decay': 1.0},
+    {'beta1': 0.0},
+    {'beta2': 0.5},
+    {'eps': 1.0},
+  ):
+    assert not np.allclose(plain, after_three_steps(**fields), rtol=1e-5, atol=0), fields
+
+
+def test_ema_follows_the_parameters():
+  plain = run(small_config(), steps=2)[0]
+  assert not np.allclose(*(jax.tree.leaves(t)[0] for t in (plain.ema, plain.params)))
+  other = run(small_config(optimizer__ema_decay=0.0), steps=2)[0]
+  jax.tree.map(np.testing.assert_array_equal, other.ema, other.params)
+
+
+def temporaries(vocab_size, batch=4, length=256, width=64):
+  config = config_lib.parse(
+    {
+      'model': dict(length=length, num_layers=2, embed_dim=width, num_heads=2, dtype='float32'),
+      'train': dict(batch_size=batch, loss_chunk=8),
+    }
+  )
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  state = training.abstract_state(config, vocab_size, mesh)
+  text = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+  compiled = training.train_step(config, vocab_size, mesh).lower(state, text).compile()
+  return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_logits_never_exist_at_once():
+  """Doubling V adds less than 10% of 4 B N V bytes of temporaries beyond the V x E arrays. The
+  shape keeps the published ratio of loss_chunk to N, 32 / 1024."""
+  vocab, batch, length, width = 8192, 4, 256, 64
+  small, large = temporaries(vocab), temporaries(2 * vocab)
+  # gradient of the embedding, its update, and the new moments and average, before they replace
+  # the donated ones
+  vocab_arrays = 5 * 4 * vocab * width
+  assert large - small < 0.1 * 4 * batch * length * vocab + vocab_arrays
+
+
+def with_remat(policy):
+  """Bytes of temporaries of eight layers' gradients, and loss and gradients."""
+  config = small_config(
+    model__remat=policy, model__num_layers=8, model__num_two_stream_layers=0, model__length=64,
+    train__batch_size=4,
+  )  # fmt: skip
+  rng = np.random.default_rng(0)
+  shapes = jax.eval_shape(lambda: training.init_state(config, tiny.VOCAB).params)
+  params = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(x.dtype), shapes)
+  text = rng.integers(0, tiny.VOCAB, (4, 64)).astype(np.int32)
+  run = jax.jit(
+    lambda params, text: training.loss_and_gradients(config, tiny.VOCAB, params, 0, text)
+  )
+  compiled = run.lower(params, text).compile()
+  return compiled.memory_analysis().temp_size_in_bytes, jax.device_get(compiled(params, text))
+
+
+def test_remat_policies_trade_memory_for_nothing_else(eight_devices):
+  """15.1, 4.0 and 2.2 MiB when it was written; loss and gradients are the same bits, dropout
+  included, and so to 1e-5 with other compilers."""
+  policies = ('none', 'dots', 'full')
+  none, dots, full = (eight_devices(with_remat, policy) for policy in policies)
+  sizes = [f'{found[0] / 2**20:.1f}' for found in (none, dots, full)]
+  print('MiB of temporaries:', dict(zip(policies, sizes, strict=True)))
+  assert dots[0] < 0.5 * none[0] and full[0] < 0.8 * dots[0], (none[0], dots[0], full[0])
+  assert_close(none[1], dots[1], 1e-5)
+  assert_close(none[1], full[1], 1e-5)
+
+
+def test_sharding_is_strict():
+  mesh = sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
+  with pytest.raises(ValueError, match="no row of PARAMETER_AXES matches 'new/thing'"):
+    sharding.tree_sharding(mesh, {'new': {'thing': jnp.zeros((2, 2))}})
+  with pytest.raises(config_lib.UserError, match='product is 1'):
+    sharding.make_mesh(config_lib.MeshConfig(data=3), jax.devices()[:1])
