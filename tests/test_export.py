@@ -100,6 +100,13 @@ def test_folder_and_file_hold_what_the_run_holds(run, folder, file, tmp_path):
     export_lib.load(folder, 'raw')
 
 
+def test_relative_paths_open_what_absolute_ones_do(run, folder, file, monkeypatch):
+  for path in (run[0], folder, file):
+    monkeypatch.chdir(path.parent)
+    for relative in (path.name, f'./{path.name}', f'../{path.parent.name}/{path.name}'):
+      jax.tree.map(np.testing.assert_array_equal, armd_jax.load(relative).params, run[1].ema)
+
+
 def test_three_lines_of_python(run, file):
   model = armd_jax.load(file)
   text = model.generate('al', streams=4, seed=5)

@@ -198,7 +198,7 @@ def parameters(path: str | pathlib.Path, abstract: Any) -> Any:
   Raises:
     UserError: they are not the parameters of that model, or damaged.
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(path).absolute()  # orbax finds nothing under a relative one
   if path.suffix == '.safetensors':
     return _parameters_of_file(path, abstract)
   with ocp.StandardCheckpointer() as checkpointer:
