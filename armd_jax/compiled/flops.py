@@ -296,6 +296,7 @@ _KERNEL_PRODUCTS = {
   'prefix_attention_backward': (5, 4),
   'prefix_attention_dq': (3, 1),
   'prefix_attention_dkv': (4, 3),
+  'append_to_cache': (0, 0),
 }
 
 
@@ -305,6 +306,8 @@ def _mosaic_gpu_kernel(eqn, inputs, attention):
   if name not in _KERNEL_PRODUCTS:
     raise ValueError(f'flops.py does not know the kernel {name}; teach it, in _KERNEL_PRODUCTS')
   multiplied, needed = _KERNEL_PRODUCTS[name]
+  if not multiplied:
+    return MatmulFlops(), _plain_outputs(eqn, inputs)
   # Half-precision arrays come in this order, with the gradient of the output after q.
   avals = [var.aval for var in eqn.invars]
   q, *_, k = [x for x in avals if x.ndim == 4 and x.dtype.itemsize == 2]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import Mesh, PartitionSpec
 
 from armd_jax import config, models, order, training
@@ -304,9 +305,18 @@ def test_kernel_in_an_attention_call():
   assert flops == MatmulFlops(100, 2 * 100 * 2.5 / 4)
 
 
+def unknown_kernel(x):
+  def unknown(x_ref, y_ref):
+    del x_ref, y_ref
+
+  out = shape(*x.shape)
+  return plgpu.kernel(unknown, out_type=out, grid=(1,), grid_names=('block',))(x)
+
+
 @pytest.mark.parametrize(
   'function, sentence',
   [
+    (unknown_kernel, 'does not know the kernel unknown'),
     (lambda x: jax.lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ x, x), 'while loop'),
     (pallas_product, 'no cost_estimate'),
     (lambda x: jnp.convolve(x[0], x[1]), 'conv_general_dilated'),
