@@ -7,6 +7,7 @@
 # make device-report [PYTHON=python3 WHEELS=DIR/whl]    all that one H100 has to show, in ten minutes
 # make device-folder OUT=DIR [TEXT='FILE_OR_GLOB']      what a machine without a network needs for it
 # make lint                                             ruff
+# make docs                                             the site, into work/site
 # make pictures                                         redraw the pictures of README and docs
 
 PYTHON ?= python3
@@ -19,6 +20,7 @@ WHEELS ?=
 LIMIT ?=
 STAGES ?=
 DEVICE_FLAGS ?=
+DOCS = 'mkdocs-material>=9.6' 'mkdocstrings[python]>=0.29'
 
 # Large arrays come from huge pages where glibc can: page faults otherwise take a fifth of a CPU step.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -36,7 +38,7 @@ SMOKE = tests/attention/test_hopper.py tests/attention/test_hopper_splits.py \
   tests/test_train.py::test_killed_and_started_again_is_as_if_never_stopped
 
 .PHONY: quickstart reproduce-mini test smoke drills test-device device-report device-folder lint \
-  pictures
+  docs pictures
 
 # Made anew whenever the requirements change; half-made environments have no stamp.
 $(VENV)/.installed: setup.py pyproject.toml
@@ -86,6 +88,12 @@ device-folder:
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# An environment of its own: what builds pages is nothing to the package.
+docs:
+	@test -d $(VENV)-docs || $(PYTHON) -m venv $(VENV)-docs
+	@$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet
 
 pictures: $(VENV)/.installed
 	$(VENV)/bin/python -c "import pathlib; from armd_jax.show import plots; \
