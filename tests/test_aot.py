@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from armd_jax import aot, config, training
+from armd_jax import config, training
 from armd_jax.compiled import flops, programs, targets
 from armd_jax.decode.state import CACHE_ROWS
 from armd_jax.errors import UserError
@@ -136,7 +136,7 @@ def _fix(monkeypatch, fits, **train):
     tried.append((changed.model.remat, changed.train.accumulation))
     return fits(*tried[-1])
 
-  monkeypatch.setattr(aot, '_fits', try_one)
+  monkeypatch.setattr(programs, '_fits', try_one)
   given = tiny(batch_size=64, **train)
   _, mesh = programs.mesh_for(given, target(), 11, print)
   return programs.find_fix(given, 11, mesh, target(), print), tried
@@ -159,7 +159,7 @@ def test_what_no_setting_can_mend_asks_for_chips(monkeypatch):
   state = training.abstract_state(given, 11, mesh)
   needed = programs.held(state) + programs.held(state.params)
   assert 100_000 < needed < 800_000
-  monkeypatch.setattr(aot, '_fits', None)  # nothing is compiled
+  monkeypatch.setattr(programs, '_fits', None)  # nothing is compiled
   count = next(2**i for i in range(9) if 2**i * 100_000 >= needed)
   assert f'take {count} or more' in programs.find_fix(given, 11, mesh, small, print)
 

@@ -13,6 +13,8 @@ def shape_flags():
   defined = timing.ShapeFlags.define()
 
   def parse(*arguments):
+    for name in set(flags.FLAGS) - before:
+      flags.FLAGS[name].unparse()
     flags.FLAGS(['program', *arguments])
     return defined.values()
 

@@ -51,7 +51,8 @@ def test_bandwidth_is_that_of_the_links_along_the_axis(chip, devices, sizes, axe
 
 
 def test_times_and_utilisation():
-  cost = Cost(hbm_bytes=V5P.hbm_bandwidth * 0.2)
+  cost = Cost()
+  cost.moved['entry', 'copy'] = V5P.hbm_bandwidth * 0.2
   cost.sent['all-gather', 'tensor'] = V5P.links / 3 * 0.5
   cost.sent['all-reduce', 'data+tensor'] = V5P.links * 0.25
   found = roofline.estimate(

@@ -76,7 +76,7 @@ def test_fewer_devices_than_expected_is_a_sentence():
 def test_processes_that_do_not_come_are_a_sentence():
   """A process whose process 0 never answers, with a short time limit."""
   script = (
-    'from armd_jax import cli, distributed as d\n'
+    'from armd_jax import cli\nfrom armd_jax.parallel import distributed as d\n'
     'cli.run(lambda: d.start(d.Cluster("explicit", "127.0.0.1:1", 2, 1), timeout=2))'
   )
   done = tiny_run.run([*tiny_run.PYTHON, '-c', script])
@@ -88,7 +88,7 @@ def test_processes_that_do_not_come_are_a_sentence():
 def test_an_error_of_the_program_itself_is_a_crash():
   """Exit code 70, at once, where jax would wait for the other processes to leave too."""
   script = (
-    'from armd_jax import cli, distributed as d\n'
+    'from armd_jax import cli\nfrom armd_jax.parallel import distributed as d\n'
     f'at = "127.0.0.1:{tiny_run.free_port()}"\n'
     'cli.run(lambda: (d.start(d.Cluster("explicit", at, 1, 0)), 1 / 0))'
   )

@@ -137,13 +137,17 @@ def test_some_pieces_bring_what_they_need():
 
 def test_results_cover_what_they_are_made_with():
   covered = {
-    kind: {path.name for path in records.closure(entries, place_lib.WITHOUT)}
+    kind: {
+      str(path.relative_to(records.ROOT / 'armd_jax'))
+      for path in records.closure(entries, place_lib.WITHOUT)
+    }
     for kind, entries in place_lib.ENTRIES.items()
   }
-  assert {'training.py', 'armd.py', 'config.py', 'axes.py', 'pipeline.py'} <= covered['train']
-  assert {'likelihood.py', 'scores.py', 'bounds.py', 'work.py'} <= covered['evaluate']
-  assert {'generate.py', 'timing.py'} <= covered['speed']
-  assert {'flops.py', 'train_step.py'} <= covered['cost']
+  training = {'training/__init__.py', 'models/armd.py', 'config.py', 'data/pipeline.py'}
+  assert training <= covered['train']
+  assert {'evaluation/scores.py', 'reproduce/work.py'} <= covered['evaluate']
+  assert {'decode/generate.py', 'hardware/clock.py'} <= covered['speed']
+  assert {'compiled/flops.py', 'bench/train_step.py'} <= covered['cost']
 
 
 @pytest.mark.drill
