@@ -4,6 +4,7 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import known_stale
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -19,8 +20,8 @@ COMMAND = 'python -m armd_jax.bench.attention.compile_hopper'
 @pytest.fixture(scope='module')
 def programs():
   found = RESULTS.read()
-  missing = RESULTS.missing(dict.fromkeys(found, compile_hopper.stamp()))
-  assert not missing, f'{missing[:3]} are of other code; run `{COMMAND}`'
+  stale = RESULTS.missing(dict.fromkeys(found, compile_hopper.stamp()))
+  known_stale.check(RESULTS, set(stale), f'`{COMMAND}`')
   return found
 
 
