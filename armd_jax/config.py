@@ -23,6 +23,18 @@ def _one_of(*values):
   return dataclasses.field(default=values[0], metadata={'one_of': values})
 
 
+# Families of models, and the generation orders along which each predicts: 'any', 'left_to_right'
+# alone, or 'none'. All else about a family is in its file in armd_jax/families.
+FAMILIES = {
+  'armd': 'any',
+  'ar': 'left_to_right',
+  'mdlm': 'none',
+  'd3pm': 'none',
+  'sedd': 'none',
+  'radd': 'none',
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
   """The masking process of the diffusion baselines; ARMD and AR read none of it."""
@@ -37,7 +49,7 @@ class DiffusionConfig:
 class ModelConfig:
   """Shape and variants of the network (method: paper section 3)."""
 
-  family: str = _one_of('armd', 'ar', 'mdlm', 'd3pm', 'sedd', 'radd')
+  family: str = _one_of(*FAMILIES)
   length: int = 1024  # N, tokens scored per sequence
   num_layers: int = 12
   num_two_stream_layers: int = -1  # first layers with a content stream; -1: half of them
@@ -60,6 +72,11 @@ class ModelConfig:
   scan_layers: bool = True  # one compiled layer in a loop; False unrolls
   diffusion: DiffusionConfig = DiffusionConfig()
   vocab_multiple: int = 128  # the vocabulary is padded to a multiple of this, for sharding
+
+  @property
+  def orders(self) -> str:
+    """Generation orders along which the family predicts, see `FAMILIES`."""
+    return FAMILIES[self.family]
 
   @property
   def num_slots(self) -> int:
@@ -234,7 +251,9 @@ def _resolve(config: Config) -> Config:
   }
   unset = {name: value for name, value in filled.items() if getattr(model, name) == -1}
   order = config.order
-  if model.family == 'ar':  # which cannot tell where a token stands that is not the next one
+  if (
+    model.orders == 'left_to_right'
+  ):  # which cannot tell where a token stands that is not the next one
     order = dataclasses.replace(order, rho=0, uniform_order_prob=0.0)
   return dataclasses.replace(config, model=dataclasses.replace(model, **unset), order=order)
 
@@ -308,12 +327,12 @@ def _check(config: Config) -> Config:
     f'write a divisor of batch_size = {t.batch_size}',
   )
   _require(
-    m.family == 'armd' or o.sbp_start < 0,
+    m.orders == 'any' or o.sbp_start < 0,
     f'config.order.sbp_start is set but config.model.family is {m.family!r}, which has no strided '
     'orders; write -1',
   )
   _require(
-    m.family in ('armd', 'ar') or m.style == 'rope',
+    m.orders != 'none' or m.style == 'rope',
     f'config.model.style is {m.style!r} but config.model.family is {m.family!r}, which has RoPE '
     "only; write 'rope'",
   )

@@ -66,7 +66,12 @@ def main() -> None:
         measured['while training'] = held_out
       standalone.write_folder(part, params, model_card(export, params, measured))
       if _STABLEHLO.value:
-        streams = 1 if model.family == 'ar' else _STREAMS.value
+        if model.orders == 'none':
+          raise UserError(
+            f'--stablehlo writes programs that decode along an order; {model.family!r} has none, '
+            'leave it out'
+          )
+        streams = 1 if model.orders == 'left_to_right' else _STREAMS.value
         check_streams(streams, model.num_slots, '--streams')
         first_token = export.tokenizer.eos_id if model.bos == 'first_token_given' else BOS
         stablehlo.write(

@@ -147,7 +147,7 @@ def report(
     measured['scores'] = {path: measured_in(path, step) for path in scores}
 
   command = _sample_command(workdir, prompt, options)
-  streams = [1] if config.model.family == 'ar' else streams
+  streams = [1] if config.model.orders == 'left_to_right' else streams
   texts, how = replays(config, tokenizer, params, prompt, streams, **options)
   kind, _, number = texts[-1].name.partition(' = ')
   command += f' --{_FLAGS[kind]}={number}'

@@ -14,17 +14,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from armd_jax import cli
+from armd_jax import cli, families
 from armd_jax.artifacts.weights import load_ema
 from armd_jax.config import Config
 from armd_jax.data.tokenizers import Tokenizer
-from armd_jax.decode import diffusion, live
+from armd_jax.decode import live
 from armd_jax.decode.requests import (
   Request,
   check_sampling,
-  complete,
   continue_prompts,
-  denoise,
   fill_gaps,
 )
 from armd_jax.errors import UserError
@@ -37,7 +35,7 @@ def _sampler(config: Config) -> str:
   Raises:
     UserError: the family has no such sampler.
   """
-  names = diffusion.SAMPLERS[config.model.family]
+  names = families.of(config.model).samplers
   if _SAMPLER.value and _SAMPLER.value not in names:
     raise UserError(
       f'--sampler is {_SAMPLER.value!r}; for {config.model.family!r} write one of '
@@ -48,14 +46,17 @@ def _sampler(config: Config) -> str:
 
 def _request(config: Config, tokenizer: Tokenizer) -> Request:
   """What the flags ask for."""
-  if config.model.family == 'ar' and (_STREAMS.value > 1 or _INFILL.value):
-    raise UserError("the model is auto-regressive ('ar'); leave out --infill and write --streams=1")
-  if config.model.family not in diffusion.SAMPLERS and (_STEPS.value or _SAMPLER.value):
+  model = config.model
+  if model.orders == 'left_to_right' and (_STREAMS.value > 1 or _INFILL.value):
     raise UserError(
-      f'--steps and --sampler are for diffusion baselines; the model is {config.model.family!r}, '
-      'write --streams'
+      f'the model is auto-regressive ({model.family!r}); leave out --infill and write --streams=1'
     )
-  num_slots = config.model.num_slots
+  if not families.of(model).samplers and (_STEPS.value or _SAMPLER.value):
+    raise UserError(
+      f'--steps and --sampler are for diffusion baselines; the model is {model.family!r}, write '
+      '--streams'
+    )
+  num_slots = model.num_slots
   if _INFILL.value is None:
     return continue_prompts([_PROMPT.value] * _NUM_SAMPLES.value, num_slots, tokenizer)
   if _PROMPT.value:
@@ -78,23 +79,20 @@ def main() -> None:
     lambda: load_ema(_WORKDIR.value, mesh_config)
   )
   request = distributed.together(lambda: _request(config, tokenizer))
-  denoises = config.model.family in diffusion.SAMPLERS
-  watch = live.Live(tokenizer, sys.stdout) if _is_live() and not denoises else None
+  family = families.of(config.model)
+  watch = live.Live(tokenizer, sys.stdout) if _is_live() and not family.samplers else None
   start = time.perf_counter()
   options = dict(
     seed=_SEED.value, temperature=_TEMPERATURE.value, top_p=_TOP_P.value, stop=_STOP.value
   )
-  if denoises:
+  if family.samplers:
     sampler = distributed.together(lambda: _sampler(config))
     how = f'sampler {sampler}'
-    texts, generated = denoise(
-      config, tokenizer, params, request, steps=_STEPS.value, sampler=sampler, **options
-    )
+    options |= {'steps': _STEPS.value, 'sampler': sampler}
   else:
     how = f'S = {_STREAMS.value}'
-    texts, generated = complete(
-      config, tokenizer, params, request, streams=_STREAMS.value, watch=watch, **options
-    )
+    options |= {'streams': _STREAMS.value, 'watch': watch}
+  texts, generated = family.generate(config, tokenizer, params, request, **options)
   seconds = time.perf_counter() - start
   if not distributed.is_first():
     return

@@ -12,11 +12,11 @@ from armd_jax import training
 from armd_jax.artifacts import weights
 from armd_jax.decode import requests
 from armd_jax.evaluation import likelihood, scores
+from armd_jax.families import FAMILIES
 from armd_jax.parallel import sharding
 from armd_jax.training import loop
 
 N, V = 8, 4
-FAMILIES = ('armd', 'ar', 'mdlm', 'd3pm', 'sedd', 'radd')
 # A cyclic walk: the next token is the same, or one or two further.
 STEP = np.array([0.7, 0.2, 0.1])
 GAP = 0.03  # nats per token, of an entropy of 0.875
@@ -87,7 +87,7 @@ def test_a_run_learns_is_measured_and_generates(tmp_path, capsys):
   (score,) = scores.evaluate(config, tokenizer, params, windows, (2, 4), batch_size=12)
   assert (score.name, score.kind) == ('denoising, random orders', 'bound')
   request = requests.fill_gaps('a____b', 0, 1, 16, tokenizer)
-  (text,), generated = requests.denoise(
+  (text,), generated = FAMILIES['sedd'].generate(
     config, tokenizer, params, request, steps=4, sampler='euler', seed=1
   )
   assert text.startswith('a') and text.endswith('b') and 1 <= generated.steps <= 4

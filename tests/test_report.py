@@ -14,8 +14,9 @@ import tiny
 from armd_jax import config as config_lib
 from armd_jax import report
 from armd_jax.data.tokenizers import ByteTokenizer
-from armd_jax.decode import diffusion, requests
+from armd_jax.decode import requests
 from armd_jax.errors import UserError
+from armd_jax.families import FAMILIES
 from armd_jax.show import replays, report_page
 from armd_jax.show.report_page import Replay
 
@@ -123,8 +124,8 @@ def test_a_diffusion_is_replayed_by_runs_of_its_network(family):
     assert min(steps) >= 1 and max(steps) == replay.steps <= int(replay.name[4:])
     assert sum(tokens for _, tokens, _ in replay.pieces) == 16
     request = requests.continue_prompts(['ab'], 16, tokenizer)
-    options = dict(steps=int(replay.name[4:]), sampler=diffusion.SAMPLERS[family][0], seed=0)
-    (text,), _ = requests.denoise(config, tokenizer, params, request, **options)
+    options = dict(steps=int(replay.name[4:]), seed=0)
+    (text,), _ = FAMILIES[family].generate(config, tokenizer, params, request, **options)
     assert text == ''.join(piece for piece, _, _ in replay.pieces)
 
 

@@ -16,6 +16,7 @@ LAYERS = (
   ('data', 'models'),
   ('objectives',),
   ('decode',),
+  ('families',),
   ('evaluation',),
   ('show',),
   ('training',),

@@ -28,8 +28,8 @@ class TableNetwork:
 
   vocab_size = V
 
-  def __init__(self, family):
-    self.config = types.SimpleNamespace(family=family, bos='prepend', num_slots=N)
+  def __init__(self):
+    self.config = types.SimpleNamespace(bos='prepend', num_slots=N)
 
   def apply(self, variables, *args, method=None, rngs=None):
     assert rngs is None
@@ -43,9 +43,9 @@ class TableNetwork:
 
 
 @functools.cache
-def network(family: str) -> TableNetwork:
-  """One per family, so that what is compiled for it is found again."""
-  return TableNetwork(family)
+def network() -> TableNetwork:
+  """One for all, so that what is compiled for it is found again."""
+  return TableNetwork()
 
 
 def table(conditional) -> np.ndarray:

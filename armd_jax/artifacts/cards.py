@@ -33,7 +33,7 @@ trained on `{data.source}`.
 ```python
 import armd_jax
 model = armd_jax.load('THIS_FOLDER')
-print(model.generate('Once', streams={1 if model.family == 'ar' else 4}))
+print(model.generate('Once', streams={1 if model.orders == 'left_to_right' else 4}))
 ```
 
 ## Measured

@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from armd_jax import families
 from armd_jax.artifacts import weights
 from armd_jax.config import Config
 from armd_jax.data.tokenizers import Tokenizer
@@ -46,7 +47,7 @@ class Model:
 
     Args:
       prompt: may be empty.
-      streams: S, tokens generated at once.
+      streams: S, tokens generated at once; with a sampler, on average in a step.
       count: how many texts; a list of them if it is more than one.
       seed: of all draws; the same text every time.
       temperature: 0 takes the most likely tokens.
@@ -56,12 +57,15 @@ class Model:
       UserError: something cannot be sampled with, or the prompt leaves no room.
     """
     requests.check_sampling(streams, temperature, top_p, count)
-    if self.config.model.family == 'ar' and streams > 1:
-      raise UserError(f"the model is auto-regressive ('ar'); streams is {streams}, write 1")
-    num_slots = self.config.model.num_slots
+    model = self.config.model
+    if model.orders == 'left_to_right' and streams > 1:
+      raise UserError(
+        f'the model is auto-regressive ({model.family!r}); streams is {streams}, write 1'
+      )
+    num_slots = model.num_slots
     request = requests.continue_prompts([prompt] * count, num_slots, self.tokenizer)
     options = dict(seed=seed, temperature=temperature, top_p=top_p, stop=stop)
-    texts, _ = requests.complete(
+    texts, _ = families.of(model).generate(
       self.config, self.tokenizer, self.params, request, streams=streams, **options
     )
     return texts if count > 1 else texts[0]

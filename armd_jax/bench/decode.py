@@ -33,6 +33,7 @@ from armd_jax.decode.state import Task
 from armd_jax.errors import UserError
 from armd_jax.evaluation import likelihood
 from armd_jax.hardware import clock, machines
+from armd_jax.objectives.mdlm import MDLM
 from armd_jax.order import left_to_right
 from armd_jax.parallel import sharding
 from armd_jax.show import columns
@@ -162,12 +163,11 @@ def denoisers(
   tokens_BxN = np.zeros((batch_size, num_slots), np.int32)
   params = jax.jit(network.init)(jax.random.key(0), tokens_BxN[:1])['params']
   task = tokens_BxN, tokens_BxN > 0, np.full(batch_size, num_slots)
-  (sampler,) = diffusion.SAMPLERS['mdlm']
+  given = MDLM(), config, vocab_size, params, *task
+  generate = functools.partial(diffusion.generate, *given, sampler='ancestral')
 
   def timed(count):
-    run = functools.partial(
-      diffusion.generate, config, vocab_size, params, *task, steps=count, sampler=sampler
-    )
+    run = functools.partial(generate, steps=count)
     return Timed(name=f'MDLM T={count}', streams=1, steps=int(run().steps), run=run)
 
   return [timed(count) for count in steps]

@@ -35,14 +35,17 @@ from armd_jax.training import loop
 ROOT = pathlib.Path(__file__).parents[2]
 PATH = pathlib.Path('docs/records/scaling.json')
 # What programs of a kind are made of, beside their configuration.
-PROGRAMS = {'train': 'armd_jax/training/__init__.py', 'generate': 'armd_jax/decode/generate.py'}
-# No row compiles another chip's kernels, a baseline, or what only CPUs decode by.
+PROGRAMS = {
+  'train': ('armd_jax/training/__init__.py', 'armd_jax/families/armd.py'),
+  'generate': ('armd_jax/decode/generate.py',),
+}
+# What those import and no program of the kind holds.
+NOT_IN = {'train': ('armd_jax/decode/*.py',), 'generate': ()}
+# No row compiles another chip's kernels, another family, or what only CPUs decode by.
 KERNELS = {'gpu': 'armd_jax/attention/hopper*.py', 'tpu': 'armd_jax/attention/tpu*.py'}
-BASELINES = (
-  'armd_jax/decode/panels.py', 'armd_jax/models/ar.py', 'armd_jax/models/denoiser.py',
-  'armd_jax/objectives/d3pm.py', 'armd_jax/objectives/diffusion.py',
-  'armd_jax/objectives/masking.py', 'armd_jax/objectives/mdlm.py', 'armd_jax/objectives/radd.py',
-  'armd_jax/objectives/sedd.py',
+OTHERS = (
+  'armd_jax/decode/panels.py', 'armd_jax/families/__init__.py', 'armd_jax/models/ar.py',
+  'armd_jax/models/denoiser.py',
 )  # fmt: skip
 # What compiles programs and reads them, but for the programs themselves.
 READERS = ('armd_jax/aot.py', 'armd_jax/compiled/targets.py')
@@ -119,7 +122,8 @@ def rows() -> Iterator[Row]:
 def code(row: Row) -> tuple[tuple[str, ...], tuple[str, ...]]:
   """What a row's program is made of: the entries of `records.digest`, and what it leaves out."""
   other = 'tpu' if row.target.startswith('h100') else 'gpu'
-  return (PROGRAMS[row.kind],), ('armd_jax/config.py', KERNELS[other], *BASELINES)
+  without = 'armd_jax/config.py', KERNELS[other], *OTHERS, *NOT_IN[row.kind]
+  return PROGRAMS[row.kind], without
 
 
 def stamp(row: Row) -> str:

@@ -29,18 +29,12 @@ from armd_jax import models
 from armd_jax.config import ModelConfig
 from armd_jax.decode import sampling
 from armd_jax.decode.generate import Generated
-from armd_jax.models.denoiser import MASK, READS_NOISE
-from armd_jax.objectives.diffusion import FAMILIES
+from armd_jax.models.denoiser import MASK
+from armd_jax.objectives.diffusion import MaskedDiffusion
 from armd_jax.parallel import axes, sharding
 
 Array = jax.Array
 
-SAMPLERS = {  # by family, the default first
-  'mdlm': ('ancestral',),
-  'd3pm': ('ancestral',),
-  'sedd': ('tweedie', 'euler'),
-  'radd': ('tweedie', 'euler'),
-}
 LOGITS_AT_ONCE = 64  # slots of every sequence whose logits exist at once
 
 
@@ -56,6 +50,7 @@ class Denoised(Generated):
 
 
 def generate(
+  method: MaskedDiffusion,
   config: ModelConfig,
   vocab_size: int,
   params: Any,
@@ -75,12 +70,13 @@ def generate(
   """Fills in what is not given.
 
   Args:
+    method: its schedule, and what the network reads.
     config, vocab_size, params: the network, as trained.
     tokens_BxN: int32 in text order; only given positions are read.
     given_BxN: bool, which are given.
     length_B: int, tokens of each text; positions above are left alone.
     steps: K; texts of more tokens than steps get several in one step.
-    sampler: one of the family's `SAMPLERS`.
+    sampler: 'ancestral', 'tweedie' or 'euler', see the top of this module.
     seed: of all draws, which depend on (seed, sequence index) alone, never on the batch.
     sequence_B: int, index of each sequence among all that are generated; 0.. if None.
     first_token: token given before the text, for `bos='first_token_given'`.
@@ -103,6 +99,7 @@ def generate(
   if mesh is not None:
     rows = [sharding.put(sharding.filled_up(x, mesh), sharding.batch_sharding(mesh)) for x in rows]
   generated = sample(
+    method,
     models.build(config, vocab_size),
     config.diffusion,
     params,
@@ -117,22 +114,23 @@ def generate(
   return jax.tree.map(lambda x: x[:batch] if x.ndim else x, generated)
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'settings', 'steps', 'is_euler', 'mesh'))
-def sample(model, settings, params, *rows, mesh=None, **options) -> Denoised:
+@functools.partial(
+  jax.jit, static_argnames=('method', 'model', 'settings', 'steps', 'is_euler', 'mesh')
+)
+def sample(method, model, settings, params, *rows, mesh=None, **options) -> Denoised:
   """`generate`, for a network that is made already."""
   with axes.on(mesh):
-    generated = _sample(model, settings, params, *rows, **options)
+    generated = _sample(method, model, settings, params, *rows, **options)
     return jax.tree.map(lambda x: axes.constrain(x, *[None] * x.ndim), generated)
 
 
 def _sample(
-  model, settings, params, tokens_BxN, given_BxN, length_B, sequence_B, first_B=None, *, seed,
-  temperature, top_p, steps, is_euler,
+  method, model, settings, params, tokens_BxN, given_BxN, length_B, sequence_B, first_B=None, *,
+  seed, temperature, top_p, steps, is_euler,
 ) -> Denoised:  # fmt: skip
   batch, num_slots = tokens_BxN.shape
-  family = FAMILIES[model.config.family]
-  reads_noise = model.config.family in READS_NOISE
-  process = family.schedule(settings)
+  reads_noise = method.noise(settings, jnp.ones(batch)) is not None
+  process = method.schedule(settings)
   is_real_BxN = jnp.arange(num_slots) < length_B[:, None]
   text_BxN = jnp.where(is_real_BxN & ~given_BxN, MASK, jnp.where(is_real_BxN, tokens_BxN, 0))
   reveal_key, draw_key = jax.random.split(jax.random.key(seed))
@@ -142,7 +140,7 @@ def _sample(
   def run(text_BxN, t):
     """What every slot would become, how close a decision that was, and the log of what its scores
     sum to, over their due."""
-    noise_B = family.noise(settings, jnp.full(batch, t)) if reads_noise else None
+    noise_B = method.noise(settings, jnp.full(batch, t)) if reads_noise else None
     hidden_BxNxE = model.apply({'params': params}, text_BxN, noise_B, first_B, length_B)
     # What is drawn and not used may be drawn again: a sequence's draws follow its own changes, so
     # that those of others, which make the network run, do not matter.
@@ -172,7 +170,7 @@ def _sample(
       probability = (t - s) * process.rate(t) / process.masked(t)
     else:
       probability = 1 - process.masked(s) / process.masked(t)
-    if model.config.family == 'sedd':
+    if method.kind == 'score_entropy':
       probability *= jnp.exp(excess_BxN)
     probability = jnp.where(step == steps - 1, 1.0, probability)
     keys_B = jax.vmap(jax.random.fold_in, (0, None))(reveal_keys_B, step)

@@ -16,6 +16,7 @@ from armd_jax.decode import diffusion
 from armd_jax.decode.generate import Generated, generate, stream, task_of
 from armd_jax.errors import UserError
 from armd_jax.models.armd import BOS
+from armd_jax.objectives.diffusion import MaskedDiffusion
 from armd_jax.parallel import sharding
 
 
@@ -140,6 +141,7 @@ def complete(
 
 
 def denoise(
+  method: MaskedDiffusion,
   config: Config,
   tokenizer: Tokenizer,
   params: Any,
@@ -155,12 +157,14 @@ def denoise(
   """`complete` by a diffusion baseline.
 
   Args:
+    method: of the family.
     steps: of the sampler; 0: as many as there are tokens to generate.
-    sampler: one of `decode.diffusion.SAMPLERS`.
+    sampler: see `decode.diffusion`.
   """
   is_free_BxN = ~request.given_BxN
   is_free_BxN &= np.arange(is_free_BxN.shape[1]) < request.length_B[:, None]
   generated = diffusion.generate(
+    method,
     config.model,
     tokenizer.vocab_size,
     params,

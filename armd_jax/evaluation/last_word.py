@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from armd_jax import models
+from armd_jax import families
 from armd_jax.config import ModelConfig
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.errors import UserError
@@ -123,7 +123,7 @@ def score(
 @functools.lru_cache(maxsize=8)
 def _run(config, vocab_size, mesh, most):
   """Logits exist for the `most` slots alone in which a last word may stand."""
-  model = models.build(config, vocab_size)
+  model = families.build(config, vocab_size)
 
   def run(params, text_BxN, first_B, count_B):
     given = config.length - config.num_slots

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from armd_jax import models
+from armd_jax import families
 from armd_jax.config import ModelConfig, OrderConfig, check_streams
-from armd_jax.objectives import armd, diffusion
+from armd_jax.objectives import armd
 from armd_jax.order import (
   GenerationOrder,
   left_to_right,
@@ -86,16 +86,15 @@ def shuffled_protocol(config: OrderConfig) -> Protocol:
 
 
 def standard_suite(config: ModelConfig, streams: Sequence[int]) -> list[Protocol]:
-  """Left-to-right, strided for every S > 1 both ways, and uniform orders; AR: the first only.
-  The diffusion baselines have their own bound and nothing else.
+  """A family's own bound, if it has one; left-to-right, if it predicts along orders; strided for
+  every S > 1 both ways, and uniform orders, if along any.
 
   Raises:
     UserError: if an S does not divide the length.
   """
-  if config.family in diffusion.FAMILIES:
-    return [DENOISING]
-  suite = [LEFT_TO_RIGHT]
-  if config.family == 'ar':
+  suite = [DENOISING] if families.of(config).bound else []
+  suite += [LEFT_TO_RIGHT] if config.orders != 'none' else []
+  if config.orders != 'any':
     return suite
   for count in streams:
     check_streams(count, config.num_slots, '--streams')
@@ -132,13 +131,13 @@ def nll(
     nll_BxN: float32 nats per slot, in generation order; of a diffusion baseline, each sequence's
       bound spread evenly over its slots.
   """
-  is_diffusion = config.family in diffusion.FAMILIES
-  score = (_score_bound if is_diffusion else scorer)(config, vocab_size, mesh)
+  is_bound = protocol == DENOISING
+  score = (_score_bound if is_bound else scorer)(config, vocab_size, mesh)
   rows = sharding.batch_sharding(mesh)
   total = orders * len(windows_WxN)
   keys_W = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(total))
   order = functools.partial(protocol.order, config.num_slots)
-  make = jax.jit(jax.random.key_data if is_diffusion else order)
+  make = jax.jit(jax.random.key_data if is_bound else order)
 
   def asked_for():
     for first in range(start, total, batch_size):
@@ -171,7 +170,7 @@ def pulled_ahead(items: Iterator[Any], count: int) -> Iterator[Any]:
 def scorer(config, vocab_size, mesh):
   """The compiled forward pass: a function of parameters, text_BxN and an order `[B, N]`, both over
   the mesh. One program serves every order, since orders are data."""
-  model = models.build(config, vocab_size)
+  model = families.build(config, vocab_size)
 
   def score(params, text_BxN, order):
     weights_BxN = jnp.zeros(order.position_BxN.shape, jnp.float32)
@@ -185,13 +184,14 @@ def scorer(config, vocab_size, mesh):
 
 @functools.lru_cache(maxsize=8)
 def _score_bound(config, vocab_size, mesh):
-  """`scorer` of a diffusion baseline, which takes a key per sequence in place of an order."""
-  model = models.build(config, vocab_size)
+  """`scorer` of a family's own bound, which takes a key per sequence in place of an order."""
+  family = families.of(config)
+  model = family.network(config, vocab_size)
 
   def score(params, text_BxN, key_data_Bx2):
     keys_B = jax.random.wrap_key_data(key_data_Bx2)
     with axes.on(mesh):
-      nats_B = diffusion.bound(
+      nats_B = family.bound(
         model, params, text_BxN, keys_B, config.diffusion, samples=TIMES, loss_chunk=64
       )
     slots = config.num_slots

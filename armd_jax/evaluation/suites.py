@@ -106,7 +106,7 @@ def last_word_task(
   Raises:
     UserError: the text is not there, or the model cannot run left-to-right.
   """
-  if likelihood.LEFT_TO_RIGHT not in likelihood.standard_suite(config.model, ()):
+  if config.model.orders == 'none':
     raise UserError(
       f'--suite={LAST_WORD} predicts left-to-right, which a model of family '
       f"'{config.model.family}' cannot; choose another suite"

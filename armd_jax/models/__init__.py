@@ -11,23 +11,19 @@ import jax.numpy as jnp
 from armd_jax.config import ModelConfig
 from armd_jax.models.ar import AR
 from armd_jax.models.armd import ARMD
-from armd_jax.models.denoiser import READS_NOISE, Denoiser
+from armd_jax.models.denoiser import Denoiser
 from armd_jax.order import left_to_right
 
-ORDERED = {'armd': ARMD, 'ar': AR}  # families that predict along a generation order
+NETWORKS = {'any': ARMD, 'left_to_right': AR, 'none': Denoiser}  # by the orders of a family
 
 
 def build(config: ModelConfig, vocab_size: int) -> ARMD | AR | Denoiser:
-  """The network of `config.family`."""
-  return ORDERED.get(config.family, Denoiser)(config, vocab_size)
+  """The network of a family that brings none of its own; see `families.build` for all of them."""
+  return NETWORKS[config.orders](config, vocab_size)
 
 
 def init(model: ARMD | AR | Denoiser, key: jax.Array) -> Any:
   """Random parameters of a network; runs under jit."""
-  config = model.config
-  tokens_1xN = jnp.zeros((1, config.num_slots), jnp.int32)
-  if config.family in ORDERED:
-    given = left_to_right(config.num_slots)
-  else:
-    given = jnp.zeros(1) if config.family in READS_NOISE else None
-  return model.init(key, tokens_1xN, given)['params']
+  num_slots = model.config.num_slots
+  order = None if model.config.orders == 'none' else left_to_right(num_slots)
+  return model.init(key, jnp.zeros((1, num_slots), jnp.int32), order)['params']

@@ -26,12 +26,10 @@ Array = jax.Array
 
 MASK = SPECIAL  # stands for a masked token among ids; it is a learned vector and never predicted
 
-# SEDD's and D3PM's networks read the noise level. MDLM's does not by default and RADD's never does:
-# conditionals of clean tokens do not depend on it (RADD theorem 1). They are told noise 0, as in
-# MDLM's released code: what shifts, scales and gates their branches is then learned constants, the
-# only biases there are. Without any, a small network stays for long at the frequencies of tokens.
-# (For RADD this is our choice; its released layers have biases in the MLP.)
-READS_NOISE = ('d3pm', 'sedd')
+# Where a method gives no noise level the network reads noise 0, as in MDLM's released code: what
+# shifts, scales and gates its branches is then learned constants, the only biases there are.
+# Without any, a small network stays for long at the frequencies of tokens. (For RADD this is our
+# choice; its released layers have biases in the MLP.)
 CONDITION_DIM = 128  # width of the noise embedding (SEDD, MDLM)
 FREQUENCIES = 128  # of its sinusoids, between 1 and 1e-4 radians per unit of noise (DiT)
 
@@ -82,7 +80,7 @@ class Denoiser(nn.Module):
 
     Args:
       tokens_BxN: int32 ids in text order, `MASK` where masked.
-      noise_B: float32 noise level, for a family of `READS_NOISE`; None for the others.
+      noise_B: float32 noise level, of a method whose network reads it; None: 0.
       first_B: int32, token given at position 0 (`bos='first_token_given'`), or None. BOS would tell
         a bidirectional network nothing, so there is no row for it.
       length_B: int32, tokens of each text, later rows are never seen; None: all.
@@ -106,7 +104,7 @@ class Denoiser(nn.Module):
         (length_B + given).astype(jnp.int32)[:, None, None], (length_B.shape[0], 1, rows)
       ),
       index_B=index_B,
-      condition_BxC=self.noise_embedding(noise_B if c.family in READS_NOISE else jnp.zeros(1)),
+      condition_BxC=self.noise_embedding(jnp.zeros(1) if noise_B is None else noise_B),
     )
     x_Bx1xKxE, _ = self.stack(x_BxKxE[:, None], view)
     return self.final_norm(x_Bx1xKxE[:, 0, given:])

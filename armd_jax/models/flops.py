@@ -7,7 +7,6 @@ a remat policy computes again counts once. `armd_jax.compiled.flops` counts a pr
 from __future__ import annotations
 
 from armd_jax.config import ModelConfig
-from armd_jax.models import ORDERED
 
 
 def training_flops(config: ModelConfig, vocab_size: int) -> float:
@@ -22,7 +21,7 @@ def training_flops(config: ModelConfig, vocab_size: int) -> float:
     vocab_size: entries of the vocabulary, without padding.
   """
   c = config
-  if c.family in ORDERED:
+  if c.orders != 'none':
     num_rows = c.num_slots
     pairs = num_rows * (num_rows + 1) / 2
   else:  # every row sees every row, a given first token included
@@ -30,7 +29,7 @@ def training_flops(config: ModelConfig, vocab_size: int) -> float:
     pairs = num_rows**2
   # The last two-stream layer leaves its content rows as they are: they are read as keys alone.
   passes = c.num_layers
-  if c.family == 'armd':
+  if c.orders == 'any':
     passes += max(c.num_two_stream_layers - 1, 0)
   weights_of_a_row = 2 * c.embed_dim * (c.embed_dim + c.mlp_dim)  # query and out, up and down
   weights_of_a_key = c.embed_dim * 2 * c.num_kv_heads * c.head_dim
@@ -38,7 +37,7 @@ def training_flops(config: ModelConfig, vocab_size: int) -> float:
   forward += c.num_layers * 2 * num_rows * weights_of_a_key
   forward += 2 * c.num_slots * c.embed_dim * c.padded(vocab_size)
   # The backward pass multiplies twice for each product: for its weights, and for its input.
-  return 3 * forward + (_seed_flops(c) if c.family == 'armd' else 0)
+  return 3 * forward + (_seed_flops(c) if c.orders == 'any' else 0)
 
 
 def _seed_flops(config):

@@ -12,50 +12,42 @@ eq. 5) adds `aux` times the cross-entropy to every step's. The network reads t, 
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 
 from armd_jax.config import DiffusionConfig
 from armd_jax.objectives import masking
+from armd_jax.objectives.diffusion import Draw, MaskedDiffusion
 
 Array = jax.Array
 
 
-def schedule(settings: DiffusionConfig) -> masking.Schedule:
-  """alpha as a function of t / T; the paper's schedule ends in masks alone."""
-  del settings
-  return masking.Schedule('log_linear', epsilon=0.0)
+class D3PM(MaskedDiffusion):
+  """Reads `d3pm_steps` and `d3pm_aux`."""
 
+  def schedule(self, settings: DiffusionConfig) -> masking.Schedule:
+    """alpha as a function of t / T; the paper's schedule ends in masks alone."""
+    return masking.Schedule('log_linear', epsilon=0.0)
 
-def noise(settings: DiffusionConfig, t_B: Array) -> Array:
-  """The step of T that is nearest to time t; a sampler of T steps meets each exactly."""
-  return jnp.round(t_B * settings.d3pm_steps)
+  def noise(self, settings: DiffusionConfig, t_B: Array) -> Array:
+    """The step of T that is nearest to time t; a sampler of T steps meets each exactly."""
+    return jnp.round(t_B * settings.d3pm_steps)
 
+  def least_time(self, settings: DiffusionConfig) -> float:
+    """Steps are whole numbers, from 1."""
+    return 0.0
 
-def has_least_time(settings: DiffusionConfig) -> bool:
-  """Whether training draws times from `masking.EPSILON` on."""
-  del settings
-  return False
+  def of_the_bound(self, settings: DiffusionConfig) -> DiffusionConfig:
+    """Without the auxiliary term."""
+    return dataclasses.replace(settings, d3pm_aux=0.0)
 
-
-def objective(
-  model: Any,
-  params: Any,
-  text_BxN: Array,
-  u_B: Array,
-  keys_B: Array,
-  settings: DiffusionConfig,
-  **options,
-) -> tuple[Array, Array]:
-  """One step per sequence, times T; see `mdlm.objective`. Reads `d3pm_steps` and `d3pm_aux`."""
-  steps = settings.d3pm_steps
-  step_B = jnp.ceil(u_B * steps)
-  process = schedule(settings)
-  masked_B, before_B = process.masked(step_B / steps), process.masked((step_B - 1) / steps)
-  weights_B = steps * ((masked_B - before_B) / masked_B + settings.d3pm_aux)
-  is_masked_BxN = masking.draw_mask(keys_B, masked_B, model.config.num_slots)
-  return masking.masked_loss(
-    model, params, text_BxN, is_masked_BxN, weights_B, noise_B=step_B, **options
-  )
+  def draw(self, u_B: Array, keys_B: Array, num_slots: int, settings: DiffusionConfig) -> Draw:
+    """One step of T per sequence, times T."""
+    steps = settings.d3pm_steps
+    step_B = jnp.ceil(u_B * steps)
+    process = self.schedule(settings)
+    masked_B, before_B = process.masked(step_B / steps), process.masked((step_B - 1) / steps)
+    weights_B = steps * ((masked_B - before_B) / masked_B + settings.d3pm_aux)
+    return Draw(masking.draw_mask(keys_B, masked_B, num_slots), weights_B, noise_B=step_B)

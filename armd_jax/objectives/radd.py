@@ -11,51 +11,39 @@ denoising cross-entropies of section 3.3 are one bound in three disguises:
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 
 from armd_jax.config import DiffusionConfig
-from armd_jax.objectives import masking, mdlm
+from armd_jax.objectives import masking
+from armd_jax.objectives.diffusion import Draw
+from armd_jax.objectives.mdlm import MDLM
 
 Array = jax.Array
 
 
-def schedule(settings: DiffusionConfig) -> masking.Schedule:
-  """Of t-DCE, and of the sampler; lambda-DCE knows no schedule."""
-  return masking.Schedule(settings.schedule)
+class RADD(MDLM):
+  """Reads `radd_loss`; `schedule` is that of t-DCE, and of the sampler."""
 
+  def least_time(self, settings: DiffusionConfig) -> float:
+    """Of t-DCE; the others know no time."""
+    return super().least_time(settings) if settings.radd_loss == 't_dce' else 0.0
 
-def noise(settings: DiffusionConfig, t_B: Array) -> None:
-  """The network reads none."""
-  del settings, t_B
+  def of_the_bound(self, settings: DiffusionConfig) -> DiffusionConfig:
+    """The any-order form, whose estimate varies least."""
+    return dataclasses.replace(settings, radd_loss='any_order')
 
+  def shown_at_the_end(self, settings: DiffusionConfig) -> float:
+    """The any-order form starts from masks alone."""
+    return 0.0
 
-def has_least_time(settings: DiffusionConfig) -> bool:
-  """Whether training draws times from `masking.EPSILON` on."""
-  return settings.radd_loss == 't_dce'
-
-
-def objective(
-  model: Any,
-  params: Any,
-  text_BxN: Array,
-  u_B: Array,
-  keys_B: Array,
-  settings: DiffusionConfig,
-  **options,
-) -> tuple[Array, Array]:
-  """One draw of `settings.radd_loss` per sequence; see `mdlm.objective`.
-
-  sigma' alpha is -alpha', so t-DCE is MDLM's integrand.
-  """
-  if settings.radd_loss == 't_dce':
-    return mdlm.objective(model, params, text_BxN, u_B, keys_B, settings, **options)
-  slots = model.config.num_slots
-  if settings.radd_loss == 'lambda_dce':
-    is_masked_BxN, weights_B = masking.draw_mask(keys_B, u_B, slots), 1 / u_B
-  else:
-    count_B = jnp.ceil(u_B * slots)
-    is_masked_BxN, weights_B = masking.draw_exactly(keys_B, count_B, slots), slots / count_B
-  return masking.masked_loss(model, params, text_BxN, is_masked_BxN, weights_B, **options)
+  def draw(self, u_B: Array, keys_B: Array, num_slots: int, settings: DiffusionConfig) -> Draw:
+    """sigma' alpha is -alpha', so t-DCE is MDLM's integrand."""
+    if settings.radd_loss == 't_dce':
+      return super().draw(u_B, keys_B, num_slots, settings)
+    if settings.radd_loss == 'lambda_dce':
+      return Draw(masking.draw_mask(keys_B, u_B, num_slots), 1 / u_B)
+    count_B = jnp.ceil(u_B * num_slots)
+    return Draw(masking.draw_exactly(keys_B, count_B, num_slots), num_slots / count_B)

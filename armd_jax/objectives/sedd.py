@@ -13,51 +13,20 @@ The network reads sigma = -log alpha.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from armd_jax.config import DiffusionConfig
-from armd_jax.objectives import masking
+from armd_jax.objectives.mdlm import MDLM
 
 Array = jax.Array
 
 
-def schedule(settings: DiffusionConfig) -> masking.Schedule:
-  """Log-linear in the paper's absorbing models."""
-  return masking.Schedule(settings.schedule)
+class SEDD(MDLM):
+  """MDLM's masks and weights, of scores that nothing normalises."""
 
+  kind = 'score_entropy'
 
-def noise(settings: DiffusionConfig, t_B: Array) -> Array:
-  """sigma(t), the total noise."""
-  return -jnp.log(schedule(settings).alpha(t_B))
-
-
-def has_least_time(settings: DiffusionConfig) -> bool:
-  """Whether training draws times from `masking.EPSILON` on."""
-  del settings
-  return True
-
-
-def objective(
-  model: Any,
-  params: Any,
-  text_BxN: Array,
-  u_B: Array,
-  keys_B: Array,
-  settings: DiffusionConfig,
-  **options,
-) -> tuple[Array, Array]:
-  """One draw of the bound per sequence; see `mdlm.objective`."""
-  process = schedule(settings)
-  return masking.masked_loss(
-    model,
-    params,
-    text_BxN,
-    masking.draw_mask(keys_B, process.masked(u_B), model.config.num_slots),
-    process.rate(u_B) / process.masked(u_B),
-    noise_B=noise(settings, u_B),
-    kind='score_entropy',
-    **options,
-  )
+  def noise(self, settings: DiffusionConfig, t_B: Array) -> Array:
+    """sigma(t), the total noise."""
+    return -jnp.log(self.schedule(settings).alpha(t_B))

@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from armd_jax import families
 from armd_jax import order as orders
 from armd_jax.config import Config
 from armd_jax.data.tokenizers import Tokenizer
-from armd_jax.decode import diffusion, requests
+from armd_jax.decode import requests
 from armd_jax.decode.generate import task_of
 from armd_jax.show.report_page import Replay
 
@@ -69,7 +70,7 @@ def replays(
   streams: Sequence[int],
   **options: Any,
 ) -> tuple[list[Replay], str]:
-  """One text for every S; of a diffusion baseline, one for every K = tokens / S steps.
+  """One text for every S; of a family with samplers, one for every K = tokens / S steps.
 
   Args:
     config, tokenizer, params: a trained model.
@@ -83,34 +84,24 @@ def replays(
   """
   request = requests.continue_prompts([prompt], config.model.num_slots, tokenizer)
   arguments, length = (config, tokenizer, params, request), config.model.num_slots
-  samplers = diffusion.SAMPLERS.get(config.model.family)
+  family = families.of(config.model)
   found = []
   for count in streams:
-    if samplers:
-      steps = -(-int((~request.given_BxN[0]).sum()) // count)
-      name, options['steps'], options['sampler'] = f'K = {steps}', steps, samplers[0]
-      _, generated = requests.denoise(*arguments, **options)
+    _, generated = family.generate(*arguments, streams=count, **options)
+    if family.samplers:
+      name = f'K = {-(-int((~request.given_BxN[0]).sum()) // count)}'
       step_N = np.asarray(generated.step_BxN[0])
     else:
-      name = f'S = {count}'
-      _, generated = requests.complete(*arguments, streams=count, **options)
-      step_N = steps_of(request.given_BxN[0], count)
+      name, step_N = f'S = {count}', steps_of(request.given_BxN[0], count)
     ids_N = np.asarray(generated.tokens_BxN[0])
     found.append(Replay(name, int(generated.steps), pieces_of(tokenizer, ids_N, step_N)))
-  if samplers:
-    how = (
-      f'A text of {length:,} tokens, all masked at first, is revealed in K steps, anywhere in it; '
-      'after a step that reveals nothing, a network that does not read the noise need not run.'
-    )
-  else:
-    how = f'S streams of a text of {length:,} tokens grow at once, a token of each in every step.'
-  return found, how
+  return found, family.shown.format(length=length)
 
 
 def drawn_orders(config: Config, step: int) -> dict[str, orders.GenerationOrder]:
   """Small orders of the kinds that a run has been trained on by a step, by what they are called."""
   o, keys = config.order, jax.random.split(jax.random.key(config.seed), 1)
-  if config.model.family in diffusion.SAMPLERS:
+  if config.model.orders == 'none':
     return {}
   is_strided = 0 <= o.sbp_start < step
   last = o.sbp_start if is_strided else step

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from armd_jax import models
+from armd_jax import families, models
 from armd_jax.config import Config, OptimizerConfig
-from armd_jax.objectives import armd, diffusion
+from armd_jax.families.family import Draws
+from armd_jax.objectives import armd
 from armd_jax.order import progressive_budget
 from armd_jax.parallel import axes, sharding
 
@@ -68,7 +69,7 @@ def ema_decay_at(config: OptimizerConfig, step: Array) -> Array:
 
 def init_state(config: Config, vocab_size: int) -> TrainState:
   """Parameters drawn from the config's seed, and an empty optimizer; runs under jit."""
-  model = models.build(config.model, vocab_size)
+  model = families.build(config.model, vocab_size)
   params = models.init(model, jax.random.key(config.seed))
   # EMA starts as a copy, not as the same buffers, which a donating step could not take twice.
   ema = jax.tree.map(jnp.copy, params)
@@ -111,29 +112,24 @@ def loss_and_gradients(
   Orders and dropout of a sequence come from (seed, step, index in the batch) alone, so nothing
   depends on how many devices or micro-batches share the work.
   """
-  model = models.build(config.model, vocab_size)
+  family = families.of(config.model)
+  model = family.network(config.model, vocab_size)
   micro_batches = config.train.accumulation
-  batch, slots = text_BxN.shape[0], config.model.num_slots
+  batch = text_BxN.shape[0]
   step_key = jax.random.fold_in(jax.random.key(config.seed), step)
   streams_key, orders_key, dropout_key = jax.random.split(step_key, 3)
   index_B = jnp.arange(batch)
 
   def loss(params, text_MxN, index_M):
     keys_M = jax.vmap(jax.random.fold_in, (None, 0))(orders_key, index_M)
-    options = dict(
+    return family.loss(
+      model,
+      params,
+      text_MxN,
+      Draws(config.order, step, streams_key, keys_M, index_M, batch),
       loss_chunk=config.train.loss_chunk,
       dropout_key=dropout_key if config.model.dropout else None,
-      index_B=index_M,
     )
-    if config.model.family in diffusion.FAMILIES:
-      total, _ = diffusion.loss(model, params, text_MxN, keys_M, batch, **options)
-      return total, jnp.zeros((2, len(armd.ORDER_KINDS)))
-    order, kind_M = armd.training_order(config.order, slots, step, streams_key, keys_M)
-    weights_MxN = jnp.full((text_MxN.shape[0], slots), 1 / (batch * slots), jnp.float32)
-    total, nll_MxN = armd.nll(model, params, text_MxN, order, weights_MxN, **options)
-    is_kind_MxK = jax.nn.one_hot(kind_M, len(armd.ORDER_KINDS))
-    nats_MxK = jnp.mean(nll_MxN, axis=1)[:, None] * is_kind_MxK
-    return total, jnp.stack([jnp.sum(nats_MxK, axis=0), jnp.sum(is_kind_MxK, axis=0)])
 
   gradient = jax.value_and_grad(loss, has_aux=True)
   if micro_batches == 1:

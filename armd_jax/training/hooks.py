@@ -14,9 +14,10 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
+from armd_jax import families
 from armd_jax.config import Config
 from armd_jax.data.corpus import Corpus
-from armd_jax.decode import diffusion, requests
+from armd_jax.decode import requests
 from armd_jax.errors import CRASHED
 from armd_jax.evaluation import likelihood
 from armd_jax.parallel import distributed
@@ -65,18 +66,13 @@ def evaluation(config: Config, corpus: Corpus, mesh: Mesh) -> Hook:
 def samples(config: Config, corpus: Corpus) -> Hook:
   """Logs `sample`: a text from the averaged weights, always with the same draws; left-to-right
   before the strided phase of training, and with the most streams of it from there on."""
+  generate = families.of(config.model).generate
   request = requests.continue_prompts([''], config.model.num_slots, corpus.tokenizer)
 
   def run(state):
-    if config.model.family in diffusion.SAMPLERS:
-      sampler = diffusion.SAMPLERS[config.model.family][0]
-      (text,), _ = requests.denoise(
-        config, corpus.tokenizer, state.ema, request, steps=0, sampler=sampler
-      )
-      return {'sample': text}
     is_strided = 0 <= config.order.sbp_start < state.step
     streams = max(config.order.sbp_streams) if is_strided else 1
-    (text,), _ = requests.complete(config, corpus.tokenizer, state.ema, request, streams=streams)
+    (text,), _ = generate(config, corpus.tokenizer, state.ema, request, streams=streams)
     return {'sample': text}
 
   return Hook(config.train.sample_every, run)

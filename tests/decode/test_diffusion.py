@@ -12,9 +12,15 @@ import toy
 from armd_jax import models
 from armd_jax.config import DiffusionConfig
 from armd_jax.decode import diffusion
+from armd_jax.families import FAMILIES
 from armd_jax.models.denoiser import MASK
+from armd_jax.objectives.d3pm import D3PM
+from armd_jax.objectives.mdlm import MDLM
+from armd_jax.objectives.radd import RADD
+from armd_jax.objectives.sedd import SEDD
 
-CASES = [(family, name) for family, names in diffusion.SAMPLERS.items() for name in names]
+METHODS = {'mdlm': MDLM(), 'd3pm': D3PM(), 'sedd': SEDD(), 'radd': RADD()}
+CASES = [(family, name) for family in METHODS for name in FAMILIES[family].samplers]
 COUNT, STEPS = 4000, 64
 SETTINGS = DiffusionConfig(d3pm_steps=STEPS)
 
@@ -23,7 +29,8 @@ def sample(family, name, count, steps, settings=SETTINGS, sequence=None, given=N
   logits = toy.exact() + (np.log(3) if family == 'sedd' else 0)
   none = np.zeros((count, toy.N), bool)
   return diffusion.sample(
-    toy.network(family),
+    METHODS[family],
+    toy.network(),
     settings,
     jnp.asarray(logits),
     jnp.asarray(np.zeros((count, toy.N), int) if text is None else text),
@@ -96,10 +103,10 @@ def network(family):
 
 
 def generate(config, params, text, given, length, steps=8, **options):
-  sampler = diffusion.SAMPLERS[config.family][0]
+  sampler = FAMILIES[config.family].samplers[0]
   return diffusion.generate(
-    config, tiny.VOCAB, params, text, given, length, steps=steps, sampler=sampler,
-    **options,
+    METHODS[config.family], config, tiny.VOCAB, params, text, given, length, steps=steps,
+    sampler=sampler, **options,
   )  # fmt: skip
 
 

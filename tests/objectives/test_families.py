@@ -11,20 +11,24 @@ import pytest
 import toy
 
 from armd_jax.config import DiffusionConfig
-from armd_jax.objectives import d3pm, diffusion, masking, mdlm, radd, sedd
+from armd_jax.objectives import masking
+from armd_jax.objectives.d3pm import D3PM
+from armd_jax.objectives.mdlm import MDLM
+from armd_jax.objectives.radd import RADD
+from armd_jax.objectives.sedd import SEDD
 
+METHODS = (MDLM, D3PM, SEDD, RADD)
 SETTINGS = DiffusionConfig(d3pm_aux=0.0)
 TEXTS = jnp.asarray(toy.TEXTS)
 
 
-def nats_of(family, settings, logits):
+def nats_of(method, settings, logits):
   """`(text_BxN, u_B) -> nats_B` of a table network."""
-  name = {module: name for name, module in diffusion.FAMILIES.items()}[family]
 
   @jax.jit
   def nats(text_BxN, u_B, keys_B):
-    return family.objective(
-      toy.network(name), jnp.asarray(logits), text_BxN, u_B, keys_B, settings,
+    return method().objective(
+      toy.network(), jnp.asarray(logits), text_BxN, u_B, keys_B, settings,
       scale=1.0, loss_chunk=2,
     )[1]  # fmt: skip
 
@@ -58,22 +62,22 @@ def test_mdlm_and_t_dce_are_their_formulas(schedule):
   nll = masked_nll(toy.arbitrary(), drawn(1 - alpha))
   expected = -alpha_prime / (1 - alpha) * nll
   settings = DiffusionConfig(schedule=schedule, radd_loss='t_dce')
-  got = nats_of(mdlm, settings, toy.arbitrary())(TEXTS, U)
+  got = nats_of(MDLM, settings, toy.arbitrary())(TEXTS, U)
   np.testing.assert_allclose(got, expected, rtol=1e-5)
   sigma, sigma_prime = -np.log(alpha), -alpha_prime / alpha
   expected = sigma_prime * np.exp(-sigma) / (1 - np.exp(-sigma)) * nll
-  got = nats_of(radd, settings, toy.arbitrary())(TEXTS, U)
+  got = nats_of(RADD, settings, toy.arbitrary())(TEXTS, U)
   np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 def test_lambda_dce_and_any_order_are_their_formulas():
-  got = nats_of(radd, SETTINGS, toy.arbitrary())(TEXTS, U)
+  got = nats_of(RADD, SETTINGS, toy.arbitrary())(TEXTS, U)
   np.testing.assert_allclose(got, masked_nll(toy.arbitrary(), drawn(U)) / U, rtol=1e-5)
   settings = DiffusionConfig(radd_loss='any_order')
   count = np.ceil(U * 3)
   keys = jax.random.split(jax.random.key(0), 27)
   masks = np.asarray(masking.draw_exactly(keys, jnp.asarray(count), 3))
-  got = nats_of(radd, settings, toy.arbitrary())(TEXTS, U)
+  got = nats_of(RADD, settings, toy.arbitrary())(TEXTS, U)
   np.testing.assert_allclose(got, masked_nll(toy.arbitrary(), masks) * 3 / count, rtol=1e-5)
 
 
@@ -112,7 +116,7 @@ def test_d3pm_is_its_formula(aux):
       q, p = posterior(toy.V, clean, s), posterior(toy.V, predicted, s)
       expected[b] += steps * (q[q > 0] * np.log(q[q > 0] / p[q > 0])).sum()
       expected[b] -= steps * aux * np.log(predicted[text[n]])
-  got = nats_of(d3pm, settings, toy.arbitrary())(TEXTS, U)
+  got = nats_of(D3PM, settings, toy.arbitrary())(TEXTS, U)
   np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -131,7 +135,7 @@ def test_sedd_is_its_formula():
     r = 1 / np.expm1(sigma[b])
     entropy = np.exp(log_s).sum(-1) - r * log_s[np.arange(3), text] + r * (np.log(r) - 1)
     expected[b] = sigma_prime[b] * entropy[mask].sum()
-  got = nats_of(sedd, SETTINGS, toy.arbitrary())(TEXTS, U)
+  got = nats_of(SEDD, SETTINGS, toy.arbitrary())(TEXTS, U)
   np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
@@ -146,7 +150,7 @@ def test_mdlm_is_the_any_order_bound_of_a_network_without_time(name, monkeypatch
   u, w = toy.quadrature()
   settings = DiffusionConfig(schedule=name)
   masked = lambda u, count: toy.independent(masking.Schedule(name).masked(u), count)
-  nats = toy.enumerated(nats_of(mdlm, settings, toy.arbitrary()), masked, u, w, monkeypatch)
+  nats = toy.enumerated(nats_of(MDLM, settings, toy.arbitrary()), masked, u, w, monkeypatch)
   expected = toy.any_order(toy.arbitrary())
   np.testing.assert_allclose(nats + prior(toy.arbitrary()), expected, atol=1e-5)
   assert np.abs(nats - expected).max() > 1e-3  # the prior is needed
@@ -155,7 +159,7 @@ def test_mdlm_is_the_any_order_bound_of_a_network_without_time(name, monkeypatch
 def test_lambda_dce_and_k_masked_are_the_any_order_bound(monkeypatch):
   u, w = toy.quadrature()
   nats = toy.enumerated(
-    nats_of(radd, SETTINGS, toy.arbitrary()), toy.independent, u, w, monkeypatch
+    nats_of(RADD, SETTINGS, toy.arbitrary()), toy.independent, u, w, monkeypatch
   )
   np.testing.assert_allclose(nats, toy.any_order(toy.arbitrary()), rtol=1e-5)
   settings = DiffusionConfig(radd_loss='any_order')
@@ -163,7 +167,7 @@ def test_lambda_dce_and_k_masked_are_the_any_order_bound(monkeypatch):
     (count == np.ceil(u * 3)[:, None]) / np.array([math.comb(3, int(c)) for c in count])
   )
   nats = toy.enumerated(
-    nats_of(radd, settings, toy.arbitrary()), subsets, np.array([1, 2, 3]) / 3, np.ones(3) / 3,
+    nats_of(RADD, settings, toy.arbitrary()), subsets, np.array([1, 2, 3]) / 3, np.ones(3) / 3,
     monkeypatch,
   )  # fmt: skip
   np.testing.assert_allclose(nats, toy.any_order(toy.arbitrary()), rtol=1e-5)
@@ -176,7 +180,7 @@ def test_sedd_at_the_exact_scores_is_the_likelihood_and_no_other_score_beats_it(
   masked = lambda u, count: toy.independent((1 - 1e-3) * u, count)
   exact = toy.exact() + np.log(3)
   run = lambda logits: (
-    toy.enumerated(nats_of(sedd, SETTINGS, logits), masked, u, w, monkeypatch) + prior(toy.exact())
+    toy.enumerated(nats_of(SEDD, SETTINGS, logits), masked, u, w, monkeypatch) + prior(toy.exact())
   )
   np.testing.assert_allclose(run(exact), -np.log(toy.PROBABILITY), rtol=1e-5)
   # integral of (1/t) E[masked tokens] dt is N.
@@ -195,7 +199,7 @@ def test_d3pm_decreases_to_the_continuous_bound(monkeypatch):
     u = np.arange(1, steps + 1) / steps - 1e-4
     masked = lambda u, count: toy.independent(np.ceil(u * steps) / steps, count)  # noqa: B023
     nats = toy.enumerated(
-      nats_of(d3pm, settings, toy.exact()), masked, u, np.full(steps, 1 / steps), monkeypatch
+      nats_of(D3PM, settings, toy.exact()), masked, u, np.full(steps, 1 / steps), monkeypatch
     )
     gaps.append((nats * toy.PROBABILITY).sum() - entropy)
   marginals = [
@@ -207,22 +211,21 @@ def test_d3pm_decreases_to_the_continuous_bound(monkeypatch):
   assert gaps[-1] < 0.12 * gaps[0]
 
 
-@pytest.mark.parametrize('family', ['mdlm', 'd3pm', 'sedd', 'radd'])
-def test_bound_is_unbiased(family):
+@pytest.mark.parametrize('method', METHODS)
+def test_bound_is_unbiased(method):
   """The estimate of what is reported, over 300 keys and all texts: within 4 standard errors of
   the exact bound, which for D3PM is the one of its T."""
   settings = DiffusionConfig(d3pm_steps=4)
-  logits = toy.exact() + (np.log(3) if family == 'sedd' else 0)
-  network = toy.network(family)
+  logits = toy.exact() + (np.log(3) if method is SEDD else 0)
   run = jax.jit(
-    functools.partial(diffusion.bound, network, settings=settings, samples=4, loss_chunk=3)
+    functools.partial(method().bound, toy.network(), settings=settings, samples=4, loss_chunk=3)
   )
   texts = np.repeat(toy.TEXTS, 300, axis=0)
   keys = jax.random.split(jax.random.key(2), len(texts))
   nats = np.asarray(run(jnp.asarray(logits), jnp.asarray(texts), keys), np.float64)
   nats = nats.reshape(27, 300)
   expected = -np.log(toy.PROBABILITY)
-  if family == 'd3pm':
+  if method is D3PM:
     nll = toy.nll(toy.exact()).sum(-1)
     expected = sum(
       nll @ toy.independent(np.array([t / 4]), toy.MASKS.sum(1))[0] / t for t in range(1, 5)
@@ -233,25 +236,25 @@ def test_bound_is_unbiased(family):
   assert abs(error.mean()) < 4 * mean_error
 
 
-@pytest.mark.parametrize('family', ['mdlm', 'd3pm', 'sedd', 'radd'])
-def test_training_loss_is_the_objective_at_low_discrepancy_times_however_it_is_cut(family):
+@pytest.mark.parametrize('method', METHODS)
+def test_training_loss_is_the_objective_at_low_discrepancy_times_however_it_is_cut(method):
   """Times and masks follow the index in the batch, so that micro-batches add up to the batch."""
-  network, logits = toy.network(family), jnp.asarray(toy.arbitrary())
+  network, logits = toy.network(), jnp.asarray(toy.arbitrary())
   network.config.diffusion = settings = DiffusionConfig(d3pm_steps=8)
   keys, index = jax.random.split(jax.random.key(5), 27), jnp.arange(27)
 
   @jax.jit
   def loss(text_BxN, keys_B, index_B):
-    return diffusion.loss(network, logits, text_BxN, keys_B, 27, index_B=index_B, loss_chunk=3)
+    return method().loss(network, logits, text_BxN, keys_B, 27, index_B=index_B, loss_chunk=3)
 
   whole, nats = loss(TEXTS, keys, index)
   parts = [loss(TEXTS[m::3], keys[m::3], index[m::3])[0] for m in range(3)]
   np.testing.assert_allclose(sum(parts), whole, rtol=1e-5)
   np.testing.assert_allclose(whole, nats.mean() / 3, rtol=1e-5)
   time_keys, mask_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-  least = 1e-3 if family in ('mdlm', 'sedd') else 0.0  # RADD's default is its lambda-DCE
+  least = 1e-3 if method in (MDLM, SEDD) else 0.0  # RADD's default is its lambda-DCE
   times = masking.times(time_keys, index, 27, least)
-  expected = diffusion.FAMILIES[family].objective(
+  expected = method().objective(
     network, logits, TEXTS, times, mask_keys, settings, scale=1.0, loss_chunk=3
   )[1]
   np.testing.assert_allclose(nats, expected, rtol=1e-5)
@@ -259,11 +262,27 @@ def test_training_loss_is_the_objective_at_low_discrepancy_times_however_it_is_c
 
 def test_the_bound_has_the_prior(monkeypatch):
   """It alone is left of an objective that is 0 everywhere."""
-  nothing = lambda model, params, text_BxN, *_, **__: (0.0, jnp.zeros(len(text_BxN)))
-  monkeypatch.setattr(mdlm, 'objective', nothing)
+  nothing = lambda self, model, params, text_BxN, *_, **__: (0.0, jnp.zeros(len(text_BxN)))
+  monkeypatch.setattr(MDLM, 'objective', nothing)
   keys = jax.random.split(jax.random.key(0), len(TEXTS))
-  found = diffusion.bound(
-    toy.network('mdlm'), jnp.asarray(toy.arbitrary()), TEXTS, keys, SETTINGS,
+  found = MDLM().bound(
+    toy.network(), jnp.asarray(toy.arbitrary()), TEXTS, keys, SETTINGS,
     samples=2, loss_chunk=2,
   )  # fmt: skip
   np.testing.assert_allclose(found, prior(toy.arbitrary()), rtol=1e-5)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_noise_is_read_exactly_where_the_paper_has_it(method):
+  """The step of T (D3PM) or sigma = -log alpha (SEDD), the same in training and in sampling."""
+  keys, settings = jax.random.split(jax.random.key(0), 3), DiffusionConfig(d3pm_steps=10)
+  u_B = jnp.array([0.2, 0.5, 1.0])
+  expected = {D3PM: 10 * u_B, SEDD: -np.log(1 - 0.999 * u_B)}.get(method)
+  for noise_B in (
+    method().draw(u_B, keys, toy.N, settings).noise_B,
+    method().noise(settings, u_B),
+  ):
+    if expected is None:
+      assert noise_B is None
+    else:
+      np.testing.assert_allclose(noise_B, expected, rtol=1e-5)

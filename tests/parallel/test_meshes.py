@@ -21,6 +21,7 @@ from armd_jax.errors import UserError
 from armd_jax.evaluation import likelihood
 from armd_jax.hardware import device
 from armd_jax.models import armd
+from armd_jax.objectives.sedd import SEDD
 from armd_jax.parallel import axes, sharding
 
 
@@ -276,7 +277,16 @@ def denoised(mesh_sizes):
   bound = likelihood.nll(config, tiny.VOCAB, params, text, likelihood.DENOISING, mesh, batch_size=8)
   given, length = text[:5] < 2, np.array([16, 16, 16, 11, 16])
   run = diffusion.generate(
-    config, tiny.VOCAB, params, text[:5], given, length, steps=6, sampler='tweedie', mesh=mesh
+    SEDD(),
+    config,
+    tiny.VOCAB,
+    params,
+    text[:5],
+    given,
+    length,
+    steps=6,
+    sampler='tweedie',
+    mesh=mesh,
   )
   return next(bound), jax.device_get(run)
 

@@ -1,0 +1,63 @@
+"""What the rest of the code knows of a family of models."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from armd_jax.config import OrderConfig
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+  """The randomness of some sequences of a training step.
+
+  Attributes:
+    orders: what generation orders are drawn from.
+    step: int32 scalar.
+    step_key: of draws that all sequences of the step share.
+    keys_M: one key per sequence.
+    index_M: int32, which sequence of the whole batch each is.
+    count: sequences of the whole batch.
+  """
+
+  orders: OrderConfig
+  step: Array
+  step_key: Array
+  keys_M: Array
+  index_M: Array
+  count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """An entry of `FAMILIES`; along which orders it predicts is `config.model.orders`.
+
+  Attributes:
+    network: `(model config, vocab_size) ->` a Flax module with `config`, `vocab_size` and the
+      methods `logits` and `embedding`. Along orders it is called as `ARMD` is, else as `Denoiser`.
+    loss: `(model, params, text_MxN, draws, loss_chunk=, dropout_key=) -> (total, kinds_2xK)`: the
+      mean nats per scored token, as these sequences' share of the whole batch's,
+      and what `training.loss_and_gradients` returns of the kinds of orders; zeros without orders.
+    generate: `(config, tokenizer, params, request, **options) -> (texts, Generated)`. The options
+      are streams, seed, temperature, top_p and stop; without samplers also watch, see
+      `decode.requests.complete`; with samplers also steps and sampler, and it returns a
+      `decode.diffusion.Denoised`.
+    shown: how a text is generated, in a sentence of the report, where `{length}` is its tokens.
+    bound: `(model, params, text_BxN, keys_B, diffusion settings, samples=, loss_chunk=) -> nats_B`,
+      the family's own upper bound on the negative log-likelihood; None: it is measured along orders
+      alone.
+    samplers: names, the default first; () where texts are generated along orders.
+  """
+
+  network: Callable[..., Any]
+  loss: Callable[..., tuple[Array, Array]]
+  generate: Callable[..., tuple[list[str], Any]]
+  shown: str
+  bound: Callable[..., Array] | None = None
+  samplers: tuple[str, ...] = ()

@@ -1,0 +1,28 @@
+"""What families that predict along generation orders share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from armd_jax.families.family import Draws
+from armd_jax.objectives import armd
+
+Array = jax.Array
+
+SHOWN = 'S streams of a text of {length:,} tokens grow at once, a token of each in every step.'
+
+
+def loss(model: Any, params: Any, text_MxN: Array, draws: Draws, **options) -> tuple[Array, Array]:
+  """The loss under the orders that the step draws; see `Family`."""
+  slots = model.config.num_slots
+  order, kind_M = armd.training_order(draws.orders, slots, draws.step, draws.step_key, draws.keys_M)
+  weights_MxN = jnp.full((text_MxN.shape[0], slots), 1 / (draws.count * slots), jnp.float32)
+  total, nll_MxN = armd.nll(
+    model, params, text_MxN, order, weights_MxN, index_B=draws.index_M, **options
+  )
+  is_kind_MxK = jax.nn.one_hot(kind_M, len(armd.ORDER_KINDS))
+  nats_MxK = jnp.mean(nll_MxN, axis=1)[:, None] * is_kind_MxK
+  return total, jnp.stack([jnp.sum(nats_MxK, axis=0), jnp.sum(is_kind_MxK, axis=0)])

@@ -1,0 +1,118 @@
+"""Every family that a config may name has an entry that keeps what `Family` promises."""
+
+import ast
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from armd_jax import config as config_lib
+from armd_jax import families, models
+from armd_jax.data.tokenizers import ByteTokenizer
+from armd_jax.decode import requests
+from armd_jax.decode.diffusion import Denoised
+from armd_jax.families.family import Draws
+from armd_jax.objectives import armd
+
+PACKAGE = pathlib.Path(families.__file__).parents[1]
+
+
+def test_entries_are_the_choices_of_the_config():
+  assert list(families.FAMILIES) == list(config_lib.FAMILIES)
+
+
+def test_each_is_measured_along_orders_or_has_a_bound():
+  for name, family in families.FAMILIES.items():
+    orders = config_lib.FAMILIES[name]
+    assert orders in ('any', 'left_to_right', 'none')
+    assert orders != 'none' or (family.bound and family.samplers), name
+
+
+@pytest.mark.parametrize('name', families.FAMILIES)
+def test_loss_is_a_mean_over_the_batch_whose_kinds_account_for_it(name):
+  """Halves of a batch add up to the whole; along orders the kinds hold the same nats."""
+  config = config_lib.parse(
+    {
+      'model': dict(
+        family=name, length=16, num_layers=1, embed_dim=16, num_heads=2, dtype='float32',
+        dropout=0.0, pe_dim=8,
+      ),
+      'order': dict(ar_steps=0, perm_steps=0, rho=4),
+    }
+  )  # fmt: skip
+  family = families.of(config.model)
+  model = families.build(config.model, 7)
+  params = models.init(model, jax.random.key(0))
+  text = jax.random.randint(jax.random.key(1), (4, 16), 0, 7)
+  keys = jax.random.split(jax.random.key(2), 4)
+
+  @jax.jit
+  def loss(text_MxN, keys_M, index_M):
+    draws = Draws(config.order, jnp.int32(5), jax.random.key(3), keys_M, index_M, 4)
+    return family.loss(model, params, text_MxN, draws, loss_chunk=16, dropout_key=None)
+
+  index = jnp.arange(4)
+  halves = [loss(text[m::2], keys[m::2], index[m::2]) for m in range(2)]
+  total, kinds = (halves[0][i] + halves[1][i] for i in range(2))
+  assert kinds.shape == (2, len(armd.ORDER_KINDS))
+  whole, whole_kinds = loss(text, keys, index)
+  np.testing.assert_allclose(total, whole, rtol=1e-5)
+  np.testing.assert_allclose(kinds, whole_kinds, rtol=1e-5)
+  if config.model.orders == 'none':
+    assert (kinds == 0).all()
+  else:
+    assert kinds[1].sum() == 4
+    np.testing.assert_allclose(kinds[0].sum() / 4, whole, rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', families.FAMILIES)
+def test_generation_keeps_what_is_given_and_takes_the_common_options(name):
+  """With a sampler S tokens at once are K = tokens / S steps, and each token has a step."""
+  config = config_lib.parse(
+    {
+      'model': dict(
+        family=name, length=16, num_layers=1, embed_dim=16, num_heads=2, dtype='float32', pe_dim=8
+      ),
+      'order': dict(rho=0),
+    }
+  )
+  tokenizer = ByteTokenizer()
+  _, params = tiny.init(config.model, tokenizer.vocab_size)
+  request = requests.continue_prompts(['ab'], 16, tokenizer)
+  family = families.of(config.model)
+  streams = 1 if config.model.orders == 'left_to_right' else 2
+  options = dict(streams=streams, seed=1, temperature=0.9, top_p=0.9, stop='none')
+  (text,), generated = family.generate(config, tokenizer, params, request, **options)
+  assert text.startswith('ab') and generated.margin_B.shape == (1,)
+  assert isinstance(generated, Denoised) == bool(family.samplers)
+  if family.samplers:
+    assert 1 <= generated.steps <= 7
+    assert (np.asarray(generated.step_BxN)[0, 2:] > 0).all()
+    (named,), _ = family.generate(
+      config, tokenizer, params, request, **options, sampler=family.samplers[0]
+    )
+    assert named == text
+  assert '16 tokens' in family.shown.format(length=16)
+
+
+def named_families(tree):
+  """Comparisons with a family's name, and lookups by one."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Compare):
+      for side in (node.left, *node.comparators):
+        values = [x.value for x in ast.walk(side) if isinstance(x, ast.Constant)]
+        if 'family' in ast.unparse(node) and {*values} & families.FAMILIES.keys():
+          yield ast.unparse(node)
+
+
+def test_no_program_compares_with_the_name_of_a_family():
+  found = {
+    path.name: names
+    for path in PACKAGE.glob('*.py')
+    if (names := [*named_families(ast.parse(path.read_text('utf-8')))])
+  }
+  assert not found
+  assert [*named_families(ast.parse("x = config.family == 'ar'"))]
