@@ -86,8 +86,8 @@ class Denoiser(nn.Module):
       length_B: int32, tokens of each text, later rows are never seen; None: all.
       index_B: int32, index of each sequence in the whole batch, which its dropout depends on.
     Returns:
-      hidden_BxNxE; `logits` of row n predict token n. What they say of unmasked tokens has no
-      meaning.
+      hidden_BxNxE; `logits` of row n predict token n. At unmasked tokens they have a meaning only
+      for D3PM, whose auxiliary loss trains them.
     """
     c = self.config
     given = 0 if first_B is None else 1

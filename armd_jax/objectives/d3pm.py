@@ -4,10 +4,11 @@ Token by token, beta_t = 1 / (T - t + 1) (section 3.1 and appendix A), that is a
 everything is masked at t = T and the prior costs nothing. With the x_0 parametrisation (eq. 4) the
 KL divergence of step t is, over masked tokens,
 
-  w_t sum -log p(x_n | x_t),   w_t = (alpha_{t-1} - alpha_t) / (1 - alpha_t),
+  w_t sum -log p(x_n | x_t),   w_t = (alpha_{t-1} - alpha_t) / (1 - alpha_t) = 1 / t,
 
 and the last step, t = 1, has w_1 = 1: L_vb (eq. 1) is the sum over t = 1..T. The hybrid loss (its
-eq. 5) adds `aux` times the cross-entropy to every step's. The network reads t, predicts no mask.
+eq. 5) adds `aux` times the cross-entropy of all tokens, masked or not, to every step's, as the
+authors' code does. The network reads t, predicts no mask.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class D3PM(MaskedDiffusion):
     steps = settings.d3pm_steps
     step_B = jnp.ceil(u_B * steps)
     process = self.schedule(settings)
-    masked_B, before_B = process.masked(step_B / steps), process.masked((step_B - 1) / steps)
-    weights_B = steps * ((masked_B - before_B) / masked_B + settings.d3pm_aux)
-    return Draw(masking.draw_mask(keys_B, masked_B, num_slots), weights_B, noise_B=step_B)
+    is_masked_BxN = masking.draw_mask(keys_B, process.masked(step_B / steps), num_slots)
+    aux = steps * settings.d3pm_aux
+    # w_t in closed form: the difference of two alphas would lose four digits in float32.
+    return Draw(is_masked_BxN, steps / step_B + aux, noise_B=step_B, weight_of_shown=aux)

@@ -22,11 +22,13 @@ class Draw:
     is_masked_BxN: bool, the tokens to be predicted.
     weights_B: float32, of each sequence's sum over them.
     noise_B: float32, what the network reads; None: it reads no noise.
+    weight_of_shown: of every token that is not masked.
   """
 
   is_masked_BxN: Array
   weights_B: Array
   noise_B: Array | None = None
+  weight_of_shown: float = 0.0
 
 
 class MaskedDiffusion:
@@ -93,7 +95,7 @@ class MaskedDiffusion:
     draw = self.draw(u_B, keys_B, model.config.num_slots, settings)
     return masking.masked_loss(
       model, params, text_BxN, draw.is_masked_BxN, draw.weights_B, noise_B=draw.noise_B,
-      kind=self.kind, **options,
+      kind=self.kind, weight_of_shown=draw.weight_of_shown, **options,
     )  # fmt: skip
 
   def loss(

@@ -95,8 +95,10 @@ def masked_loss(
   dropout_key: Array | None = None,
   index_B: Array | None = None,
   kind: str = 'cross_entropy',
+  weight_of_shown: float = 0.0,
 ) -> tuple[Array, Array]:
-  """Weighted loss of the masked tokens; unmasked ones cost nothing (MDLM's carry-over).
+  """Weighted loss of the masked tokens; the others cost nothing (MDLM's carry-over), unless they
+  are given a weight.
 
   Args:
     model, params: a `Denoiser`.
@@ -110,6 +112,7 @@ def masked_loss(
     dropout_key: turns dropout on.
     index_B: int32, index of each sequence in the whole batch, which its dropout depends on.
     kind: see `weighted_nll`.
+    weight_of_shown: of every token that is not masked.
   Returns:
     `scale` times the sum over sequences, and nats_B of each, through which no gradient flows.
   """
@@ -122,7 +125,7 @@ def masked_loss(
     {'params': params}, tokens_BxN, noise_B, first_B, None, index_B, rngs=rngs
   )
   embedding_VxE = model.apply({'params': params}, method='embedding')
-  weights_BxN = weights_B[:, None] * is_masked_BxN
+  weights_BxN = jnp.where(is_masked_BxN, weights_B[:, None], weight_of_shown)
   total, loss_BxN = weighted_nll(
     hidden_BxNxE,
     embedding_VxE,

@@ -84,7 +84,7 @@ def test_lambda_dce_and_any_order_are_their_formulas():
 @pytest.mark.parametrize('aux', [0.0, 0.25])
 def test_d3pm_is_its_formula(aux):
   """T times KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) from the matrices of the paper's section
-  3, and `aux` times T times the cross-entropy."""
+  3, and `aux` times T times the cross-entropy of all tokens, as in the authors' code."""
   steps = 5
   settings = DiffusionConfig(d3pm_steps=steps, d3pm_aux=aux)
   t = np.ceil(U * steps).astype(int)
@@ -109,15 +109,27 @@ def test_d3pm_is_its_formula(aux):
     z = np.where(mask, toy.V, text)
     logits = toy.arbitrary()[z @ (4 ** np.arange(3))].astype(np.float64)
     for n in range(toy.N):
+      predicted = np.append(np.exp(logits[n]) / np.exp(logits[n]).sum(), 0)
+      expected[b] -= steps * aux * np.log(predicted[text[n]])
       if not mask[n]:
         continue  # both posteriors stay where they are
       clean = np.eye(toy.V + 1)[text[n]]
-      predicted = np.append(np.exp(logits[n]) / np.exp(logits[n]).sum(), 0)
       q, p = posterior(toy.V, clean, s), posterior(toy.V, predicted, s)
       expected[b] += steps * (q[q > 0] * np.log(q[q > 0] / p[q > 0])).sum()
-      expected[b] -= steps * aux * np.log(predicted[text[n]])
   got = nats_of(D3PM, settings, toy.arbitrary())(TEXTS, U)
   np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('steps', [1, 7, 1000, 4000])
+def test_d3pm_weights_are_those_of_float64(steps):
+  """T (alpha_{t-1} - alpha_t) / (1 - alpha_t) at every t, to float32's own rounding."""
+  t = np.arange(1, steps + 1)
+  settings = DiffusionConfig(d3pm_steps=steps, d3pm_aux=0.0)
+  keys = jax.random.split(jax.random.key(0), steps)
+  draw = D3PM().draw(jnp.asarray((t - 0.5) / steps, jnp.float32), keys, toy.N, settings)
+  np.testing.assert_array_equal(draw.noise_B, t)
+  alpha, before = 1 - t / steps, 1 - (t - 1) / steps
+  np.testing.assert_allclose(draw.weights_B, steps * (before - alpha) / (1 - alpha), rtol=1e-6)
 
 
 def test_sedd_is_its_formula():
