@@ -19,7 +19,7 @@ from armd_jax.artifacts.standalone import Export
 from armd_jax.config import MeshConfig, check_streams
 from armd_jax.data.tokenizers import get_tokenizer
 from armd_jax.errors import UserError
-from armd_jax.models.armd import BOS
+from armd_jax.models.vocabulary import BOS
 from armd_jax.parallel import sharding
 from armd_jax.show.columns import num_parameters
 from armd_jax.training import checkpoint

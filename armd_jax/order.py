@@ -54,6 +54,7 @@ def block_bounds(block_BxN: Array) -> tuple[Array, Array]:
   changes_BxN = block_BxN[:, 1:] != block_BxN[:, :-1]
   first_BxN = jnp.pad(changes_BxN, ((0, 0), (1, 0)), constant_values=True)
   last_BxN = jnp.pad(changes_BxN, ((0, 0), (0, 1)), constant_values=True)
+  # The last place so far where the block changed is where it began; its end is found from behind.
   start_BxN = jax.lax.cummax(jnp.where(first_BxN, slot_N, 0), axis=1)
   end_BxN = jax.lax.cummin(jnp.where(last_BxN, slot_N + 1, num_slots), axis=1, reverse=True)
   return start_BxN, end_BxN
@@ -67,6 +68,7 @@ def to_generation(text_BxN: Array, order: GenerationOrder) -> Array:
 
 def to_text(slots_BxN: Array, order: GenerationOrder) -> Array:
   """Reorders per-slot values (generation order) into text order; inverse of `to_generation`."""
+  # Sorting a permutation gives its inverse.
   index_BxN = jnp.broadcast_to(jnp.argsort(order.position_BxN, axis=1), slots_BxN.shape)
   return jnp.take_along_axis(slots_BxN, index_BxN, axis=1)
 
@@ -106,6 +108,7 @@ def shuffled(keys_B: Array, num_slots: int, num_shuffled: Array, mode: str) -> G
   if mode not in ('scatter', 'window'):
     raise ValueError(f"perm_mode is {mode!r}; write 'scatter' or 'window'")
   slot_N = jnp.arange(num_slots)
+  # k may be traced: what concerns k entries is a mask over all N.
   chosen_N = slot_N < num_shuffled
 
   def positions(key):
@@ -117,6 +120,8 @@ def shuffled(keys_B: Array, num_slots: int, num_shuffled: Array, mode: str) -> G
       # Ranks of the first k draws among themselves, moved into the window.
       below_NxN = (drawn_N[None, :] < drawn_N[:, None]) & chosen_N[None, :]
       drawn_N = start + jnp.sum(below_NxN, axis=1)
+    # The chosen slots in text order receive the draws in random order. Entries that were not chosen
+    # point past the end, where nothing is written.
     target_N = jnp.sort(jnp.where(chosen_N, drawn_N, num_slots))
     return slot_N.at[target_N].set(jnp.where(chosen_N, drawn_N, 0), mode='drop') + 1
 
@@ -166,8 +171,11 @@ def masking_blocks(keys_B: Array, num_slots: int, num_steps: int, schedule: str)
   }
   if schedule not in inverse:
     raise ValueError(f"schedule is {schedule!r}; write 'linear' or 'cosine'")
+  # tau by inverting its distribution: step t masks tokens whose time is in ((t - 1) / T, t / T].
+  # The clip is for u = 0 and for the rounding of arccos.
   u_BxN = jax.vmap(lambda key: jax.random.uniform(key, (num_slots,)))(keys_B)
   tau_BxN = jnp.clip(jnp.ceil(num_steps * inverse[schedule](u_BxN)), 1, num_steps)
+  # Reverse time: what was masked last is generated first.
   block_BxN = (num_steps + 1 - tau_BxN).astype(jnp.int32)
   slot_BxN = jnp.argsort(block_BxN, axis=1, stable=True)
   block_BxN = jnp.take_along_axis(block_BxN, slot_BxN, axis=1)
@@ -203,10 +211,12 @@ def given_first(given_BxN: Array, length_B: Array, streams: Array) -> Generation
   short_or_1 = jnp.maximum(short, 1)  # without it an empty run would divide by 0
   run_BxN = jnp.where(in_long_BxN, rank_BxN // (short + 1), extra + rest_BxN // short_or_1)
   offset_BxN = jnp.where(in_long_BxN, rank_BxN % (short + 1), rest_BxN % short_or_1)
+  # Heads take the steps 0..S-1; then every step takes the next token of all runs.
   step_BxN = jnp.where(offset_BxN == 0, run_BxN, streams - 1 + offset_BxN)
 
   given_block_BxN = jnp.cumsum(given_BxN, axis=1)
   block_BxN = jnp.where(given_BxN, given_block_BxN, num_given_Bx1 + 1 + step_BxN)
+  # A label beyond that of every real block, so that no real slot sees padding.
   block_BxN = jnp.where(real_BxN, block_BxN, 2 * num_slots + 1).astype(jnp.int32)
   slot_BxN = jnp.argsort(block_BxN, axis=1, stable=True)  # runs inside a group stay in text order
   block_BxN = jnp.take_along_axis(block_BxN, slot_BxN, axis=1)

@@ -48,7 +48,7 @@ def write(
   Args:
     folder: to be made.
     config, vocab_size, params: the network, as trained.
-    first_token: in BOS's place, or `models.armd.BOS`.
+    first_token: in BOS's place, or `models.vocabulary.BOS`.
     streams: S.
     batch_size: texts that are generated together.
   """

@@ -109,6 +109,7 @@ def choose(backend: str, q: Array, k: Array, v: Array) -> str:
       return kernels
     _log_once(f"attention: 'auto' takes 'reference', because {reason}")
     return 'reference'
+  # A backend that was asked for by name is never replaced: who names one measures it.
   reason = _WHY_NOT[backend](q, k, v)
   if reason is not None:
     raise UserError(f"attention backend {backend!r} cannot run: {reason}; write 'reference'")

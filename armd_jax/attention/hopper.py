@@ -90,6 +90,7 @@ def prefix_attention(
   _, streams, num_rows, heads, _ = q_BxRxNxHxD.shape
   sizes = _sizes(streams, heads // groups, num_rows)
   lengths = einops.repeat(lengths, 'B (R r) N -> B R (r h N)', **sizes)
+  # A padded row sees what the last real one does: lengths stay non-decreasing, tiles as active.
   lengths = _pad(lengths, 2, TMA_ROWS, 'edge')
   attend = lambda chosen, q, k, v: _attend(blocks or chosen, q, k, v, lengths)
   return _fold(attend, q_BxRxNxHxD, k_BxKxGxD, v_BxKxGxD)
@@ -293,6 +294,7 @@ def _add_splits(out, low, lse):
   """Adds up what each split of the keys gave, `[splits, ...]`, by its share of the weights."""
   total = jnp.logaddexp2.reduce(lse, axis=0)
   share = jnp.exp2(lse - total)[..., : out.shape[2]]
+  # With what rounding took from every part, so that their sum is rounded once.
   exact = out.astype(jnp.float32) + low.astype(jnp.float32)
   exact = jnp.sum(exact * einops.rearrange(share, 'S b H N -> S b N H 1'), axis=0)
   rounded = exact.astype(out.dtype)
@@ -327,6 +329,7 @@ def _backward(blocks, q, k, v, lengths, out, low, lse, dout):
   _, num_keys, groups, _ = k.shape
   padded, most, least = _reach(lengths)
   exact = _merge(out).astype(jnp.float32) + low.astype(jnp.float32)
+  # sum over keys of weight * dweight is out . dout: it takes no pass over the keys.
   mean = jnp.sum(exact * _merge(dout).astype(jnp.float32), axis=-1)
   mean = _pad(einops.rearrange(mean, 'b N H -> b H N'), 2, TILE_ROWS)
   stats = jnp.stack([lse, mean], axis=2)

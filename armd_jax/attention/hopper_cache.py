@@ -57,6 +57,16 @@ def append(
   out = jax.ShapeDtypeStruct((batch, query_streams, width, heads, head_dim), qkv_BxRxWxXxD.dtype)
 
   def run(*refs):
+    # A block is one warpgroup and has one row of one stream. It waits for nobody, and needs neither
+    # shared memory nor barriers:
+    #
+    #   of qkv    in registers   into                       by the blocks of
+    #   queries   rotated        q                          the streams that ask
+    #   keys      rotated        k, at row offset + row     stream 0
+    #   values    as they are    v, at row offset + row     stream 0
+    #
+    # A head is loaded as two halves, since RoPE pairs feature i with i + D / 2: both of a pair are
+    # then in registers of the same thread.
     qkv, *angles, offset, k, v, q = refs
     sequence, stream, row = (lax.axis_index(name) for name in ('batch', 'stream', 'row'))
     own = qkv.at[sequence, stream, row]

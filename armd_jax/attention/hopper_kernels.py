@@ -1,8 +1,13 @@
 """Bodies of the Hopper kernels: forward, dq, and dk with dv.
 
-A block has three warpgroups: two compute, one brings tiles in by TMA and waits until both have
-consumed a slot before it fills it anew. All three walk the same steps. Everything a body uses also
-runs under the Mosaic GPU interpreter, but for the line of `_add_product` that multiplies.
+A block has three warpgroups, which walk the same steps: 0 and 1 compute, 2 loads tiles by TMA into
+a ring of `stages` buffers in shared memory, step i into buffer i % stages (`slot` in the code; no
+generation slot). TMA completes a buffer's barrier `ready`; both compute warpgroups arrive at its
+barrier `free` when they have read it. Everything a body uses also runs under the Mosaic GPU
+interpreter, but for the line of `_add_product` that multiplies.
+
+Arguments of all bodies: `index`, where the block is in the grid, by the names of its axes; `inputs`
+and `outputs` in device memory; `tiles` in shared memory and `barriers`, see the diagrams; `call`.
 """
 
 from __future__ import annotations
@@ -38,25 +43,15 @@ _IS_OLDEST = jax.__version_info__ < (0, 11)
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-  """What the kernels know statically.
+  """What the kernels know statically."""
 
-  Attributes:
-    head_dim: D.
-    copies: query heads of a group.
-    streams: streams, R.
-    together: how many of them a warpgroup computes; the grid goes over the others.
-    shares_lengths: whether all sequences have the same lengths.
-    blocks: tile sizes.
-    interpreted: whether the kernels run in the interpreter: see `_add_product`.
-  """
-
-  head_dim: int
-  copies: int
-  streams: int
-  together: int
-  shares_lengths: bool
+  head_dim: int  # D
+  copies: int  # query heads of a group
+  streams: int  # R
+  together: int  # streams that a warpgroup computes; the grid goes over the others
+  shares_lengths: bool  # whether all sequences have the same lengths
   blocks: hopper_blocks.Blocks
-  interpreted: bool
+  interpreted: bool  # whether the kernels run in the interpreter: see `_add_product`
 
   @property
   def scale(self) -> float:
@@ -110,7 +105,7 @@ def _in_loop(index: Array, step: Array, length: Array) -> Array:
 
 
 def _slot(step: Array, stages: int, length: Array) -> Array:
-  """Where the tile of a step lies."""
+  """The buffer of a step."""
   return _in_loop(lax.rem(step, jnp.int32(stages)), step, length)
 
 
@@ -136,7 +131,7 @@ def _add_product(total: Array, a: Array, b, interpreted: bool) -> Array:
 
 
 def _move(steps, stages, copies, free) -> None:
-  """The memory warpgroup: `copies(step, slot)` as soon as every slot of `free` is given back."""
+  """Warpgroup 2: runs each of `copies(step, buffer)` as soon as its barrier in `free` allows it."""
   plgpu.set_max_registers(MEMORY_REGISTERS, action='decrease')
 
   @pl.loop(0, steps)
@@ -154,18 +149,24 @@ def _move(steps, stages, copies, free) -> None:
 def forward(index, inputs, outputs, tiles, barriers, *, call: Call, split_tiles: int):
   """Online softmax of 128 slots, all streams of them, over the key tiles that they see.
 
-  Args:
-    index: where the block stands in the grid, by the names of its axes.
-    inputs: `most` and `least`, int32 `[B or 1, T]`, longest and shortest length of each tile of 128
-      slots; `lengths`, int32 `[(B or 1) R, T 128]`; `q_BRxNxHxD`, `k_BxKxGxD`, `v_BxKxGxD`.
-    outputs: `out`, `[splits, B R, N, H, D]`; under differentiation or with several splits also
-      `low`, what rounding took from it, and `lse`, float32 base-2 log-sum-exps
-      `[splits, B R, H, T 128]`.
-    tiles: queries of both warpgroups, key and value tiles in flight, log-sum-exps.
-    barriers: tiles that have come, slots that are free, whose turn it is to multiply.
-    call: static facts.
-    split_tiles: key tiles of a split.
+  `inputs` are `most` and `least`, int32 `[B or 1, T]`, longest and shortest length of each tile of
+  128 slots; `lengths`, int32 `[(B or 1) R, T 128]`; `q_BRxNxHxD`, `k_BxKxGxD`, `v_BxKxGxD`.
+  `outputs` are `out`, `[splits, B R, N, H, D]`, and, under differentiation or with several splits
+  (of `split_tiles` key tiles each), `low`, what rounding took from it, and `lse`, float32 base-2
+  log-sum-exps `[splits, B R, H, T 128]`.
   """
+  # warpgroup 2 (loads)             | warpgroups 0 and 1 (compute), 64 slots each
+  #                                 | q -> q_tile by TMA; wait q_ready
+  # every key tile that is seen:    |
+  #   wait k_free                   |   wait k_ready; then, one stream after the other:
+  #   k -> k_tiles, then k_ready    |   scores = q k^T; arrive k_free
+  #   wait v_free                   |   weights = exp2(scores - top); wait v_ready
+  #   v -> v_tiles, then v_ready    |   acc = decay acc + weights v; arrive v_free
+  #                                 | acc / total -> q_tile, which nobody reads any more -> out
+  #
+  # At `turn` the compute warpgroups meet (|): while one exponentiates, the other multiplies.
+  #   0:  q k^T | exp2  | weights v, q k^T | exp2             | weights v, q k^T
+  #   1:        | q k^T | exp2             | weights v, q k^T | exp2
   most, least, lengths, q, k, v = inputs
   out, *residuals = outputs
   q_tile, k_tiles, v_tiles, *lse_tile = tiles
@@ -219,7 +220,6 @@ def forward(index, inputs, outputs, tiles, barriers, *, call: Call, split_tiles:
         weights = weights.astype(v.dtype)
         if i == 0:
           plgpu.barrier_wait(v_ready.at[slot])
-        # One warpgroup multiplies while the other exponentiates.
         take_turn()
         parts = []
         for part, old in enumerate(acc):
@@ -286,17 +286,20 @@ def forward(index, inputs, outputs, tiles, barriers, *, call: Call, split_tiles:
 
 
 def query_gradient(index, inputs, outputs, tiles, barriers, *, call: Call):
-  """dq of 128 slots, all streams of them, over the key tiles that they see.
+  """dq_BRxNxHxD of 128 slots, all streams of them, over the key tiles that they see.
 
-  Args:
-    index: where the block stands in the grid, by the names of its axes.
-    inputs: `most`, `least`, `lengths`, as in `forward`; `stats`, float32 `[B R, H, 2, T 128]`,
-      base-2 log-sum-exps and the mean of dweights; `q`, `dout`, `k`, `v`.
-    outputs: `dq_BRxNxHxD`.
-    tiles: queries and cotangents of both warpgroups, key and value tiles in flight.
-    barriers: tiles that have come, slots that are free.
-    call: static facts.
+  `inputs` are `most`, `least`, `lengths`, as in `forward`; `stats`, float32 `[B R, H, 2, T 128]`,
+  base-2 log-sum-exps and the mean of dweights; `q`, `dout`, `k`, `v`.
   """
+  # warpgroup 2 (loads)             | warpgroups 0 and 1 (compute), 64 slots each
+  #                                 | q -> q_tile, dout -> dout_tile by TMA; wait q_ready
+  # every key tile that is seen:    |
+  #   wait k_free                   |   wait k_ready
+  #   k -> k_tiles, then k_ready    |   weights = exp2(q k^T - lse)
+  #   wait v_free                   |   wait v_ready
+  #   v -> v_tiles, then v_ready    |   dweights = dout v^T; arrive v_free
+  #                                 |   dq += weights (dweights - mean) k; arrive k_free
+  #                                 | dq -> q_tile, which nobody reads any more -> dq
   most, least, lengths, stats, q, dout, k, v = inputs
   (dq,) = outputs
   q_tile, dout_tile, k_tiles, v_tiles = tiles
@@ -383,16 +386,19 @@ def key_value_gradient(index, inputs, outputs, tiles, barriers, *, call: Call):
   Scores are kept transposed, [keys, rows]. A warpgroup has 64 keys of its own, or, where the head
   dimension is too wide for its registers, half of the columns of the same 64 keys.
 
-  Args:
-    index: where the block stands in the grid, by the names of its axes.
-    inputs: `bounds`, int32 `[3, (B or 1) R, J]`: for each key tile the first query tile that sees
-      it, the first from which on all see it whole, and the end; `lengths`, `stats`, `q`, `dout`,
-      `k`, `v` as in `query_gradient`.
-    outputs: `dk_BxKxGxD` and `dv_BxKxGxD`.
-    tiles: the key and the value tile; queries, cotangents and statistics in flight.
-    barriers: tiles that have come, slots that are free, both warpgroups at the end.
-    call: static facts.
+  `inputs` are `bounds`, int32 `[3, (B or 1) R, J]`: for each key tile the first query tile that
+  sees it, the first from which on all see it whole, and the end; the others as in `query_gradient`.
   """
+  # warpgroup 2 (loads)             | warpgroups 0 and 1 (compute)
+  # k -> k_tile, v -> v_tile,       | wait key_ready
+  #   then key_ready                |
+  # every head, stream, query tile: |
+  #   wait free                     |   wait ready
+  #   q, dout, stats -> one buffer  |   weights = exp2(k q^T - lse)
+  #     each, then ready            |   dv += weights dout; dweights = v dout^T
+  #                                 |   dk += weights (dweights - mean) q; arrive free
+  #                                 | meet at done: both have read k_tile and v_tile
+  #                                 | dk -> k_tile, dv -> v_tile; meet at done; -> dk, dv
   bounds, lengths, stats, q, dout, k, v = inputs
   dk, dv = outputs
   k_tile, v_tile, q_tiles, dout_tiles, stats_tiles = tiles

@@ -138,6 +138,7 @@ def walk(lengths_BxRxN: Array, grid: Grid) -> tuple[Array, Array]:
   last = (most <= start + grid.keys) | (key == grid.span_tiles - 1)
   walked = (most > start) | (key == 0)
   code = grid.encode(batch, span, query, key, partial.astype(jnp.int32), last.astype(jnp.int32))
+  # What is not walked gets the largest code, and so comes last.
   codes = jnp.sort(jnp.where(walked, code, jnp.iinfo(jnp.int32).max).ravel())
   return jnp.sum(walked, dtype=jnp.int32), codes
 

@@ -7,7 +7,7 @@ static bound would be the dense grid: at least twice the steps for causal masks,
 index arithmetic. All streams and all query heads of a group form one query tile, so each key tile
 that is loaded serves every one of them.
 
-The forward kernels stand in tpu_forward.py. Backward keeps scores transposed, [keys, rows], where
+The forward kernels are in tpu_forward.py. Backward keeps scores transposed, [keys, rows], where
 four of its five products need no transposed operand and the row statistics are read as they lie in
 memory. See docs/attention.md for the derivation.
 """
@@ -226,6 +226,17 @@ def _backward_kernel(
 
   `stats` holds maximum, log-sum and the mean of dweights of each row.
   """
+  # The grid is (sequences, key heads, steps of the walk): span by span of keys, in it query tile by
+  # query tile, in it key tile by key tile. DMA of the next step's tiles overlaps with this one's
+  # products, as in `tpu_forward.rows_by_keys`. In VMEM, over the steps of a span of two key tiles:
+  #
+  #   query tile, keys   A, 0    A, 1 (last)    B, 0    B, 1 (last)   next span: A, 2
+  #   DMA in, for next   k1 v1   qB doutB k0 v0 k1 v1   qA doutA k2 v2
+  #   dq_acc             =       +=, out: dqA   =       +=, out: dqB  =
+  #   dk_acc, dv_acc     0, +=   +=             +=      +=, out       0, +=
+  #
+  # dk and dv of the whole span stay in VMEM, so that they are written once; dq of a query tile is
+  # written once per span, and the spans' shares are added up outside.
   grid = call.grid
   code = codes[pl.program_id(2)]
   scale = call.head_dim**-0.5

@@ -37,7 +37,7 @@ def pad(x: Array, axis: int, size: int, **kwargs) -> Array:
 
 
 def _first(x: Array, count) -> Array:
-  """`x` with zeros after its first `count` rows, whatever stands there."""
+  """`x` with zeros after its first `count` rows, whatever was there."""
   index = lax.broadcasted_iota(jnp.int32, x.shape, 0)
   return jnp.where(index < count, x, jnp.zeros_like(x))
 
@@ -168,6 +168,7 @@ class Call:
     `outs` are (shape, dtype, spec), or None for an output that is not wanted: the kernel gets None
     for it, and so does the caller.
     """
+    # A padded row sees what the last real one does, and so makes no tile active or partial.
     lengths = pad(lengths, 2, self.padded_rows, mode='edge')
     steps, codes = tiles.walk(lengths, self.grid)
     bounds = [f(lengths, self.blocks.unit_rows).ravel() for f in (tiles.longest, tiles.shortest)]
@@ -208,9 +209,20 @@ def for_each_unit(call: Call, code, bounds, run) -> None:
   A unit is (copy, rows, keys, plain): slices of the tile, and how many of its first keys are seen
   by all of its rows; the others need the mask.
 
-  The copies of a unit always stand in one basic block, where the compiler interleaves them; rows
+  The copies of a unit are always in one basic block, where the compiler interleaves them; rows
   and keys join them up to `blocks.overlap` units and are looped over beyond, to bound the code.
   """
+  # Three tiles of three row units by three key units: x is computed without a mask, m with one, and
+  # a unit that none of its rows sees (.) not at all.
+  #
+  #   partial == 0     partial == 1: stairs     partial == 1: any other shape
+  #      x x x            m . .                    m . .
+  #      x x x            m m .                    m m m
+  #      x x x            m m m                    m m m
+  #   units joined     one basic block for      a loop over row units; in it a loop over the key
+  #   to larger ones   a causal diagonal        units seen, or one body for each number of them
+  #
+  # The pipeline has filled the tile's buffers in VMEM before any unit begins, so none waits.
   blocks, grid, copies = call.blocks, call.grid, range(call.copies)
   row_units, key_units = blocks.row_units, blocks.key_units
 

@@ -99,6 +99,18 @@ def rows_by_keys(
   weights, *per lane* (lanes are added once, at the end); `acc` the unnormalised output; `column`
   the lengths, equal over lanes.
   """
+  # The grid is (sequences, key heads, steps of the walk); a step is one key tile of a query tile.
+  # The pipeline copies the next step's tiles into a second buffer while this step computes, and
+  # copies nothing that stays: the index maps read the next step's code from SMEM.
+  #
+  #   step               t             t + 1           t + 2
+  #   query tile, keys   A, 0          A, 1 (last)     B, 0
+  #   DMA in, for t + 1  k1, v1        qB, k0, v0      k1, v1
+  #   compute            scores, max, sum and acc of the tile, unit by unit (`for_each_unit`)
+  #                                    out of A        first: selects over what A left
+  #   DMA out                                          outA, statsA
+  #
+  # max, sum, acc and column are scratch in VMEM: they have one buffer and last from step to step.
   grid = call.grid
   code = codes[pl.program_id(2)]
   first_tile = grid.key(code) == 0
@@ -205,6 +217,15 @@ def keys_by_rows(
   the matrix unit computes the scores of a later unit and the product of an earlier one while the
   vector unit exponentiates.
   """
+  # Grid, double buffers and scratch are those of `rows_by_keys`. Units of one basic block, in the
+  # order of the source (MXU: matrix unit, VPU: vector unit):
+  #
+  #   i                       0    1    2    3    4
+  #   VPU   weigh (i - 2)               u0   u1   u2     weights of a unit, from its scores
+  #   MXU   score (i)         u0   u1   u2   u3   u4     k q^T
+  #   MXU   gather (i - 3)                   u0   u1     acc += v^T weights
+  #
+  # Few units are between two stages at a time: VMEM must hold their scores or weights.
   grid = call.grid
   code = codes[pl.program_id(2)]
   first_tile = grid.key(code) == 0
@@ -256,7 +277,7 @@ def keys_by_rows(
     acc_ref[copy, :, rows] = acc + product
 
   def run(units):
-    scored, weighed = {}, {}
+    scored, weighed = {}, {}  # by unit, between its stages
     for i in range(len(units) + 3):
       if 0 <= i - 2 < len(units):
         weighed[i - 2] = weigh(scored.pop(i - 2), *units[i - 2])

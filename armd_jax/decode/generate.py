@@ -30,7 +30,7 @@ from armd_jax.decode.state import (
   with_room,
 )
 from armd_jax.hardware import device
-from armd_jax.models.armd import BOS
+from armd_jax.models.vocabulary import BOS
 from armd_jax.order import block_bounds, given_first, to_generation, to_text
 from armd_jax.parallel import axes, sharding
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from armd_jax.config import ModelConfig
 from armd_jax.decode import fused
 from armd_jax.hardware import device
-from armd_jax.models.armd import Vocabulary
+from armd_jax.models.vocabulary import Vocabulary
 
 Array = jax.Array
 

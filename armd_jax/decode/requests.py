@@ -15,7 +15,7 @@ from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.decode import diffusion
 from armd_jax.decode.generate import Generated, generate, stream, task_of
 from armd_jax.errors import UserError
-from armd_jax.models.armd import BOS
+from armd_jax.models.vocabulary import BOS
 from armd_jax.objectives.diffusion import MaskedDiffusion
 from armd_jax.parallel import sharding
 

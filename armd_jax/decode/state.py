@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from armd_jax.config import ModelConfig
 from armd_jax.decode import fused, panels
-from armd_jax.models.armd import Rows
 from armd_jax.models.layers import KVCache, unstack_layers
+from armd_jax.models.rows import Rows
 from armd_jax.order import GenerationOrder, block_bounds
 from armd_jax.parallel import axes
 
@@ -35,7 +35,7 @@ class Task:
     order: `[B or 1, N]`; given tokens come first, as singletons.
     num_given_B: int32, with the batch size of the order, leading slots that are given.
     length_B: int32, likewise, slots that are given or generated; later ones are padding.
-    first_B: int32 `[B]`, token in BOS's place, or `armd_jax.models.armd.BOS`.
+    first_B: int32 `[B]`, token in BOS's place, or `armd_jax.models.vocabulary.BOS`.
     end_BxN: int32 `[B or 1, N]`, where the block of each slot ends; None: found at every step.
   """
 

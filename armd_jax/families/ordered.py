@@ -19,6 +19,7 @@ def loss(model: Any, params: Any, text_MxN: Array, draws: Draws, **options) -> t
   """The loss under the orders that the step draws; see `Family`."""
   slots = model.config.num_slots
   order, kind_M = armd.training_order(draws.orders, slots, draws.step, draws.step_key, draws.keys_M)
+  # A share of the whole batch's mean, so that gradients of micro-batches only have to be added.
   weights_MxN = jnp.full((text_MxN.shape[0], slots), 1 / (draws.count * slots), jnp.float32)
   total, nll_MxN = armd.nll(
     model, params, text_MxN, order, weights_MxN, index_B=draws.index_M, **options

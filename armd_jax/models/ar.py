@@ -9,11 +9,19 @@ from __future__ import annotations
 import flax.linen as nn
 import flax.struct
 import jax
-import jax.numpy as jnp
 
 from armd_jax.config import ModelConfig
-from armd_jax.models.armd import BOS, Rows, Vocabulary, full_rows
-from armd_jax.models.layers import Dropout, KVCache, Stack, View, make_norm, rope_rotation
+from armd_jax.models.layers import (
+  Dropout,
+  KVCache,
+  Stack,
+  View,
+  make_norm,
+  rope_rotation,
+  side_by_side,
+)
+from armd_jax.models.rows import Rows, content_of, full_rows
+from armd_jax.models.vocabulary import Vocabulary
 from armd_jax.order import GenerationOrder
 
 Array = jax.Array
@@ -46,8 +54,7 @@ class AR(nn.Module):
     index_B: Array | None = None,
   ) -> Array:
     """hidden_BxNxE whose row n predicts token n from the tokens before it; see `ARMD`."""
-    first_B = jnp.full(tokens_BxN.shape[0], BOS, jnp.int32) if first_B is None else first_B
-    content_BxN = jnp.concatenate([first_B[:, None], tokens_BxN[:, :-1]], axis=1)
+    content_BxN = content_of(tokens_BxN, first_B)
     return self._run(content_BxN, full_rows(order), None, index_B)[0]
 
   def extend(self, content_BxW: Array, rows: Rows, state: ArState) -> tuple[Array, ArState]:
@@ -74,11 +81,12 @@ class AR(nn.Module):
     x_BxWxE = self.embedding_dropout(x_BxWxE, index_B)
     rotation = rope_rotation(c, rows.content_position_BxW)
     view = View(
-      rotation_BxRxNxD2=jax.tree.map(lambda x: x[:, None], rotation),
+      rotation_BxRxNxD2=side_by_side(rotation),
       source_rotation_BxKxD2=rotation,
-      lengths_BxRxN=rows.content_length_BxW[:, None],
+      # In singleton blocks, up to and including a row itself: plain causal attention.
+      lengths_BxRxN=side_by_side(rows.content_length_BxW),
       offset_B=rows.content_offset_B,
       index_B=index_B,
     )
-    x_Bx1xWxE, caches = self.stack(x_BxWxE[:, None], view, caches)
+    x_Bx1xWxE, caches = self.stack(side_by_side(x_BxWxE), view, caches)
     return self.final_norm(x_Bx1xWxE[:, 0]), caches

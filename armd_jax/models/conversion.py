@@ -48,6 +48,7 @@ def warm_start(
     return {name: made[name] for name in ('gain', 'pe') if name in made}
 
   new_params = fresh(jax.random.key(0))
+  # The AR model's stack cut in three, its layers in the same order.
   for name, part in (('two_stream', layers[: max(split - 1, 0)]), ('causal', layers[split:])):
     if part:
       new_params[name] = stack_of(config, part)

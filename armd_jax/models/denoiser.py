@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from armd_jax.config import ModelConfig
-from armd_jax.models.armd import SPECIAL, Vocabulary
 from armd_jax.models.layers import (
   Dropout,
   Stack,
@@ -20,7 +19,9 @@ from armd_jax.models.layers import (
   kernel_init,
   make_norm,
   rope_rotation,
+  side_by_side,
 )
+from armd_jax.models.vocabulary import SPECIAL, Vocabulary
 
 Array = jax.Array
 
@@ -43,6 +44,7 @@ class NoiseEmbedding(nn.Module):
   def __call__(self, noise_B: Array) -> Array:
     """condition_BxC in the compute dtype, from float32 noise levels."""
     frequency = 1e4 ** (-jnp.arange(FREQUENCIES, dtype=jnp.float32) / FREQUENCIES)
+    # In float32: D3PM reads steps up to T = 1000, of which bfloat16 knows every fourth.
     angle_BxK = noise_B.astype(jnp.float32)[:, None] * frequency
     x_BxC = jnp.concatenate([jnp.cos(angle_BxK), jnp.sin(angle_BxK)], axis=-1)
     for name in ('noise_in', 'noise_out'):
@@ -90,6 +92,7 @@ class Denoiser(nn.Module):
       for D3PM, whose auxiliary loss trains them.
     """
     c = self.config
+    # A given token is one more row, in front, that all rows see and that nothing is scored at.
     given = 0 if first_B is None else 1
     ids_BxK = tokens_BxN if first_B is None else jnp.append(first_B[:, None], tokens_BxN, axis=1)
     x_BxKxE = self.vocabulary.embed(ids_BxK)
@@ -98,7 +101,7 @@ class Denoiser(nn.Module):
     length_B = jnp.full(1, tokens_BxN.shape[1]) if length_B is None else length_B
     rotation = rope_rotation(c, jnp.arange(rows)[None] + 1 - given)
     view = View(
-      rotation_BxRxNxD2=jax.tree.map(lambda x: x[:, None], rotation),
+      rotation_BxRxNxD2=side_by_side(rotation),
       source_rotation_BxKxD2=rotation,
       lengths_BxRxN=jnp.broadcast_to(
         (length_B + given).astype(jnp.int32)[:, None, None], (length_B.shape[0], 1, rows)
@@ -106,7 +109,7 @@ class Denoiser(nn.Module):
       index_B=index_B,
       condition_BxC=self.noise_embedding(jnp.zeros(1) if noise_B is None else noise_B),
     )
-    x_Bx1xKxE, _ = self.stack(x_BxKxE[:, None], view)
+    x_Bx1xKxE, _ = self.stack(side_by_side(x_BxKxE), view)
     return self.final_norm(x_Bx1xKxE[:, 0, given:])
 
   def logits(self, hidden: Array) -> Array:

@@ -78,6 +78,7 @@ def load(folder: str | pathlib.Path) -> tuple[config_lib.ModelConfig, int, Any]:
     return {'kernel': kernel.reshape(*shape_in, *shape_out), 'bias': bias.reshape(shape_out)}
 
   def layer(number):
+    # GPT-2 multiplies by one matrix for all three; here queries come from more rows than keys do.
     name = f'h.{number}'
     per_head = heads, width // heads
     attention = dense(f'{name}.attn.c_attn', width, 3 * width, shape_out=(3, *per_head))

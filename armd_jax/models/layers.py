@@ -19,6 +19,9 @@ from armd_jax.parallel import axes
 
 Array = jax.Array
 
+ATTENTION, MLP = range(2)  # the branches of a block
+ROWS = ('batch', None, None)  # axes of rows: batch, stream, row; or batch, key, kind
+
 # What the backward pass finds instead of computing it again.
 REMAT_POLICIES = {
   # Products with matrices, what the attention kernels name, and what a block names: no product is
@@ -36,24 +39,19 @@ REMAT_POLICIES = {
 
 @flax.struct.dataclass
 class View:
-  """What the rows of a layer are and what they may see; shared by all layers of a stack.
+  """What the rows of a layer are and what they may see; shared by all layers of a stack."""
 
-  Attributes:
-    rotation_BxRxNxD2: float32 (cos, sin) of the rows' RoPE angles, `[B or 1, R, N, D/2]` each;
-      None without RoPE.
-    source_rotation_BxKxD2: the same for the rows that keys and values are computed from.
-    lengths_BxRxN: int32, prefix of the keys that each row sees, `[B or 1, R, N]`.
-    offset_B: int32 `[B or 1]`, where in the cache this call's keys begin; None without a cache.
-    index_B: int32, index of each sequence in the whole batch, which its dropout depends on; None
-      counts from 0.
-    condition_BxC: what shifts, scales and gates every branch (adaLN); None without conditioning.
-  """
-
+  # float32 (cos, sin) of the RoPE angles, `[B or 1, ...]`: of the rows, and of those that keys and
+  # values come from. None without RoPE.
   rotation_BxRxNxD2: tuple[Array, Array] | None
   source_rotation_BxKxD2: tuple[Array, Array] | None
+  # int32 `[B or 1, R, N]`, how many of the first keys each row sees.
   lengths_BxRxN: Array
+  # int32 `[B or 1]`, where in the cache this call's keys begin; None without a cache.
   offset_B: Array | None = None
+  # int32, index of each sequence in the whole batch, which its dropout depends on; None: from 0.
   index_B: Array | None = None
+  # What shifts, scales and gates every branch (adaLN); None without conditioning.
   condition_BxC: Array | None = None
 
 
@@ -121,6 +119,13 @@ class KVCache:
     return -2 if self.heads_first else -3
 
 
+def side_by_side(*streams: Any) -> Any:
+  """Arrays of R streams, or trees of them, along a new axis 1: `[B, ...]` as `[B, R, ...]`."""
+  if len(streams) == 1:  # of which a stack would be a concatenation, undone by a slice
+    return jax.tree.map(lambda x: x[:, None], *streams)
+  return jax.tree.map(lambda *x: jnp.stack(x, axis=1), *streams)
+
+
 def rope_rotation(config: ModelConfig, position: Array) -> tuple[Array, Array] | None:
   """cos and sin of the rotary angles, float32, `position.shape + (head_dim / 2,)`; None in a style
   without RoPE."""
@@ -137,6 +142,7 @@ def rotate(x: Array, rotation: tuple[Array, Array] | None) -> Array:
   if rotation is None:
     return x
   cos, sin = (r[..., None, :] for r in rotation)
+  # In float32 and rounded once, at the end: attention scores compare products of many such pairs.
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
@@ -157,6 +163,7 @@ class RMSNorm(nn.Module):
 def make_norm(config: ModelConfig, **where: Any) -> nn.Module:
   """The norm of the config's style; statistics are float32 in both. `where` goes to the module."""
   if config.style == 'gpt2':
+    # Without the fast form of the variance, E[x^2] - E[x]^2, which cancels where means are large.
     return nn.LayerNorm(epsilon=1e-5, dtype=config.dtype, use_fast_variance=False, **where)
   return RMSNorm(config.dtype, **where)
 
@@ -186,6 +193,7 @@ class Dropout(nn.Module):
     index_B = jnp.arange(len(x)) if index_B is None else index_B
     key, keep = self.make_rng('dropout'), 1 - self.rate
     draw = lambda index, x: jax.random.bernoulli(jax.random.fold_in(key, index), keep, x.shape)
+    # With a rate of 1 nothing is kept; the divisor then must only not be 0.
     return jnp.where(jax.vmap(draw)(index_B, x), x / max(keep, 1e-6), 0)
 
 
@@ -207,49 +215,73 @@ class Block(nn.Module):
     source_BxKxE: Array | None = None,
   ) -> tuple[Array, KVCache | None]:
     c = self.config
-    project = lambda name, features, axis=-1, scale=1.0: nn.DenseGeneral(
-      features, axis, use_bias=c.style == 'gpt2', dtype=c.dtype, kernel_init=kernel_init(scale),
-      name=name,
-    )  # fmt: skip
-    dropout = lambda x: Dropout(c.dropout)(x, view.index_B)
-    rows = ('batch', None, None)
-    # Branches that add to the residual stream start smaller, so that its variance does not grow
-    # with depth (GPT-2).
-    shrink = (2 * c.num_layers) ** -0.5
     enter, leave = self._modulation(view.condition_BxC)
+    dropout = lambda x: Dropout(c.dropout)(x, view.index_B)
 
     norm = make_norm(c, name='attention_norm')
-    normed_BxRxNxE = enter(0, norm(rows_BxRxNxE))
+    normed_BxRxNxE = enter(ATTENTION, norm(rows_BxRxNxE))
+    # The streams share the weights of every layer (eqs. 3-4), those of its norm included.
     source_BxKxE = normed_BxRxNxE[:, 0] if source_BxKxE is None else norm(source_BxKxE)
-    q_BxRxNxHxD = project('query', (c.num_heads, c.head_dim))(normed_BxRxNxE)
-    kv_BxKx2xGxD = project('key_value', (2, c.num_kv_heads, c.head_dim))(source_BxKxE)
-    q_BxRxNxHxD = axes.constrain(q_BxRxNxHxD, *rows, 'heads', None)
-    kv_BxKx2xGxD = axes.constrain(kv_BxKx2xGxD, *rows, axes.kv_heads(c.num_kv_heads), None)
+    branch_BxRxNxE, cache = self._attend(normed_BxRxNxE, source_BxKxE, view, cache)
+    rows_BxRxNxE += leave(ATTENTION, dropout(branch_BxRxNxE))
+    rows_BxRxNxE = checkpoint_name(rows_BxRxNxE, 'attended_rows')
+
+    normed_BxRxNxE = enter(MLP, make_norm(c, name='mlp_norm')(rows_BxRxNxE))
+    rows_BxRxNxE += leave(MLP, dropout(self._mlp(normed_BxRxNxE)))
+    return rows_BxRxNxE, cache
+
+  def _attend(self, normed_BxRxNxE, source_BxKxE, view, cache):
+    """Each row sees a prefix of the keys: of those of this call, or of all in the cache."""
+    c = self.config
+    kv_heads = axes.kv_heads(c.num_kv_heads)
+    q_BxRxNxHxD = self._project('query', (c.num_heads, c.head_dim))(normed_BxRxNxE)
+    # One matrix for both: the source is read once.
+    kv_BxKx2xGxD = self._project('key_value', (2, c.num_kv_heads, c.head_dim))(source_BxKxE)
+    q_BxRxNxHxD = axes.constrain(q_BxRxNxHxD, *ROWS, 'heads', None)
+    kv_BxKx2xGxD = axes.constrain(kv_BxKx2xGxD, *ROWS, kv_heads, None)
     q_BxRxNxHxD = rotate(q_BxRxNxHxD, view.rotation_BxRxNxD2)
     k_BxKxGxD = rotate(kv_BxKx2xGxD[:, :, 0], view.source_rotation_BxKxD2)
+    # Named after the rotation: what the backward pass keeps is then what the kernels read, and
+    # nothing has to be rotated again.
     q_BxRxNxHxD, k_BxKxGxD, v_BxKxGxD = checkpoint_name(
       (q_BxRxNxHxD, k_BxKxGxD, kv_BxKx2xGxD[:, :, 1]), 'attention_input'
     )
     if cache is not None:
+      # Written before it is read: rows of a block see their own block's keys in the causal layers.
       cache = cache.write(k_BxKxGxD, v_BxKxGxD, view.offset_B)
       k_BxKxGxD, v_BxKxGxD = cache.read()
     seen_BxRxNxHxD = prefix_attention(
       q_BxRxNxHxD, k_BxKxGxD, v_BxKxGxD, view.lengths_BxRxN, backend=c.attention
     )
-    branch_BxRxNxE = project('out', c.embed_dim, (-2, -1), shrink)(seen_BxRxNxHxD)
-    rows_BxRxNxE += leave(0, dropout(axes.constrain(branch_BxRxNxE, *rows, None)))
-    rows_BxRxNxE = checkpoint_name(rows_BxRxNxE, 'attended_rows')
+    branch_BxRxNxE = self._project('out', c.embed_dim, (-2, -1), self._shrink)(seen_BxRxNxHxD)
+    return axes.constrain(branch_BxRxNxE, *ROWS, None), cache
 
-    normed_BxRxNxE = enter(1, make_norm(c, name='mlp_norm')(rows_BxRxNxE))
-    hidden_BxRxNxF = project('up', c.mlp_dim)(normed_BxRxNxE)
-    hidden_BxRxNxF = axes.constrain(hidden_BxRxNxF, *rows, 'mlp')
-    branch_BxRxNxE = project('down', c.embed_dim, -1, shrink)(nn.gelu(hidden_BxRxNxF))
-    rows_BxRxNxE += leave(1, dropout(axes.constrain(branch_BxRxNxE, *rows, None)))
-    return rows_BxRxNxE, cache
+  def _mlp(self, normed_BxRxNxE):
+    c = self.config
+    hidden_BxRxNxF = self._project('up', c.mlp_dim)(normed_BxRxNxE)
+    hidden_BxRxNxF = axes.constrain(hidden_BxRxNxF, *ROWS, 'mlp')
+    branch_BxRxNxE = self._project('down', c.embed_dim, -1, self._shrink)(nn.gelu(hidden_BxRxNxF))
+    return axes.constrain(branch_BxRxNxE, *ROWS, None)
+
+  def _project(self, name, features, axis=-1, scale=1.0):
+    return nn.DenseGeneral(
+      features,
+      axis,
+      use_bias=self.config.style == 'gpt2',
+      dtype=self.config.dtype,
+      kernel_init=kernel_init(scale),
+      name=name,
+    )
+
+  @property
+  def _shrink(self):
+    """Branches that add to the residual stream start smaller, so that its variance does not grow
+    with depth (GPT-2)."""
+    return (2 * self.config.num_layers) ** -0.5
 
   def _modulation(self, condition_BxC):
-    """How the condition changes what enters and leaves branch 0, attention, and 1, the MLP: adaLN,
-    whose gates start at zero, so that a layer starts as the identity (DiT, as in SEDD)."""
+    """How the condition changes what enters and leaves a branch: adaLN, whose gates start at zero,
+    so that a layer starts as the identity (DiT, as in SEDD)."""
     if condition_BxC is None:
       return lambda branch, x: x, lambda branch, x: x
     dense = nn.DenseGeneral(
@@ -258,6 +290,7 @@ class Block(nn.Module):
       kernel_init=nn.initializers.zeros,
       name='modulation',
     )
+    # One matrix for both branches, and an axis each for streams and rows, which all share it.
     parts_Bx2x3x1x1xE = dense(condition_BxC)[:, :, :, None, None]
     shift, scale, gate = (parts_Bx2x3x1x1xE[:, :, i] for i in range(3))
     enter = lambda branch, x: x * (1 + scale[:, branch]) + shift[:, branch]
@@ -287,6 +320,7 @@ class Stack(nn.Module):
     if caches is not None:
       raise ValueError('caches need scan_layers=False; convert the parameters by unstack_layers')
     if self.num_layers:
+      # Every layer draws parameters and dropout of its own; the view is the same for all of them.
       scan = nn.scan(
         block,
         variable_axes={'params': 0},

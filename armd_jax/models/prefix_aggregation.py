@@ -39,6 +39,10 @@ def local(position: Array, dim: int) -> Array:
   return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1) * half**-0.5
 
 
+# Kinds of fixed position rows; learned ones are parameters of the query seed.
+POSITION_ROWS = {'sinusoidal': sinusoidal, 'local': local}
+
+
 def quadratic(pe_q_BxNxP: Array, pe_k_BxKxP: Array, x_BxKxE: Array, lengths_BxN: Array) -> Array:
   """Paper eq. 6 as it is written: `g[n] = sum over k < lengths[n] of (pe_q[n] . pe_k[k]) x[k]`.
 
@@ -51,6 +55,7 @@ def quadratic(pe_q_BxNxP: Array, pe_k_BxKxP: Array, x_BxKxE: Array, lengths_BxN:
     g_BxNxE, float32.
   """
   visible_BxNxK = jnp.arange(x_BxKxE.shape[1]) < lengths_BxN[..., None]
+  # Masked after the product: without a softmax, a weight of 0 hides a row wholly.
   weight_BxNxK = jnp.einsum('bnp,bkp->bnk', pe_q_BxNxP, pe_k_BxKxP) * visible_BxNxK
   weight_BxNxK = jnp.broadcast_to(weight_BxNxK, (x_BxKxE.shape[0], *weight_BxNxK.shape[1:]))
   return jnp.einsum('bnk,bke->bne', weight_BxNxK, x_BxKxE.astype(jnp.float32))
@@ -104,8 +109,12 @@ def chunked(
     block_BxPxE = jnp.where((seen_B < 0)[:, None, None], block_BxPxE, began_BxPxE)
     return (before_BxPxE + outer(pe_k_BxCxP, x_BxCxE), block_BxPxE), g_BxCxE
 
+  # Padded slots get a length that does not look like a block begun in an earlier chunk; what they
+  # aggregate is cut off at the end.
   lengths_CxBxC = split(lengths_BxN, num_slots)
   zeros = jnp.zeros((batch, pe_k_BxNxP.shape[-1], width), jnp.float32)
+  # The last entry is the length of the first slot of the next chunk, which tells where the block
+  # across the boundary began; the last chunk has no next one and makes nothing of it.
   xs = (
     chunk * jnp.arange(num_chunks),
     split(jnp.broadcast_to(pe_q_BxNxP, (batch, *pe_q_BxNxP.shape[1:])), 0),
@@ -120,6 +129,7 @@ def chunked(
 
 def update(state_BxPxE: Array, pe_BxWxP: Array, x_BxWxE: Array, count_B: Array) -> Array:
   """Recurrent form: adds the first `count_B` (`[B or 1]`) of W content rows to the state."""
+  # Padding is multiplied by 0 and not cut off: the count is traced, shapes are not.
   pe_BxWxP = pe_BxWxP * (jnp.arange(x_BxWxE.shape[1]) < count_B[:, None])[..., None]
   pe_BxWxP = jnp.broadcast_to(pe_BxWxP, (x_BxWxE.shape[0], *pe_BxWxP.shape[1:]))
   return state_BxPxE + jnp.einsum('bwp,bwe->bpe', pe_BxWxP, x_BxWxE.astype(jnp.float32))

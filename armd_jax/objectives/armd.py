@@ -52,12 +52,15 @@ def training_order(
     The order, `[B, N]`, and kind_B, int32 indices into `ORDER_KINDS`. With one token shuffled, or
     one stream, an order is left-to-right.
   """
+  # The step is traced, so that one program serves the whole run: all orders that the config allows
+  # are made, and selected from.
   budget = progressive_budget(step, config.ar_steps, config.perm_steps, config.rho)
   order = shuffled(keys_B, num_slots, budget, config.perm_mode)
   kind_B = jnp.full(keys_B.shape, jnp.where(budget > 1, _SHUFFLED, _LEFT_TO_RIGHT), jnp.int32)
   if config.uniform_order_prob:
     coin_keys_B, order_keys_B = jax.vmap(jax.random.split, out_axes=1)(keys_B)
     is_uniform_B = jax.vmap(jax.random.bernoulli, (0, None))(coin_keys_B, config.uniform_order_prob)
+    # The first phase is purely left-to-right in the paper, whatever is mixed in later.
     is_uniform_B &= step >= config.ar_steps
     if config.block_steps:
       random = masking_blocks(order_keys_B, num_slots, config.block_steps, config.block_schedule)
@@ -66,6 +69,7 @@ def training_order(
     order = select(is_uniform_B, random, order)
     kind_B = jnp.where(is_uniform_B, _UNIFORM, kind_B)
   if config.sbp_start >= 0:
+    # One S for all sequences of a step, as the paper draws it.
     streams = jax.random.choice(step_key, jnp.array(config.sbp_streams, jnp.int32))
     is_strided = jnp.reshape(step >= config.sbp_start, 1)
     stride = strided(num_slots, streams)
@@ -105,10 +109,13 @@ def nll(
   """
   first_B = None
   if model.config.bos == 'first_token_given':
+    # Input only, in all families, so that all of them score the same tokens.
     first_B, text_BxN = text_BxN[:, 0], text_BxN[:, 1:]
+  # From here on everything is in generation order; only positions remember the text.
   tokens_BxN = to_generation(text_BxN, order)
   rngs = None if dropout_key is None else {'dropout': dropout_key}
   hidden_BxNxE = model.apply({'params': params}, tokens_BxN, order, first_B, index_B, rngs=rngs)
+  # The matrix and not the logits: all of them at once would be the step's largest array.
   embedding_VxE = model.apply({'params': params}, method='embedding')
   return weighted_nll(
     hidden_BxNxE, embedding_VxE, tokens_BxN, weights_BxN, model.vocab_size, loss_chunk

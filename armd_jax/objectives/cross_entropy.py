@@ -67,6 +67,7 @@ def _forward(hidden_BxNxE, embedding_VxE, targets_BxN, weights_BxN, vocab_size, 
 
 def _backward(vocab_size, chunk, kind, gradients, cotangents):
   del vocab_size, chunk, kind
+  # The forward pass has multiplied by everything else already; nll_BxN has no gradient.
   scale, _ = cotangents
   hidden_BxNxE, embedding_VxE = gradients
   hidden_BxNxE = (hidden_BxNxE * scale).astype(hidden_BxNxE.dtype)
@@ -131,7 +132,9 @@ def _walk_part(
   """
   batch, num_positions = targets_BxN.shape
   num_chunks = -(-num_positions // (chunk or max(1, ROWS_AT_ONCE // batch)))
+  # Evenly, so that few positions are padding.
   chunk = -(-num_positions // num_chunks)
+  # Cast before it travels: half the bytes of float32.
   matrix_VxE = axes.gather(embedding_VxE.astype(hidden_BxNxE.dtype), 'embed', axis=1)
   index_V = jnp.arange(len(matrix_VxE)) + axes.first_index('vocab', len(matrix_VxE))
   is_real_V = index_V < vocab_size
@@ -153,7 +156,10 @@ def _walk_part(
     logits_BxCxV = jnp.where(is_real_V, logits_BxCxV, -jnp.inf)
     is_target_BxCxV = index_V == targets_BxC[..., None]
     top_BxC, sum_BxC = _top_and_sum(logits_BxCxV)
+    # A masked sum and no lookup: on devices that do not hold the target it is 0, and the total over
+    # devices is right.
     chosen_BxC = jnp.sum(jnp.where(is_target_BxCxV, logits_BxCxV, 0), axis=-1)
+    # Together, since for so few numbers an exchange costs its latency.
     sum_BxC, chosen_BxC = axes.total(jnp.stack([sum_BxC, chosen_BxC]), 'vocab')
     log_total_BxC = top_BxC + jnp.log(sum_BxC)
     if kind == 'score_entropy':
@@ -165,6 +171,7 @@ def _walk_part(
       nll_BxC = log_total_BxC - chosen_BxC
     if not with_gradient:
       return gradient_VxE, (nll_BxC, None)
+    # The gradient of the loss by the logits, for both kinds.
     error_BxCxV = jnp.exp(logits_BxCxV - log_total_BxC[..., None]) - is_target_BxCxV
     error_BxCxV = (error_BxCxV * weights_BxC[..., None]).astype(hidden_BxCxE.dtype)
     gradient_BxCxE = jnp.einsum('bcv,ve->bce', error_BxCxV, matrix_VxE)
@@ -173,6 +180,7 @@ def _walk_part(
     )
     return gradient_VxE, (nll_BxC, gradient_BxCxE)
 
+  # float32: in bfloat16 a sum over many chunks would lose what the late ones add.
   carry = axes.zeros(matrix_VxE.shape, jnp.float32) if with_gradient else None
   xs = tuple(map(split, (hidden_BxNxE, targets_BxN, weights_BxN)))
   gradient_VxE, (nll_CxBxC, gradient_CxBxCxE) = jax.lax.scan(walk, carry, xs)

@@ -47,6 +47,8 @@ class D3PM(MaskedDiffusion):
   def draw(self, u_B: Array, keys_B: Array, num_slots: int, settings: DiffusionConfig) -> Draw:
     """One step of T per sequence, times T."""
     steps = settings.d3pm_steps
+    # u is in (0, 1], so every step 1..T is as likely; one is drawn for the sum over all, and weighs
+    # T times what it would in it.
     step_B = jnp.ceil(u_B * steps)
     process = self.schedule(settings)
     is_masked_BxN = masking.draw_mask(keys_B, process.masked(step_B / steps), num_slots)

@@ -172,6 +172,7 @@ class MaskedDiffusion:
       )  # fmt: skip
       return nats_B
 
+    # One draw after the other, so that memory does not grow with `samples`.
     nats_B = jnp.mean(jax.lax.map(estimate, jnp.arange(samples)), axis=0)
     shown = self.shown_at_the_end(settings)
     if not shown:

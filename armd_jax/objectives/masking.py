@@ -73,6 +73,7 @@ def times(keys_B: Array, index_B: Array, count: int, least: float) -> Array:
 def draw_mask(keys_B: Array, probability_B: Array, num_slots: int) -> Array:
   """bool [B, N], true with the sequence's probability, one key per sequence."""
   u_BxN = jax.vmap(lambda key: jax.random.uniform(key, (num_slots,)))(keys_B)
+  # u is below 1, so that a probability of 1 masks every token.
   return u_BxN < probability_B[:, None]
 
 
@@ -125,6 +126,7 @@ def masked_loss(
     {'params': params}, tokens_BxN, noise_B, first_B, None, index_B, rngs=rngs
   )
   embedding_VxE = model.apply({'params': params}, method='embedding')
+  # A token of weight 0 is never read: what the network predicts in its place does not matter.
   weights_BxN = jnp.where(is_masked_BxN, weights_B[:, None], weight_of_shown)
   total, loss_BxN = weighted_nll(
     hidden_BxNxE,

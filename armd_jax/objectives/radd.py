@@ -45,5 +45,7 @@ class RADD(MDLM):
       return super().draw(u_B, keys_B, num_slots, settings)
     if settings.radd_loss == 'lambda_dce':
       return Draw(masking.draw_mask(keys_B, u_B, num_slots), 1 / u_B)
+    # A fixed number of masks varies less than a fixed probability of each: N / k is exact where
+    # 1 / lambda holds on average.
     count_B = jnp.ceil(u_B * num_slots)
     return Draw(masking.draw_exactly(keys_B, count_B, num_slots), num_slots / count_B)

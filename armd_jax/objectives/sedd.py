@@ -25,6 +25,8 @@ Array = jax.Array
 class SEDD(MDLM):
   """MDLM's masks and weights, of scores that nothing normalises."""
 
+  # `weighted_nll` takes the network's output x itself; scores, which overflow near t = 0, are never
+  # formed.
   kind = 'score_entropy'
 
   def noise(self, settings: DiffusionConfig, t_B: Array) -> Array:

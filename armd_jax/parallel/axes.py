@@ -18,8 +18,8 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 Array = jax.Array
 Axes = tuple[str | None, ...]  # one name per axis of an array; None: whole on every device
 
-# The only place that says so. 'embed' is the width of parameters, and so of the optimizer and of
-# the average; activations are whole along it.
+# The only place where logical axes meet those of the mesh. 'embed' is the width of parameters, and
+# so of the optimizer and of the average; activations are whole along it.
 MESH_AXES = {
   'batch': ('data', 'fsdp'),
   'embed': ('fsdp',),
@@ -85,6 +85,8 @@ def of_parameter(path: Any, x: Any) -> Axes:
   if not x.shape:
     return ()
   name = path_name(path)
+  # By the end of the path: the optimizer's moments and the average repeat the parameters' paths
+  # below names of their own.
   matches = [row for row in PARAMETER_AXES.items() if f'/{name}'.endswith(f'/{row[0]}')]
   if len(matches) != 1:
     raise ValueError(f'no row of PARAMETER_AXES matches {name!r} {x.shape}; add one')
@@ -164,6 +166,7 @@ def total_part(x: Array, name: str, over: str, axis: int) -> Array:
   called `name`, whose mesh axes are among those of `over`."""
   cut = _cut(name)
   others = tuple(a for a in _cut(over) if a not in cut)
+  # Sends each device the part of the sum that it keeps, a fraction of what psum sends.
   if cut:
     x = jax.lax.psum_scatter(x, cut, scatter_dimension=axis, tiled=True)
   return jax.lax.psum(x, others) if others else x
@@ -195,7 +198,8 @@ def exchange(x: Array, name: str, give: int, take: int) -> Array:
 
 
 def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
-  """Zeros, for jax other ones on every device, as what a loop adds to them will be."""
+  """Zeros marked as differing between devices, so that a loop inside `split` can add to them what
+  does differ: jax wants a loop's carry to begin as it goes on."""
   x = jnp.zeros(shape, dtype)
   mesh = jax.sharding.get_abstract_mesh()
   cut = tuple(a for a in mesh.manual_axes if mesh.shape[a] > 1)

@@ -142,6 +142,7 @@ def start(cluster: Cluster, timeout: int = 300) -> None:
       f'{processes} processes were started, but --num_processes is {cluster.num_processes}; start '
       f'{cluster.num_processes}, or drop the flag',
     )
+  # Only now, when all are there: a process that sees too few devices would make others wait.
   counts = np.bincount([d.process_index for d in devices], minlength=processes)
   expected = cluster.devices_per_process or counts[0]
   for process, count in enumerate(counts):
@@ -254,6 +255,7 @@ def is_first() -> bool:
 
 def gather_text(text: str) -> list[str]:
   """One short text (up to 100 bytes of UTF-8) of every process, by process; all must call it."""
+  # Arrays of one shape, the only thing that processes can gather.
   bytes_100 = np.zeros(100, np.uint8)
   encoded = text.encode()[:100]
   bytes_100[: len(encoded)] = np.frombuffer(encoded, np.uint8)
@@ -274,6 +276,8 @@ def together(work: Callable[[], T]) -> T:
   except UserError as raised:
     error = raised
   if jax.process_count() > 1:
+    # Every process comes here, whatever happened to it: if one raised at once, the others would
+    # wait for it in their next collective.
     failed_P = multihost_utils.process_allgather(np.array(error is not None))
     if failed_P.any() and jax.process_index() != np.argmax(failed_P):
       _leave_after_another()

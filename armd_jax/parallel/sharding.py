@@ -62,6 +62,7 @@ def check_model(model: ModelConfig, vocab_size: int, mesh: Mesh) -> None:
         f'config.model.{name} is {value}, which config.mesh.{axis} = {parts} does not divide; '
         f'write a multiple of {parts}, or another mesh'
       )
+  # Fewer key heads than devices are repeated (`axes.kv_heads`), which must come out even, too.
   if model.num_kv_heads % tensor and tensor % model.num_kv_heads:
     raise UserError(
       f'config.model.num_kv_heads is {model.num_kv_heads}, neither a divisor nor a multiple of '
@@ -96,6 +97,8 @@ def process_part(mesh: Mesh) -> tuple[int, int]:
       f'config.mesh.tensor is {tensor}, but a process has {local} devices; write a divisor or a '
       f'multiple of {local}'
     )
+  # `make_mesh` has put a process's devices side by side, so the first one's place tells which part
+  # all of them hold.
   first = int(np.flatnonzero(np.ravel(mesh.devices) == mesh.local_devices[0])[0])
   return first // max(tensor, local), mesh.size // max(tensor, local)
 
@@ -107,6 +110,7 @@ def batch_parts(mesh: Mesh) -> int:
 
 def filled_up(rows: np.ndarray, mesh: Mesh) -> np.ndarray:
   """As many rows as the devices can share: more of the last one, which nobody looks at."""
+  # A real row and not zeros: every row must be one that the programs can compute with.
   return np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % batch_parts(mesh), axis=0)])
 
 

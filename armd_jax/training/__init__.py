@@ -195,6 +195,7 @@ def _train_step(config, vocab_size, mesh):
     metrics = {
       'loss': loss,
       'gradient_norm': gradient_norm,
+      # The optimizer counts the steps that it takes, which skipped ones are not.
       'learning_rate': learning_rate_at(config.optimizer)(state.step - state.skipped),
       'shuffled': shuffled,
       'skipped': skipped,

@@ -107,6 +107,7 @@ class Checkpoints:
     Raises:
       UserError: this checkpoint, or the one before it, cannot be written.
     """
+    # One save at a time. An error of the last one is raised here.
     self.wait()
     part = self.directory / f'{step}.part'
     with self._saving():
@@ -124,6 +125,7 @@ class Checkpoints:
     try:
       self._orbax.wait_until_finished()
       if distributed.is_first():
+        # From the files and not from memory: the seal vouches for what a reader will find.
         files = {name: _size_and_crc(part / name) for name in _files(part)}
         (part / _SEAL).write_text(json.dumps(seal | {'files': files}) + '\n')
         folder = part.with_suffix('')
@@ -131,6 +133,7 @@ class Checkpoints:
           _warn(f'{folder}, which is damaged, is replaced')
           self._remove(folder)
           self._damaged.discard(seal['step'])
+        # The rename is the moment from which the checkpoint exists: it is atomic, writing is not.
         part.rename(folder)
         self._remove_old(seal['step'])
     except BaseException as error:  # told by `wait`, in the thread that trains
@@ -210,6 +213,7 @@ class Checkpoints:
       folder = self.directory / str(candidate)
       damage = next(filter(None, distributed.gather_text(self._damage(candidate))), '')
       if not damage:
+        # Before orbax looks: its errors name neither the array nor what to do.
         _check_tree(self._orbax.metadata(folder).item_metadata, abstract, folder)
         return self._orbax.restore(folder, abstract), self._seal(candidate)['next_index']
       self._damaged.add(candidate)

@@ -87,6 +87,7 @@ class Profile:
   """
 
   def __init__(self, steps: tuple[int, ...], folder: pathlib.Path):
+    # All processes run the same program, and one folder holds one trace.
     self._steps = steps if distributed.is_first() else ()
     self._folder = folder
     self._running = False
@@ -126,7 +127,7 @@ class Watchdog:
       threading.Thread(target=self._watch, daemon=True).start()
 
   def progress(self) -> None:
-    """Says that something has."""
+    """Resets the timer."""
     self._progress = time.monotonic()
 
   def close(self) -> None:
@@ -143,4 +144,5 @@ class Watchdog:
           file=sys.stderr,
           flush=True,
         )
+        # No clean exit: that would wait for the threads that hang.
         os._exit(CRASHED)

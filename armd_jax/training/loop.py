@@ -52,10 +52,15 @@ def train(
   mesh, (part, parts) = distributed.together(lambda: _mesh(config))
 
   # ----- where to go on from
+  # One process changes the folder; the others wait, and fail with it where it fails.
   distributed.together(lambda: distributed.is_first() and _prepare(workdir, config, overwrite))
   kept = config.train.keep_last, config.train.keep_every, config.train.keep_best
   checkpoints = checkpoint.Checkpoints(workdir, *kept)
   abstract = training.abstract_state(config, vocab_size, mesh)
+  # In this order, so that a job that is started again goes on where it was:
+  # 1. this work directory's own checkpoint, with its place in the data;
+  # 2. another run's, its step, optimizer and average included: fine-tuning goes on with them;
+  # 3. new parameters.
   if checkpoints.found():
     state, next_index = distributed.together(lambda: checkpoints.restore(abstract))
   elif config.init_from:
@@ -71,6 +76,7 @@ def train(
   # ----- what surrounds the steps, closed in reverse order
   with contextlib.ExitStack() as stack:
     opened = lambda thing: stack.enter_context(contextlib.closing(thing))
+    # First, so that it is closed last: closing the others may hang, too.
     watchdog = opened(hooks.Watchdog(config.train.hang_seconds))
     opened(checkpoints)
     batches = opened(
@@ -101,9 +107,11 @@ def train(
       examples = (batch.index_B[0], batches.next_index - 1)  # as the first process sees them
       log.step(step, step_metrics, batches.input_seconds, examples)
       watchdog.progress()
+      # Asked at every step, also by processes that got no signal: the answer is a collective.
       stop = notice.reached() and step < last_step
       due = [hook for hook in all_hooks if hook.is_due(step, last_step) and not stop]
       save = stop or step == last_step or any(every and step % every == 0 for every in saves)
+      # Most steps end here: what follows waits for the devices.
       if not due and not save and not profile.ends_after(step):
         continue
       with log.paused():
@@ -115,6 +123,7 @@ def train(
           log.record(step, record)
           watchdog.progress()
         if save:
+          # The loss counts among the best only if it was measured at this very step.
           arguments = step, state, batches.next_index, found.get('held_out')
           distributed.together(functools.partial(checkpoints.save, *arguments))
           watchdog.progress()

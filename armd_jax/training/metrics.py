@@ -93,6 +93,7 @@ class JsonLines:
       data = path.read_bytes()
       if not data.endswith(b'\n'):  # cut off by a crash or a full disk
         os.truncate(path, data.rfind(b'\n') + 1)
+    # Without a buffer, every line is in the file once it is written, even if the process is killed.
     self._file = path.open('ab', buffering=0)
 
   def write(self, step: int, record: Record) -> None:
@@ -140,6 +141,7 @@ class Wandb:
       ) from None
     self._run = wandb.init(
       project=project,
+      # Of the folder, so that a restarted job finds the run that it began.
       id=hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16],
       name=workdir.absolute().name,
       resume='allow',
@@ -240,6 +242,7 @@ class Log:
     if self._pending is None:
       return
     (step, metrics, input_seconds, examples), self._pending = self._pending, None
+    # In a run of steps the devices have the next one already, and work on while the host waits.
     values = jax.device_get(metrics)  # waits for the step
     now = time.perf_counter()
     done = {'values': values, 'input_seconds': input_seconds, 'examples': examples}
@@ -264,6 +267,7 @@ class Log:
   def _average(self) -> Record:
     """The record of the steps since the last one."""
     steps, self._done = self._done, []
+    # One skipped step would make every average NaN.
     finite = [step['values'] for step in steps if step['finite']]
     mean = lambda name: float(np.mean([v[name] for v in finite])) if finite else None
     last = steps[-1]['values']

@@ -11,7 +11,7 @@ import tiny
 from armd_jax import models, order
 from armd_jax.decode import state as decode_state
 from armd_jax.decode.generate import static_sizes, task_of
-from armd_jax.models.armd import BOS
+from armd_jax.models.vocabulary import BOS
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from armd_jax.decode.generate import generate, stream, task_of
 from armd_jax.decode.sampling import draw, nucleus
 from armd_jax.decode.state import Task, start
 from armd_jax.hardware import device
-from armd_jax.models.armd import BOS
+from armd_jax.models.vocabulary import BOS
 
 TEXTS = np.array(list(itertools.product(range(3), repeat=4)))
 

@@ -13,6 +13,7 @@ import tiny
 from armd_jax import models, order
 from armd_jax.hardware import device
 from armd_jax.models.layers import unstack_layers
+from armd_jax.parallel.axes import path_name
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -37,6 +38,32 @@ def as_ar(params, config):
     'final_norm': params['final_norm'],
     'stack': {f'layer_{i}': layer for i, layer in enumerate(layers)},
   }
+
+
+@pytest.mark.parametrize(
+  ('changes', 'own'),
+  [
+    ({}, set()),
+    ({'g0': 'shift'}, set()),
+    ({'g0': 'mask_embedding'}, {'mask'}),
+    ({'g0': 'warm'}, {'gain'}),
+    ({'g0': 'warm', 'pe': 'learned'}, {'gain', 'pe'}),
+    ({'pe': 'learned'}, {'pe'}),
+  ],
+  ids=str,
+)
+def test_parameters_keep_the_names_that_checkpoints_have(changes, own):
+  config = tiny.model_config(num_layers=3, num_two_stream_layers=2, **changes)
+  model = models.build(config, tiny.VOCAB)
+  params = jax.eval_shape(functools.partial(models.init, model), jax.random.key(0))
+  block = {
+    'attention_norm/scale', 'query/kernel', 'key_value/kernel', 'out/kernel', 'mlp_norm/scale',
+    'up/kernel', 'down/kernel',
+  }  # fmt: skip
+  places = 'two_stream/layers', 'last_two_stream', 'causal/layers'
+  expected = {f'{place}/{name}' for place in places for name in block}
+  expected |= {'vocabulary/embedding', 'vocabulary/bos', 'final_norm/scale'} | own
+  assert {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)} == expected
 
 
 @pytest.mark.parametrize('num_two_stream', [0, 1, 2, 4])

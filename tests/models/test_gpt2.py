@@ -11,7 +11,7 @@ from armd_jax import models
 from armd_jax.decode.generate import generate, task_of
 from armd_jax.errors import UserError
 from armd_jax.models import gpt2
-from armd_jax.models.armd import BOS
+from armd_jax.models.vocabulary import BOS
 from armd_jax.order import left_to_right
 
 TOKENS = np.random.RandomState(1).randint(V, size=(3, N))

@@ -56,9 +56,9 @@ def test_recurrent_form_agrees(name):
       np.testing.assert_allclose(got[b, n], expected[b, n], atol=1e-5)
 
 
-@pytest.mark.parametrize('kind', ['sinusoidal', 'local'])
+@pytest.mark.parametrize('kind', sorted(prefix_aggregation.POSITION_ROWS))
 def test_position_rows_have_unit_length(kind):
-  rows = getattr(prefix_aggregation, kind)(jnp.arange(1000), 64)
+  rows = prefix_aggregation.POSITION_ROWS[kind](jnp.arange(1000), 64)
   np.testing.assert_allclose(jnp.linalg.norm(rows, axis=-1), 1, rtol=1e-5)
 
 
@@ -66,7 +66,7 @@ def test_local_rows_weigh_neighbours_and_sinusoidal_ones_everything():
   """sum over |d| > 8 of the squared weights of a slot's keys, of the sum over all."""
   far = {}
   for kind in ('sinusoidal', 'local'):
-    rows = getattr(prefix_aggregation, kind)(jnp.arange(128), 64)
+    rows = prefix_aggregation.POSITION_ROWS[kind](jnp.arange(128), 64)
     weight_D = np.asarray(rows[64] @ rows.T) ** 2
     far[kind] = weight_D[np.abs(np.arange(128) - 64) > 8].sum() / weight_D.sum()
     assert weight_D.argmax() == 64

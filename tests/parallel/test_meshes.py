@@ -20,7 +20,7 @@ from armd_jax.decode.generate import generate, task_of
 from armd_jax.errors import UserError
 from armd_jax.evaluation import likelihood
 from armd_jax.hardware import device
-from armd_jax.models import armd
+from armd_jax.models import vocabulary
 from armd_jax.objectives.sedd import SEDD
 from armd_jax.parallel import axes, sharding
 
@@ -98,7 +98,8 @@ def test_loss_and_gradients(eight_devices, on_one_device, mesh_sizes, config, as
 
 
 def gradients_looked_up_in_pieces(mesh_sizes, config):
-  with mock.patch.object(armd, 'LOOKED_UP_AT_ONCE', 80):  # five sequences, then five, then the rest
+  # Five sequences, then five, then the rest.
+  with mock.patch.object(vocabulary, 'LOOKED_UP_AT_ONCE', 80):
     return gradients(mesh_sizes, config)
 
 

@@ -1,0 +1,93 @@
+"""Kinds of seeds: their tables, what they may depend on, and how they are related."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from armd_jax.config import ModelConfig
+from armd_jax.models import prefix_aggregation
+from armd_jax.models.query_seed import SEEDS
+from armd_jax.models.rows import full_rows
+from armd_jax.models.vocabulary import Vocabulary
+
+
+def choices(name):
+  (field,) = (field for field in dataclasses.fields(ModelConfig) if field.name == name)
+  return field.metadata['one_of']
+
+
+def made(kind, **changes):
+  """A seed as a function of params, content rows and `Rows`, and its parameters."""
+  config = tiny.model_config(g0=kind, **changes)
+  vocabulary = Vocabulary(config, tiny.VOCAB)
+  ids = jnp.zeros((1, 1), jnp.int32)
+  words = vocabulary.init(jax.random.key(0), ids, ids, method='embed')
+  seed = SEEDS[kind](config)
+  rows, x = full_rows(tiny.orders()['blocks']), content()
+  bound = vocabulary.bind(words)
+  params = seed.init(jax.random.key(1), x, rows, None, bound)
+  return lambda params, x, rows: seed.apply(params, x, rows, None, bound), params
+
+
+def content():
+  return jax.random.normal(jax.random.key(2), (3, tiny.NUM_SLOTS, 32))
+
+
+def test_every_choice_of_the_config_has_an_entry():
+  assert set(SEEDS) == set(choices('g0'))
+  assert {*prefix_aggregation.POSITION_ROWS, 'learned'} == set(choices('pe'))
+
+
+@pytest.mark.parametrize('kind', sorted(SEEDS))
+def test_a_seed_depends_on_earlier_blocks_alone(kind):
+  call, params = made(kind)
+  rows, x = full_rows(tiny.orders()['blocks']), content()
+  params = jax.tree.map(lambda p: p + 0.5, params)  # the gain starts at 0
+  total = lambda x, n: jnp.sum(call(params, x, rows).g_BxWxE[:, n] ** 2)
+  gradient_NxBxW = jax.vmap(lambda n: jnp.abs(jax.grad(total)(x, n)).sum(-1))(
+    jnp.arange(tiny.NUM_SLOTS)
+  )
+  sees_BxNxW = np.arange(tiny.NUM_SLOTS) < np.asarray(rows.query_length_BxW)[..., None]
+  gradient_BxNxW = np.asarray(gradient_NxBxW).swapaxes(0, 1)
+  assert (gradient_BxNxW[~sees_BxNxW] == 0).all()
+  if kind in ('prefix', 'warm'):
+    assert (gradient_BxNxW[sees_BxNxW] > 0).mean() > 0.95
+  else:
+    assert (gradient_BxNxW > 0).sum() == {'shift': 3 * tiny.NUM_SLOTS, 'mask_embedding': 0}[kind]
+
+
+def test_shift_copies_the_latest_row_of_earlier_blocks_and_its_position():
+  call, params = made('shift')
+  rows, x = full_rows(tiny.orders()['blocks']), content()
+  seed = call(params, x, rows)
+  for b in range(3):
+    latest_N = np.asarray(rows.query_length_BxW[b]) - 1
+    np.testing.assert_array_equal(seed.g_BxWxE[b], x[b, latest_N])
+    np.testing.assert_array_equal(seed.position_BxW[b], rows.content_position_BxW[b, latest_N])
+
+
+@pytest.mark.parametrize('style', ['rope', 'gpt2'])
+def test_warm_goes_from_shift_to_the_positions_of_the_slots(style):
+  warm, params = made('warm', style=style)
+  shift, _ = made('shift', style=style)
+  rows, x = full_rows(tiny.orders()['blocks']), content()
+  start, ar = warm(params, x, rows), shift({}, x, rows)
+  np.testing.assert_array_equal(start.g_BxWxE, ar.g_BxWxE)
+  np.testing.assert_array_equal(start.position_BxW, ar.position_BxW)
+  whole = warm({'params': {'gain': jnp.ones(())}}, x, rows)
+  np.testing.assert_array_equal(whole.position_BxW, rows.query_position_BxW)
+  assert np.abs(whole.g_BxWxE - ar.g_BxWxE).max() > 0.01
+
+
+def test_position_rows_of_every_kind_have_unit_length():
+  for pe in choices('pe'):
+    call, params = made('prefix', pe=pe)
+    # One content row, of unit vectors, at the slot's own position: it weighs 1.
+    rows = full_rows(tiny.orders()['left_to_right'])
+    rows = rows.replace(query_position_BxW=rows.content_position_BxW)
+    weight = call(params, jnp.ones((1, tiny.NUM_SLOTS, 32)), rows).g_BxWxE[0, 0]
+    np.testing.assert_allclose(weight, 1, rtol=1e-5, err_msg=pe)
