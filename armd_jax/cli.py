@@ -17,7 +17,7 @@ import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
 
-from armd_jax.config import MeshConfig
+from armd_jax.config import RENAMED, MeshConfig
 from armd_jax.errors import CRASHED, MetByAll, UserError
 from armd_jax.parallel import ambient, distributed
 
@@ -88,8 +88,10 @@ def _parse(argv: list[str]) -> list[str]:
     if isinstance(error, (AttributeError, KeyError)):
       name, _, guess = text.replace("'", '').partition(' ')
       guess = f' ({guess}?)' if guess else ''
-      text = f'the config has no field {name!r}{guess}; armd_jax/config.py lists all fields'
-      raise UserError(text) from error
+      hint = 'armd_jax/config.py lists all fields'
+      if name in RENAMED:
+        guess, hint = '', f'its name is {RENAMED[name]!r} now'
+      raise UserError(f'the config has no field {name!r}{guess}; {hint}') from error
     raise UserError(f'{text}; see --help') from error
 
 

@@ -3,24 +3,95 @@
 An experiment file (`experiments/*.py`) starts from `default_config()`, changes fields and returns
 the `ConfigDict`, whose fields the command line may override. `parse` turns it, once, at the edge of
 a program, into a `Config`; from there on nothing is looked up by name.
+
+What there is to know of a field is in its own line: what it may be, whether a run may go on with
+another value, and whether the compiled training step reads it. Nothing about it is written down
+anywhere else.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
 
 from armd_jax.errors import UserError
 
+# ----- what is known of a field
 
-def _one_of(*values):
-  """A field whose first allowed value is the default."""
-  return dataclasses.field(default=values[0], metadata={'one_of': values})
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+  """Numbers between two finite ends, so that neither NaN nor infinity is one of them."""
+
+  low: float
+  high: float
+  without_low: bool = False
+  without_high: bool = False
+
+  def __contains__(self, value: float) -> bool:
+    is_above = self.low < value if self.without_low else self.low <= value
+    return is_above and (value < self.high if self.without_high else value <= self.high)
+
+  def __str__(self) -> str:
+    low = f'{"above" if self.without_low else "from"} {self.low}'
+    return f'{low} {"and below" if self.without_high else "to"} {self.high}'
+
+
+# What int32 and float32 hold, the types that numbers have on the devices.
+_MOST_INT, _MOST_FLOAT = 2**31 - 1, 3e38
+
+
+def field(
+  default: Any,
+  *,
+  at_least: float | None = None,
+  above: float | None = None,
+  at_most: float | None = None,
+  below: float | None = None,
+  one_of: tuple[str, ...] = (),
+  resumable: bool = False,
+  host_only: bool = False,
+  is_path: bool = False,
+) -> Any:
+  """A field of a config, and what is known of it.
+
+  Args:
+    default: always allowed, so that -1 may stand for a value that is derived.
+    at_least, above: lower end of a number or, in a tuple, of each; one of them is needed.
+    at_most, below: upper end; left out, what the number's type holds on a device.
+    one_of: the allowed texts; (): any.
+    resumable: a run may go on with another value; if not, it is refused.
+    host_only: the compiled training step does not read it, so that another value compiles nothing.
+      A field that is not marked is part of what the step is compiled for.
+    is_path: a place of files, which decides nothing but by what they hold.
+  """
+  known = dict(one_of=one_of, resumable=resumable, host_only=host_only, is_path=is_path)
+  if not isinstance(default, bool | str):
+    low, high = (at_least if above is None else above), (at_most if below is None else below)
+    if low is None:
+      raise TypeError('a number needs a lower end')
+    if high is None:
+      high = _MOST_FLOAT if isinstance(default, float) else _MOST_INT
+    known['range'] = Range(low, high, above is not None, below is not None)
+  return dataclasses.field(default=default, metadata=known)
+
+
+def one_of(*values: str, **known: Any) -> Any:
+  """A field that is one of some texts, the first by default."""
+  return field(values[0], one_of=values, **known)
+
+
+# Of what is around the step: how long it goes on, what is done how often, on which devices.
+_of_loop = functools.partial(field, host_only=True, resumable=True)
+
+# ----- the fields
 
 
 # Families of models, and the generation orders along which each predicts: 'any', 'left_to_right'
@@ -39,39 +110,39 @@ FAMILIES = {
 class DiffusionConfig:
   """The masking process of the diffusion baselines; ARMD and AR read none of it."""
 
-  schedule: str = _one_of('log_linear', 'cosine')  # of MDLM, SEDD and RADD; see objectives.masking
-  d3pm_steps: int = 1000  # T
-  d3pm_aux: float = 0.01  # weight of D3PM's auxiliary cross-entropy in every step (its eq. 5)
-  radd_loss: str = _one_of('lambda_dce', 't_dce', 'any_order')  # what RADD trains on
+  schedule: str = one_of('log_linear', 'cosine')  # of MDLM, SEDD and RADD; see objectives.masking
+  d3pm_steps: int = field(1000, at_least=1, at_most=2**20)  # T
+  d3pm_aux: float = field(0.01, at_least=0)  # weight of D3PM's auxiliary cross-entropy (its eq. 5)
+  radd_loss: str = one_of('lambda_dce', 't_dce', 'any_order')  # what RADD trains on
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """Shape and variants of the network (method: paper section 3)."""
 
-  family: str = _one_of(*FAMILIES)
-  length: int = 1024  # N, tokens scored per sequence
-  num_layers: int = 12
-  num_two_stream_layers: int = -1  # first layers with a content stream; -1: half of them
-  embed_dim: int = 768
-  num_heads: int = 12
-  num_kv_heads: int = -1  # heads that share keys and values (GQA); -1: num_heads
-  mlp_dim: int = -1  # -1: 4 * embed_dim
-  dropout: float = 0.1  # on embeddings and residual branches, none on attention probabilities
-  rope_theta: float = 1e4
-  style: str = _one_of('rope', 'gpt2')  # 'gpt2': learned positions, LayerNorm, biases (ARMD, AR)
-  bos: str = _one_of('prepend', 'first_token_given')
-  g0: str = _one_of('prefix', 'mask_embedding', 'shift', 'warm')  # query rows' seed (paper eq. 6)
-  g0_norm: str = _one_of('none', 'rms')
-  g0_chunk: int = 128  # slots per chunk of the linear form of eq. 6; 0: the quadratic form
-  pe: str = _one_of('sinusoidal', 'local', 'learned')  # position rows of eq. 6, of unit length
-  pe_dim: int = 64  # of 'local' rows: half the length or more
-  attention: str = _one_of('auto', 'reference', 'pallas_tpu', 'pallas_hopper')
-  dtype: str = _one_of('bfloat16', 'float32')  # of activations; parameters are float32
-  remat: str = _one_of('none', 'dots', 'full')  # what the backward pass recomputes
-  scan_layers: bool = True  # one compiled layer in a loop; False unrolls
+  family: str = one_of(*FAMILIES)
+  length: int = field(1024, at_least=1, at_most=2**20)  # N, tokens scored per sequence
+  num_layers: int = field(12, at_least=1, at_most=4096)
+  num_two_stream_layers: int = field(-1, at_least=0)  # first ones, with a content stream; -1: half
+  embed_dim: int = field(768, at_least=1, at_most=2**17)
+  num_heads: int = field(12, at_least=1)
+  num_kv_heads: int = field(-1, at_least=1)  # heads that share keys, values (GQA); -1: num_heads
+  mlp_dim: int = field(-1, at_least=1, at_most=2**19)  # -1: 4 * embed_dim
+  dropout: float = field(0.1, at_least=0, below=1)  # of embeddings and branches; none in attention
+  rope_theta: float = field(1e4, at_least=1)
+  style: str = one_of('rope', 'gpt2')  # 'gpt2' of ARMD and AR: learned positions, biases
+  bos: str = one_of('prepend', 'first_token_given')  # a text's first token follows BOS, or is given
+  g0: str = one_of('prefix', 'mask_embedding', 'shift', 'warm')  # g_0 of eq. 6
+  g0_norm: str = one_of('none', 'rms')
+  g0_chunk: int = field(128, at_least=0)  # slots a chunk, in linear form; 0: quadratic
+  pe: str = one_of('sinusoidal', 'local', 'learned')  # PE of eq. 6, of unit length
+  pe_dim: int = field(64, at_least=2, at_most=2**20)  # even; 'local': half the length or more
+  attention: str = one_of('auto', 'reference', 'pallas_tpu', 'pallas_hopper', resumable=True)
+  dtype: str = one_of('bfloat16', 'float32')  # of activations; parameters are float32
+  remat: str = one_of('none', 'dots', 'full', resumable=True)  # what the backward pass recomputes
+  scan_layers: bool = field(True)  # one compiled layer in a loop; False unrolls
   diffusion: DiffusionConfig = DiffusionConfig()
-  vocab_multiple: int = 128  # the vocabulary is padded to a multiple of this, for sharding
+  vocab_multiple: int = field(128, at_least=1, at_most=2**20)  # pads the vocabulary, for sharding
 
   @property
   def orders(self) -> str:
@@ -94,89 +165,103 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OrderConfig:
-  """Which generation orders a training step sees (paper sections 3.1 and 5)."""
+  """Which generation orders a training step sees (paper sections 3.1 and 5).
 
-  ar_steps: int = 9_000  # i_AR
-  perm_steps: int = 48_000  # i_perm
-  rho: int = 32  # most tokens shuffled
-  perm_mode: str = _one_of('scatter', 'window')
-  uniform_order_prob: float = 0.0  # share of sequences in random order, once shuffling starts
-  block_steps: int = 0  # T: random orders are blocks of a T-step masking process; 0: singletons
-  block_schedule: str = _one_of('linear', 'cosine')  # of that process
-  sbp_start: int = -1  # from this step on orders are strided (SBP); -1: never
-  sbp_streams: tuple[int, ...] = (1, 2, 4)  # S is drawn uniformly from these at every step
-  sbp_one_by_one: float = 0.0  # share of sequences whose strided order goes a token at a time
+  An AR model has left-to-right orders alone: `parse` sets its `rho` to 0, whatever is
+  given, so that one experiment serves all families. The diffusion baselines read none of this.
+  """
+
+  ar_steps: int = field(9_000, at_least=0)  # i_AR
+  perm_steps: int = field(48_000, at_least=0)  # i_perm
+  rho: int = field(32, at_least=0)  # rho, most tokens shuffled; of AR always 0
+  perm_mode: str = one_of('scatter', 'window')
+  uniform_order_prob: float = field(0.0, at_least=0, at_most=1)  # share in random order, from i_AR
+  block_steps: int = field(0, at_least=0, at_most=2**20)  # T of random blocks; 0: singletons
+  block_schedule: str = one_of('linear', 'cosine')  # of the masking process of those blocks
+  sbp_start: int = field(-1, at_least=0)  # first step of strided orders (SBP); -1: never
+  sbp_streams: tuple[int, ...] = field((1, 2, 4), at_least=1)  # S, drawn at every step
+  sbp_one_by_one: float = field(0.0, at_least=0, at_most=1)  # share, a token at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
   """The text, its split and its tokens."""
 
-  source: str = 'stdlib'  # a prepared corpus's folder, or a source as in armd_jax.data.sources
-  tokenizer: str = 'bytes'  # of armd_jax.data.tokenizers
-  packing: str = _one_of('joined', 'wrapped')  # see armd_jax.data.packing
-  held_out: float = 0.05  # share of the text's bytes held out, by document; none of a prepared one
-  workers: int = 0  # processes that read ahead; 0: a thread, enough for small steps
-  prefetch_mib: int = 256  # most memory, per process of the run, of batches that are read ahead
+  # A prepared corpus's folder, or a source as in armd_jax.data.sources.
+  source: str = field('stdlib', host_only=True, is_path=True)
+  tokenizer: str = field('bytes', host_only=True)  # of armd_jax.data.tokenizers
+  packing: str = one_of('joined', 'wrapped', host_only=True)  # see armd_jax.data.packing
+  # Share of the text's bytes held out, by document; none of a prepared corpus.
+  held_out: float = field(0.05, above=0, below=1, host_only=True)
+  workers: int = _of_loop(0, at_least=0, at_most=1024)  # processes that read ahead; 0: a thread
+  prefetch_mib: int = _of_loop(256, at_least=1, at_most=2**20)  # of batches read ahead, a process
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
   """AdamW with clipping, warm-up to a constant rate, and an exponential moving average."""
 
-  learning_rate: float = 3e-4
-  beta1: float = 0.9
-  beta2: float = 0.999
-  eps: float = 1e-8
-  weight_decay: float = 0.0
-  clip_norm: float = 1.0
-  warmup_steps: int = 2500
-  ema_decay: float = 0.9999
+  learning_rate: float = field(3e-4, at_least=0)
+  beta1: float = field(0.9, at_least=0, below=1)
+  beta2: float = field(0.999, at_least=0, below=1)
+  eps: float = field(1e-8, at_least=1e-30)
+  weight_decay: float = field(0.0, at_least=0)
+  clip_norm: float = field(1.0, above=0)
+  warmup_steps: int = field(2500, at_least=0)
+  ema_decay: float = field(0.9999, at_least=0, at_most=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
   """Length, batch and book-keeping of a training run."""
 
-  steps: int = 400_000
-  batch_size: int = 512  # sequences per step, over all devices and micro-batches
-  accumulation: int = 1  # micro-batches per step
-  loss_chunk: int = 0  # positions of a sequence whose logits exist at once; 0: 4096 rows a device
-  log_every: int = 100
-  eval_every: int = 5_000
-  eval_windows: int = 512  # held-out sequences per evaluation while training
-  sample_every: int = 0  # logs a generated text; 0: never
-  checkpoint_every: int = 1_000
-  keep_last: int = 2  # newest checkpoints
-  keep_every: int = 50_000  # checkpoints of multiples of this are kept for good; 0: none
-  keep_best: int = 1  # by held-out nats
-  max_not_finite: int = 20  # steps in a row that may be skipped before training stops
-  hang_seconds: int = 1_800  # without progress, after which the process ends; 0: it waits for ever
-  profile_steps: tuple[int, ...] = ()  # first and last step of a profiler's trace
-  wandb: str = ''  # project of Weights & Biases to log to as well
+  steps: int = _of_loop(400_000, at_least=1)
+  batch_size: int = field(512, at_least=1, at_most=2**24)  # sequences of a step, on all devices
+  accumulation: int = field(1, at_least=1)  # micro-batches per step
+  loss_chunk: int = field(0, at_least=0, resumable=True)  # positions with logits at once; 0: auto
+  log_every: int = _of_loop(100, at_least=1)
+  eval_every: int = _of_loop(5_000, at_least=1)
+  eval_windows: int = _of_loop(512, at_least=1)  # held-out sequences per evaluation in training
+  sample_every: int = _of_loop(0, at_least=0)  # logs a generated text; 0: never
+  checkpoint_every: int = _of_loop(1_000, at_least=1)
+  keep_last: int = _of_loop(2, at_least=1)  # newest checkpoints
+  keep_every: int = _of_loop(50_000, at_least=0)  # keeps multiples of this for good; 0: none
+  keep_best: int = _of_loop(1, at_least=0)  # by held-out nats
+  max_not_finite: int = _of_loop(20, at_least=1)  # steps in a row that may be skipped
+  hang_seconds: int = _of_loop(1_800, at_least=0)  # without progress, before it ends; 0: no end
+  profile_steps: tuple[int, ...] = _of_loop((), at_least=1)  # first, last of a profiler's trace
+  wandb: str = _of_loop('')  # project of Weights & Biases to log to as well
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
   """Devices along each axis; -1 takes what is left."""
 
-  data: int = -1
-  fsdp: int = 1
-  tensor: int = 1
+  data: int = _of_loop(-1, at_least=1)
+  fsdp: int = _of_loop(1, at_least=-1)
+  tensor: int = _of_loop(1, at_least=-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """One experiment."""
 
-  seed: int = 0
-  init_from: str = ''  # work directory whose last checkpoint a new run continues from
+  seed: int = field(0, at_least=0)
+  # Work directory whose last checkpoint a new run continues from.
+  init_from: str = field('', host_only=True, is_path=True)
   model: ModelConfig = ModelConfig()
   order: OrderConfig = OrderConfig()
   data: DataConfig = DataConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   train: TrainConfig = TrainConfig()
   mesh: MeshConfig = MeshConfig()
+
+
+# Fields of older versions, by their old names, and the values of those that have other values now.
+RENAMED: dict[str, str] = {}
+RENAMED_VALUES: dict[str, str] = {}
+
+# ----- using it
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -189,56 +274,123 @@ def to_dict(config: Config) -> dict[str, Any]:
   return dataclasses.asdict(config)
 
 
+def fields(section: Any = Config, prefix: str = '') -> Iterator[tuple[str, dataclasses.Field]]:
+  """All fields by their dotted name, such as 'model.length', sections left out."""
+  for found in dataclasses.fields(section):
+    if dataclasses.is_dataclass(found.default):
+      yield from fields(found.default, f'{prefix}{found.name}.')
+    else:
+      yield prefix + found.name, found
+
+
+def reset(section: Any, mark: str) -> Any:
+  """The config with those fields at their defaults that have a mark.
+
+  Args:
+    section: a `Config`, or a part of one.
+    mark: an argument of `field`, such as 'host_only'.
+  """
+  changes = {}
+  for found in dataclasses.fields(section):
+    if dataclasses.is_dataclass(found.default):
+      changes[found.name] = reset(getattr(section, found.name), mark)
+    elif found.metadata[mark]:
+      changes[found.name] = found.default
+  return dataclasses.replace(section, **changes)
+
+
 def parse(raw: Any) -> Config:
   """Checks a (Config)dict and freezes it.
 
   Args:
     raw: nested mapping; missing fields take their defaults.
   Returns:
-    The config, with -1 defaults of the model filled in.
+    The config, with -1 defaults of the model filled in, and with an AR model's left-to-right orders
+    (see `OrderConfig`).
   Raises:
     UserError: one sentence naming the field, its value and the fix.
   """
   if isinstance(raw, ml_collections.ConfigDict):
     raw = raw.to_dict()
-  return _check(_resolve(_build(Config, raw, 'config')))
+  config = _resolve(_build(Config, raw, 'config'))
+  for contradiction in _contradictions(config):
+    raise UserError(contradiction)
+  return config
+
+
+def parse_file(raw: Any, source: Any) -> Config:
+  """`parse` of what a file holds, in which fields may have names of older versions.
+
+  Args:
+    raw: what was read.
+    source: the file's name, for the error.
+  Raises:
+    UserError: it is no config of this version or an older one.
+  """
+  try:
+    return parse(_with_new_names(raw))
+  except UserError as error:
+    raise UserError(f'{source} holds no config of this version: {error}') from None
+
+
+def _with_new_names(raw: Any) -> Any:
+  """The tree with the names and values that fields have now."""
+  if not isinstance(raw, dict):
+    return raw
+  renamed = {name: _with_new_names(value) for name, value in raw.items() if name not in RENAMED}
+  for name in raw.keys() & RENAMED.keys():
+    value, new = raw[name], RENAMED[name]
+    if new in renamed:
+      raise UserError(f'a field is there both as {name!r} and as {new!r}; remove the former')
+    renamed[new] = RENAMED_VALUES.get(value, value) if isinstance(value, str) else value
+  return renamed
 
 
 def _build(cls, raw, path):
   if not isinstance(raw, dict):
     raise UserError(f'{path} is {raw!r} but must hold the fields of {cls.__name__}')
-  fields = {f.name: f for f in dataclasses.fields(cls)}
-  for name in raw:
-    if name not in fields:
-      close = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
-      hint = f'write {close[0]!r}' if close else f'write one of {sorted(fields)}'
-      raise UserError(f'{path} has no field {name!r}; {hint}')
+  known = {f.name: f for f in dataclasses.fields(cls)}
   kinds = typing.get_type_hints(cls)
   values = {}
   for name, value in raw.items():
     where = f'{path}.{name}'
-    if dataclasses.is_dataclass(kinds[name]):
-      values[name] = _build(kinds[name], value, where)
-      continue
-    values[name] = _cast(kinds[name], value, where)
-    allowed = fields[name].metadata.get('one_of')
-    if allowed and values[name] not in allowed:
-      raise UserError(f'{where} is {value!r}; write one of {", ".join(map(repr, allowed))}')
+    if name not in known:
+      raise UserError(f'{path} has no field {name!r}; {_hint(name, known)}')
+    is_section = dataclasses.is_dataclass(kinds[name])
+    make = _build if is_section else functools.partial(_value, known[name])
+    values[name] = make(kinds[name], value, where)
   return cls(**values)
 
 
-def _cast(kind, value, where):
-  if isinstance(kind, types.GenericAlias):  # the only one is tuple[int, ...]
-    if isinstance(value, int):
-      value = (value,)
-    if not isinstance(value, (tuple, list)) or not all(type(v) is int for v in value):
+def _hint(name, known):
+  if name in RENAMED:
+    return f'its name is {RENAMED[name]!r} now'
+  close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+  return f'write {close[0]!r}' if close else f'write one of {", ".join(sorted(known))}'
+
+
+def _value(known, kind, value, where):
+  """The value in the field's own type, if it may have it."""
+  is_tuple = isinstance(kind, types.GenericAlias)  # the only one is tuple[int, ...]
+  if is_tuple:
+    value = (value,) if type(value) is int else value
+    if not isinstance(value, tuple | list) or not all(type(v) is int for v in value):
       raise UserError(f'{where} is {value!r} but must be a tuple of whole numbers, like (1, 2, 4)')
-    return tuple(value)
-  if kind is float and type(value) is int:
-    return float(value)
-  if type(value) is not kind:
+    value = tuple(value)
+  elif type(value) is not kind and (kind, type(value)) != (float, int):
     raise UserError(f'{where} is {value!r} but must be of type {kind.__name__}')
-  return value
+  allowed, choices = known.metadata.get('range'), known.metadata['one_of']
+  if choices and value not in choices:
+    raise UserError(f'{where} is {value!r}; write one of {", ".join(map(repr, choices))}')
+  if allowed and value != known.default:
+    numbers = value if is_tuple else (value,)
+    if any(number not in allowed for number in numbers):
+      what = 'whole numbers' if is_tuple else 'a number' if kind is float else 'a whole number'
+      is_special = not is_tuple and known.default not in allowed
+      raise UserError(
+        f'{where} is {value!r}; write {what} {allowed}{f", or {known.default}" * is_special}'
+      )
+  return float(value) if kind is float else value
 
 
 def _resolve(config: Config) -> Config:
@@ -251,98 +403,74 @@ def _resolve(config: Config) -> Config:
   }
   unset = {name: value for name, value in filled.items() if getattr(model, name) == -1}
   order = config.order
-  if (
-    model.orders == 'left_to_right'
-  ):  # which cannot tell where a token stands that is not the next one
-    order = dataclasses.replace(order, rho=0, uniform_order_prob=0.0)
+  if model.orders == 'left_to_right':
+    order = dataclasses.replace(order, rho=0)
   return dataclasses.replace(config, model=dataclasses.replace(model, **unset), order=order)
 
 
-def _require(condition: bool, sentence: str) -> None:
-  if not condition:
-    raise UserError(sentence)
-
-
-def _check(config: Config) -> Config:
-  m, o, d, t, p = config.model, config.order, config.data, config.train, config.optimizer
-  for section, names in (
-    ('model', ('length', 'num_layers', 'embed_dim', 'num_heads', 'num_kv_heads', 'mlp_dim')),
-    ('model', ('pe_dim', 'vocab_multiple')),
-    ('train', ('steps', 'batch_size', 'accumulation', 'log_every', 'eval_every')),
-    ('train', ('eval_windows', 'checkpoint_every', 'keep_last', 'max_not_finite')),
-  ):
-    for name in names:
-      value = getattr(getattr(config, section), name)
-      _require(value >= 1, f'config.{section}.{name} is {value}; write 1 or more')
-  for name in ('loss_chunk', 'sample_every', 'keep_every', 'keep_best', 'hang_seconds'):
-    value = getattr(t, name)
-    _require(value >= 0, f'config.train.{name} is {value}; write 0 or more')
-  _require(
-    not t.profile_steps or (len(t.profile_steps) == 2 and 1 <= t.profile_steps[0] <= t.steps),
-    f'config.train.profile_steps is {t.profile_steps}; write the first and the last step of a '
-    'trace, like (10, 12), or ()',
-  )
-  _require(
-    0 <= m.num_two_stream_layers <= m.num_layers,
-    f'config.model.num_two_stream_layers is {m.num_two_stream_layers}; '
-    f'write 0 to num_layers = {m.num_layers}',
-  )
-  _require(
-    m.embed_dim % (2 * m.num_heads) == 0,
-    f'config.model.embed_dim is {m.embed_dim}, which {m.num_heads} heads of even width do not '
-    f'divide; write a multiple of {2 * m.num_heads}',
-  )
-  _require(
-    m.num_heads % m.num_kv_heads == 0,
-    f'config.model.num_kv_heads is {m.num_kv_heads}; write a divisor of num_heads = {m.num_heads}',
-  )
-  _require(m.pe_dim % 2 == 0, f'config.model.pe_dim is {m.pe_dim}; write an even number')
-  _require(m.g0_chunk >= 0, f'config.model.g0_chunk is {m.g0_chunk}; write 0 or more')
-  for name, value in (
-    ('model.dropout', m.dropout),
-    ('order.uniform_order_prob', o.uniform_order_prob),
-    ('order.sbp_one_by_one', o.sbp_one_by_one),
-    ('optimizer.ema_decay', p.ema_decay),
-  ):
-    _require(0 <= value <= 1, f'config.{name} is {value}; write a number from 0 to 1')
-  _require(
-    0 < d.held_out < 1,
-    f'config.data.held_out is {d.held_out}; write a share between 0 and 1, like 0.05',
-  )
-  _require(d.workers >= 0, f'config.data.workers is {d.workers}; write 0 or more')
-  _require(d.prefetch_mib >= 1, f'config.data.prefetch_mib is {d.prefetch_mib}; write 1 or more')
-  _require(
-    0 <= o.rho <= m.length, f'config.order.rho is {o.rho}; write 0 to model.length = {m.length}'
-  )
-  _require(
-    o.ar_steps <= o.perm_steps,
-    f'config.order.perm_steps is {o.perm_steps}, before ar_steps = {o.ar_steps}; '
-    'write a later step',
-  )
-  for streams in o.sbp_streams if o.sbp_start >= 0 else ():
-    check_streams(streams, m.num_slots, 'config.order.sbp_streams')
-  _require(
-    t.batch_size % t.accumulation == 0,
-    f'config.train.accumulation is {t.accumulation}; '
-    f'write a divisor of batch_size = {t.batch_size}',
-  )
-  _require(
-    m.orders == 'any' or o.sbp_start < 0,
-    f'config.order.sbp_start is set but config.model.family is {m.family!r}, which has no strided '
-    'orders; write -1',
-  )
-  _require(
-    m.orders != 'none' or m.style == 'rope',
-    f'config.model.style is {m.style!r} but config.model.family is {m.family!r}, which has RoPE '
-    "only; write 'rope'",
-  )
-  _require(o.block_steps >= 0, f'config.order.block_steps is {o.block_steps}; write 0 or more')
-  f = m.diffusion
-  _require(
-    f.d3pm_steps >= 1, f'config.model.diffusion.d3pm_steps is {f.d3pm_steps}; write 1 or more'
-  )
-  _require(f.d3pm_aux >= 0, f'config.model.diffusion.d3pm_aux is {f.d3pm_aux}; write 0 or more')
-  return config
+def _contradictions(config: Config) -> Iterator[str]:
+  """What of one field does not go with another, a sentence each."""
+  m, o, t = config.model, config.order, config.train
+  if m.num_two_stream_layers > m.num_layers:
+    yield (
+      f'config.model.num_two_stream_layers is {m.num_two_stream_layers}; '
+      f'write 0 to num_layers = {m.num_layers}'
+    )
+  if m.embed_dim % (2 * m.num_heads):
+    yield (
+      f'config.model.embed_dim is {m.embed_dim}, which {m.num_heads} heads of even width do not '
+      f'divide; write a multiple of {2 * m.num_heads}'
+    )
+  if m.num_heads % m.num_kv_heads:
+    yield (
+      f'config.model.num_kv_heads is {m.num_kv_heads}; write a divisor of num_heads = {m.num_heads}'
+    )
+  if m.num_slots < 1:
+    yield (
+      f'config.model.length is {m.length} with config.model.bos = {m.bos!r}, '
+      'which leaves no token to predict; write 2 or more'
+    )
+  if m.pe_dim % 2:
+    yield f'config.model.pe_dim is {m.pe_dim}; write an even number'
+  if m.orders == 'none' and m.style != 'rope':
+    yield (
+      f'config.model.style is {m.style!r} but config.model.family is {m.family!r}, '
+      "which has RoPE only; write 'rope'"
+    )
+  if o.rho > m.length:
+    yield f'config.order.rho is {o.rho}; write 0 to model.length = {m.length}'
+  if o.ar_steps > o.perm_steps:
+    yield (
+      f'config.order.perm_steps is {o.perm_steps}, before ar_steps = {o.ar_steps}; '
+      'write a later step'
+    )
+  if m.orders == 'left_to_right' and o.uniform_order_prob:
+    yield (
+      f'config.order.uniform_order_prob is {o.uniform_order_prob} but config.model.family is '
+      f'{m.family!r}, which has left-to-right orders only; write 0'
+    )
+  if o.sbp_start >= 0:
+    if m.orders != 'any':
+      yield (
+        f'config.order.sbp_start is {o.sbp_start} but config.model.family is {m.family!r}, '
+        'which has no strided orders; write -1'
+      )
+    if not o.sbp_streams:
+      yield 'config.order.sbp_streams is empty; write stride counts, like (1, 2, 4)'
+    for streams in o.sbp_streams:
+      check_streams(streams, m.num_slots, 'config.order.sbp_streams')
+  if t.batch_size % t.accumulation:
+    yield (
+      f'config.train.accumulation is {t.accumulation}; '
+      f'write a divisor of batch_size = {t.batch_size}'
+    )
+  if t.profile_steps:
+    first, *more = t.profile_steps
+    if len(more) != 1 or not first <= more[0] or first > t.steps:
+      yield (
+        f'config.train.profile_steps is {t.profile_steps}; write the first and the last step of a '
+        'trace, like (10, 12), or ()'
+      )
 
 
 def check_streams(streams: int, num_slots: int, name: str) -> None:

@@ -21,8 +21,8 @@ class Options:
 
   Attributes:
     family: of the model, see `config.ModelConfig`.
-    sbp_steps: i_SBP (paper section 3.1), steps of fine-tuning after the base model's; 0: train the
-      base model.
+    sbp_steps: i_SBP (paper section 3.1), steps of fine-tuning after the base model's; 0:
+      train the base model.
     runlocal: shrinks model, text and steps to a machine without accelerators.
   """
 
@@ -51,7 +51,7 @@ def options(text: str) -> Options:
       values[name] = True
     else:
       raise UserError(
-        f'an experiment takes family=NAME, sbp_steps=NUMBER and runlocal; {item!r} is none of them'
+        f'an experiment takes family=NAME, sbp_steps=NUMBER and runlocal, but no {item!r}'
       )
   return Options(**values)
 

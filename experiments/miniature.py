@@ -21,7 +21,8 @@ def get_config(options: str = '') -> ml_collections.ConfigDict:
   config = default_config()
   config.model.update(
     length=128, num_layers=4, embed_dim=128, num_heads=4, dropout=0.0, dtype='float32',
-    scan_layers=False, vocab_multiple=1, pe='local', pe_dim=128, g0_norm='rms',
+    scan_layers=False, vocab_multiple=1,
+    pe='local', pe_dim=128, g0_norm='rms',
   )  # fmt: skip
   config.order.update(ar_steps=16, perm_steps=86, rho=4)
   config.optimizer.update(learning_rate=3e-3, warmup_steps=40, ema_decay=0.98)

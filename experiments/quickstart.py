@@ -3,9 +3,9 @@
   make quickstart                       # everything: train, fine-tune, measure, generate
   python -m armd_jax.train --config=experiments/quickstart.py --workdir=DIR
 
-The first `order.sbp_start` steps are the base model with the progressive permutation schedule, the
-others fine-tune it for strided block-parallel generation. The seed of the query rows is not
-literally eq. 6; docs/reproduction.md has what its three changes are worth.
+The first `order.sbp_start` steps are the base model with the progressive permutation
+schedule, the others fine-tune it for strided block-parallel generation. The seed of the query rows
+is not literally eq. 6; docs/reproduction.md has what its three changes are worth.
 """
 
 import ml_collections
@@ -17,7 +17,8 @@ def get_config() -> ml_collections.ConfigDict:
   config = default_config()
   config.model.update(
     length=256, num_layers=3, embed_dim=256, num_heads=4, dropout=0.0, dtype='float32',
-    scan_layers=False, vocab_multiple=1, pe='local', pe_dim=128, g0_norm='rms',
+    scan_layers=False, vocab_multiple=1,
+    pe='local', pe_dim=128, g0_norm='rms',
   )  # fmt: skip
   config.order.update(ar_steps=200, perm_steps=700, rho=8, sbp_start=900)
   config.optimizer.update(learning_rate=1.3e-3, warmup_steps=100, beta2=0.99)

@@ -1,7 +1,10 @@
 """Configs are checked once, and every refusal says what to write instead."""
 
 import dataclasses
+import functools
+import math
 
+import other_values
 import pytest
 
 from armd_jax import config
@@ -30,32 +33,42 @@ def test_defaults_are_the_published_small_recipe():
     ({'model': {'nun_layers': 2}}, "config.model has no field 'nun_layers'; write 'num_layers'"),
     ({'model': {'g0': 'prefx'}}, "config.model.g0 is 'prefx'; write one of 'prefix'"),
     ({'model': {'num_layers': 2.5}}, 'must be of type int'),
-    ({'model': {'num_layers': 0}}, 'write 1 or more'),
+    ({'model': {'num_layers': 0}}, 'write a whole number from 1 to 4096'),
+    ({'model': {'num_kv_heads': -2}}, 'from 1 to 2147483647, or -1'),
     ({'model': {'num_two_stream_layers': 13}}, 'write 0 to num_layers = 12'),
     ({'model': {'embed_dim': 100}}, 'write a multiple of 24'),
     ({'model': {'num_kv_heads': 5}}, 'write a divisor of num_heads = 12'),
     ({'model': {'pe_dim': 7}}, 'write an even number'),
-    ({'model': {'dropout': 1.5}}, 'write a number from 0 to 1'),
-    ({'data': {'held_out': 1.0}}, 'write a share between 0 and 1'),
+    ({'model': {'dropout': 1.5}}, 'write a number from 0 and below 1'),
+    ({'model': {'length': 1, 'bos': 'first_token_given'}}, 'leaves no token to predict'),
+    ({'data': {'held_out': 1.0}}, 'held_out is 1.0; write a number above 0 and below 1'),
     ({'order': {'rho': 2000}}, 'write 0 to model.length = 1024'),
     ({'order': {'perm_steps': 10}}, 'write a later step'),
     (
       {'order': {'sbp_start': 0, 'sbp_streams': (3,)}},
       'S = 3, which does not divide the length 1024',
     ),
+    ({'order': {'sbp_start': 0, 'sbp_streams': ()}}, 'sbp_streams is empty'),
     ({'order': {'sbp_streams': 'x'}}, 'must be a tuple of whole numbers'),
-    ({'train': {'max_not_finite': 0}}, 'write 1 or more'),
-    ({'train': {'keep_every': -1}}, 'write 0 or more'),
+    ({'order': {'sbp_streams': (2, 0)}}, 'is (2, 0); write whole numbers from 1 to'),
+    ({'train': {'max_not_finite': 0}}, 'write a whole number from 1 to 2147483647'),
+    ({'train': {'keep_every': -1}}, 'write a whole number from 0 to'),
     ({'train': {'profile_steps': (3,)}}, 'write the first and the last step of a trace'),
-    ({'train': {'profile_steps': (0, 2)}}, 'write the first and the last step of a trace'),
+    ({'train': {'profile_steps': (0, 2)}}, 'write whole numbers from 1 to'),
+    ({'train': {'profile_steps': (3, 2)}}, 'write the first and the last step of a trace'),
+    ({'train': {'profile_steps': (20, 22), 'steps': 9}}, 'write the first and the last step'),
     ({'train': {'accumulation': 3}}, 'write a divisor of batch_size = 512'),
     ({'model': {'family': 'ar'}, 'order': {'sbp_start': 0}}, 'has no strided orders'),
+    (
+      {'model': {'family': 'ar'}, 'order': {'uniform_order_prob': 0.5}},
+      'left-to-right orders only',
+    ),
     ({'model': {'family': 'mdlm'}, 'order': {'sbp_start': 0}}, "family is 'mdlm', which has no"),
-    ({'model': {'diffusion': {'d3pm_steps': 0}}}, 'd3pm_steps is 0; write 1 or more'),
-    ({'model': {'diffusion': {'d3pm_aux': -1.0}}}, 'd3pm_aux is -1.0; write 0 or more'),
+    ({'model': {'diffusion': {'d3pm_steps': 0}}}, 'd3pm_steps is 0; write a whole number from 1'),
+    ({'model': {'diffusion': {'d3pm_aux': -1.0}}}, 'd3pm_aux is -1.0; write a number from 0 to'),
     ({'model': {'diffusion': {'schedule': 'sine'}}}, "write one of 'log_linear', 'cosine'"),
     ({'model': {'family': 'sedd', 'style': 'gpt2'}}, "which has RoPE only; write 'rope'"),
-    ({'order': {'block_steps': -1}}, 'block_steps is -1; write 0 or more'),
+    ({'order': {'block_steps': -1}}, 'block_steps is -1; write a whole number from 0 to'),
     ({'model': 3}, 'must hold the fields of ModelConfig'),
   ],
 )
@@ -72,5 +85,44 @@ def test_length_counts_the_given_first_token():
 
 
 def test_an_ar_model_knows_one_order():
-  raw = {'model': {'family': 'ar'}, 'order': {'rho': 8, 'uniform_order_prob': 0.5}}
+  raw = {'model': {'family': 'ar'}, 'order': {'rho': 8}}
   assert config.parse(raw).order == config.OrderConfig(rho=0)
+
+
+def nested(name, value):
+  """{'a': {'b': value}} of 'a.b'."""
+  return functools.reduce(lambda tree, part: {part: tree}, reversed(name.split('.')), value)
+
+
+NUMBERS = {
+  name: field for name, field in config.fields() if not isinstance(field.default, bool | str)
+}
+
+
+@pytest.mark.parametrize('name', NUMBERS)
+def test_every_number_has_a_finite_range(name):
+  allowed, default = NUMBERS[name].metadata['range'], NUMBERS[name].default
+  assert math.isfinite(allowed.low) and math.isfinite(allowed.high) and allowed.low < allowed.high
+  too_small = allowed.low - (1 if isinstance(default, int | tuple) else 1e-3)
+  values = [too_small, 2 * allowed.high]
+  if isinstance(default, float):
+    values += [math.nan, math.inf, -math.inf, 10**400]
+    values += [end for end in (allowed.low, allowed.high) if end not in allowed]
+  for value in values:
+    if value != default:
+      with pytest.raises(UserError, match=rf'^config\.{name} is .*; write '):
+        config.parse(nested(name, (value,) if isinstance(default, tuple) else value))
+
+
+def test_a_number_without_a_range_is_no_field():
+  with pytest.raises(TypeError, match='needs a lower end'):
+    config.field(3)
+
+
+def test_what_is_compiled_depends_on_every_field_that_is_not_marked():
+  """A new field is part of the key until somebody has looked whether the step reads it."""
+  base = config.parse({})
+  key = config.reset(base, 'host_only')
+  for name, field, other in other_values.one_by_one(base):
+    assert other != base
+    assert (config.reset(other, 'host_only') == key) == field.metadata['host_only'], name

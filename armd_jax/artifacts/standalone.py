@@ -186,7 +186,8 @@ def read(path: str | pathlib.Path) -> Export:
       f'{path} was made with another {tokenizer.name!r} vocabulary than the one here (fingerprint '
       f'{about["tokenizer"]["fingerprint"][:8]}, not {tokenizer.fingerprint[:8]}); {_FIX} here'
     )
-  return Export(config_lib.parse(about['config']), tokenizer, about['weights'], about['step'])
+  config = config_lib.parse_file(about['config'], path)
+  return Export(config, tokenizer, about['weights'], about['step'])
 
 
 def parameters(path: str | pathlib.Path, abstract: Any) -> Any:

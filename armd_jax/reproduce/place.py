@@ -116,6 +116,11 @@ def random_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
   return next(row for row in rows if row['kind'] == 'bound')
 
 
+def _without_paths(config: config_lib.Config) -> dict[str, Any]:
+  """What of a config decides a result: of a file, what it holds does, which is in the key."""
+  return config_lib.to_dict(config_lib.reset(config, 'is_path'))
+
+
 def key_of(piece: Piece, place: Place, keys: Mapping[str, str]) -> str:
   """Hex digits that change with anything that decides the result.
 
@@ -127,11 +132,9 @@ def key_of(piece: Piece, place: Place, keys: Mapping[str, str]) -> str:
   what = dataclasses.asdict(piece)
   del what['weight']
   if piece.kind == 'train':
-    what['config'] = config_lib.to_dict(config_of(piece, place))
+    what['config'] = _without_paths(config_of(piece, place))
   elif piece.kind == 'cost':
-    what['config'] = copy.deepcopy(place.raw)
-  if 'config' in what:
-    del what['config']['data']['source'], what['config']['init_from']
+    what['config'] = _without_paths(config_lib.parse(copy.deepcopy(place.raw)))
   what['text'] = place.text_sha256
   # A sweep decides a run by the rate alone, which is in the config.
   builds_on = piece.needs if piece.kind != 'train' else filter(None, [piece.base])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from armd_jax import config as config_lib
 from armd_jax import families, models
 from armd_jax.config import Config, OptimizerConfig
 from armd_jax.families.family import Draws
@@ -157,17 +157,7 @@ def train_step(config: Config, vocab_size: int, mesh: Mesh):
   that only counted), and kinds_2xK of `loss_and_gradients`.
   """
   # How long to train and when to look does not change the step: one program serves all.
-  fixed = dataclasses.replace(
-    config,
-    init_from='',
-    data=type(config.data)(),
-    train=type(config.train)(
-      batch_size=config.train.batch_size,
-      accumulation=config.train.accumulation,
-      loss_chunk=config.train.loss_chunk,
-    ),
-  )
-  return _train_step(fixed, vocab_size, mesh)
+  return _train_step(config_lib.reset(config, 'host_only'), vocab_size, mesh)
 
 
 @functools.lru_cache(maxsize=8)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import operator
 import os
 import pathlib
 import re
@@ -36,31 +37,6 @@ from armd_jax.parallel.axes import path_name
 from armd_jax.training import TrainState
 
 _SEAL = 'checkpoint.json'
-
-# Fields that may change when a run goes on: how long, how often, and on which devices.
-MAY_CHANGE = (
-  'data.workers',
-  'data.prefetch_mib',
-  'train.steps',
-  'train.log_every',
-  'train.eval_every',
-  'train.eval_windows',
-  'train.sample_every',
-  'train.checkpoint_every',
-  'train.keep_every',
-  'train.keep_last',
-  'train.keep_best',
-  'train.loss_chunk',
-  'train.max_not_finite',
-  'train.hang_seconds',
-  'train.profile_steps',
-  'train.wandb',
-  'mesh.data',
-  'mesh.fsdp',
-  'mesh.tensor',
-  'model.attention',
-  'model.remat',
-)
 
 
 class Checkpoints:
@@ -324,7 +300,7 @@ def read_config(workdir: str | pathlib.Path) -> config_lib.Config:
   """The config of the run in a work directory.
 
   Raises:
-    UserError: there is no run there, or its config.json is damaged.
+    UserError: there is no run there, or its config.json is damaged or of another version.
   """
   path = pathlib.Path(workdir) / 'config.json'
   try:
@@ -333,11 +309,11 @@ def read_config(workdir: str | pathlib.Path) -> config_lib.Config:
     raise UserError(
       f'{workdir} holds no run (no config.json); give the --workdir of a training run'
     ) from None
-  except json.JSONDecodeError as error:
+  except ValueError as error:  # of JSON or of UTF-8
     raise UserError(
       f'{path} is damaged ({error}); restore it, or train in another folder'
     ) from None
-  return config_lib.parse(raw)
+  return config_lib.parse_file(raw, path)
 
 
 def check_same_run(workdir: str | pathlib.Path, config: config_lib.Config) -> None:
@@ -346,20 +322,11 @@ def check_same_run(workdir: str | pathlib.Path, config: config_lib.Config) -> No
   Raises:
     UserError: naming the first field that differs.
   """
-  old, new = (_flat(config_lib.to_dict(c)) for c in (read_config(workdir), config))
-  for name, value in new.items():
-    if name not in MAY_CHANGE and old[name] != value:
+  old = read_config(workdir)
+  for name, field in config_lib.fields():
+    was, now = (operator.attrgetter(name)(c) for c in (old, config))
+    if was != now and not field.metadata['resumable']:
       raise UserError(
-        f'{workdir} was started with config.{name} = {old[name]!r}, not {value!r}; use another '
-        '--workdir, or --overwrite to delete that run and start anew'
+        f'{workdir} was started with config.{name} = {was!r}, not {now!r}; use another --workdir, '
+        'or --overwrite to delete that run and start anew'
       )
-
-
-def _flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat = {}
-  for name, value in tree.items():
-    if isinstance(value, dict):
-      flat |= _flat(value, f'{prefix}{name}.')
-    else:
-      flat[prefix + name] = list(value) if isinstance(value, tuple) else value
-  return flat

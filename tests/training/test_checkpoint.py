@@ -9,8 +9,10 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import other_values
 import pytest
 
+from armd_jax import config as config_lib
 from armd_jax.config import MeshConfig, UserError
 from armd_jax.parallel import sharding
 from armd_jax.training import TrainState, checkpoint
@@ -193,3 +195,49 @@ def test_a_crash_of_another_kind_is_no_bad_input(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
       checkpoints.wait()
   assert found(tmp_path) == []
+
+
+def resumes(workdir, config):
+  """Whether a run may go on with a config; if not, the sentence names a field."""
+  try:
+    checkpoint.check_same_run(workdir, config)
+  except UserError as error:
+    assert '\n' not in str(error)
+    return str(error)
+  return True
+
+
+def test_every_field_is_resumable_or_refused(tmp_path):
+  base = config_lib.parse({})
+  checkpoint.write_config(tmp_path, base)
+  assert resumes(tmp_path, base) is True
+  for name, field, other in other_values.one_by_one(base):
+    found = resumes(tmp_path, other)
+    assert found is True if field.metadata['resumable'] else f'config.{name} = ' in found, name
+
+
+def test_runs_go_on_longer_and_elsewhere_but_with_the_same_model_and_text(tmp_path):
+  base = config_lib.parse({})
+  checkpoint.write_config(tmp_path, base)
+  changed = lambda name, value: resumes(tmp_path, other_values.changed(base, name, value))
+  for name, value in (('train.steps', 5), ('mesh.fsdp', 2), ('model.attention', 'reference')):
+    assert changed(name, value) is True
+  for name, value in (('model.length', 5), ('data.tokenizer', 'gpt2'), ('train.batch_size', 4)):
+    assert f'config.{name} = ' in changed(name, value)
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('{"model": {"lenght": 8}}', "holds no config .*: config.model has no field 'lenght'; write"),
+    ('{"train": {"steps": NaN}}', 'holds no config .*: config.train.steps is nan'),
+    ('[1]', r'holds no config .*: config is \[1\] but must hold'),
+    ('{"model": ', 'is damaged'),
+    ('\xff', 'is damaged'),
+  ],
+)
+def test_a_config_that_cannot_be_read_is_a_sentence(tmp_path, text, message):
+  (tmp_path / 'config.json').write_text(text, 'latin-1')
+  with pytest.raises(UserError, match=message) as error:
+    checkpoint.read_config(tmp_path)
+  assert '\n' not in str(error.value) and str(tmp_path / 'config.json') in str(error.value)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import other_values
 import pytest
 import tiny
 
@@ -265,6 +266,47 @@ def test_remat_policies_trade_memory_for_nothing_else(eight_devices):
   assert dots[0] < 0.5 * none[0] and full[0] < 0.8 * dots[0], (none[0], dots[0], full[0])
   assert_close(none[1], dots[1], 1e-5)
   assert_close(none[1], full[1], 1e-5)
+
+
+def without_host_fields(section):
+  """The config, whose fields that are marked `host_only` cannot be read."""
+  marked = {name for name, field in config_lib.fields(section) if field.metadata['host_only']}
+  if not marked:
+    return section
+  own = [f.name for f in dataclasses.fields(section) if f.name not in marked]
+  values = {name: getattr(section, name) for name in own}
+  values = {
+    k: without_host_fields(v) if dataclasses.is_dataclass(v) else v for k, v in values.items()
+  }
+
+  def refuse(_, name):
+    raise AssertionError(f'the step reads {name}')
+
+  hidden = {name: property(functools.partial(refuse, name=name)) for name in marked}
+  made = object.__new__(type('Hidden', (type(section),), hidden))
+  made.__dict__.update(values)
+  return made
+
+
+@pytest.mark.parametrize('family', ['armd', 'ar', 'mdlm'])
+def test_the_step_reads_no_field_of_the_host(family):
+  config = without_host_fields(small_config(model__family=family, train__accumulation=2))
+  mesh = sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
+  step = training._train_step.__wrapped__(config, tiny.VOCAB, mesh)
+  state = training.abstract_state(config, tiny.VOCAB, mesh)
+  step.trace(state, jax.ShapeDtypeStruct((8, 16), jnp.int32))  # or raises
+  with pytest.raises(AssertionError, match='the step reads log_every'):
+    config.train.log_every  # noqa: B018
+
+
+def test_fields_of_the_host_compile_nothing_anew():
+  config = small_config()
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  step = training.train_step(config, tiny.VOCAB, mesh)
+  for name, field, other in other_values.one_by_one(config):
+    if field.metadata['host_only']:
+      assert training.train_step(other, tiny.VOCAB, mesh) is step, name
+  assert training.train_step(small_config(train__loss_chunk=8), tiny.VOCAB, mesh) is not step
 
 
 def test_sharding_is_strict():
