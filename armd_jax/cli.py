@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import pathlib
 import re
@@ -19,6 +18,7 @@ from absl import logging as absl_logging
 
 from armd_jax.config import RENAMED, MeshConfig
 from armd_jax.errors import CRASHED, MetByAll, UserError
+from armd_jax.files import paths, whole
 from armd_jax.parallel import ambient, distributed
 
 
@@ -170,9 +170,8 @@ def write_json(path: str | pathlib.Path, numbers: Any) -> None:
   Raises:
     UserError: the file cannot be written.
   """
-  path = pathlib.Path(path)
+  path = paths.given(path, '--json')
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(numbers, indent=2) + '\n')
+    whole.write_json(path, numbers)
   except OSError as error:
     raise UserError(f'cannot write {path} ({error.strerror}); give another --json') from error

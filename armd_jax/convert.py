@@ -27,6 +27,7 @@ from armd_jax.data import tokenizers
 from armd_jax.errors import UserError
 from armd_jax.models import conversion, gpt2
 from armd_jax.training import checkpoint
+from armd_jax.training import workdir as workdir_lib
 
 
 def write(config: Config, params: Any, workdir: pathlib.Path) -> None:
@@ -45,7 +46,7 @@ def write(config: Config, params: Any, workdir: pathlib.Path) -> None:
     ema=params,
     opt_state=training.make_optimizer(config.optimizer).init(params),
   )
-  checkpoint.write_config(workdir, config)
+  workdir_lib.write_config(workdir, config)
   checkpoints = checkpoint.Checkpoints(workdir)
   checkpoints.save(0, state, 0, None)
   checkpoints.close()

@@ -23,6 +23,7 @@ from armd_jax.models.vocabulary import BOS
 from armd_jax.parallel import sharding
 from armd_jax.show.columns import num_parameters
 from armd_jax.training import checkpoint
+from armd_jax.training import workdir as workdir_lib
 
 
 def load(path: str | pathlib.Path, weights: str) -> tuple[Export, Any]:
@@ -37,7 +38,7 @@ def load(path: str | pathlib.Path, weights: str) -> tuple[Export, Any]:
   saved = standalone.read(path) if standalone.is_export(path) else None
   if saved and saved.weights != weights:
     raise UserError(f'{path} holds {saved.weights} weights; write --weights={saved.weights}')
-  config = saved.config if saved else checkpoint.read_config(path)
+  config = saved.config if saved else workdir_lib.read_config(path)
   tokenizer = get_tokenizer(config.data.tokenizer)
   mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
   abstract = training.abstract_state(config, tokenizer.vocab_size, mesh)
@@ -61,7 +62,7 @@ def main() -> None:
     if is_file:
       standalone.write_file(part, export, params)
     else:
-      measured = {f'`{path}`': measured_in(path, export.step) for path in _SCORES.value}
+      measured = {path: measured_in(path, export.step) for path in _SCORES.value}
       if held_out := _held_out(_WORKDIR.value, export.step):
         measured['while training'] = held_out
       standalone.write_folder(part, params, model_card(export, params, measured))

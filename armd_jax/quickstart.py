@@ -34,7 +34,7 @@ from armd_jax.evaluation.ngram import witten_bell_nats
 from armd_jax.evaluation.scores import Score, evaluate, table
 from armd_jax.hardware import machines
 from armd_jax.show import plots
-from armd_jax.training import checkpoint
+from armd_jax.training import workdir as workdir_lib
 from armd_jax.training.loop import train
 
 STREAMS = (1, 2, 4, 8)
@@ -70,7 +70,7 @@ def quickstart(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, An
   base = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=base_steps))
   base_file = workdir / 'base_scores.json'
   if base_file.exists():  # a restarted run is past this stage, and its checkpoint may be gone
-    checkpoint.check_same_run(workdir, config)
+    workdir_lib.check_same_run(workdir, config)
     before = [Score(**score) for score in json.loads(base_file.read_text())]
   else:
     params = train(base, workdir, corpus=corpus).ema

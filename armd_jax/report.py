@@ -25,7 +25,7 @@ from armd_jax.errors import UserError, sentence
 from armd_jax.show import history, report_page
 from armd_jax.show.columns import num_parameters
 from armd_jax.show.replays import drawn_orders, replays
-from armd_jax.training import checkpoint
+from armd_jax.training import workdir as workdir_lib
 
 _FLAGS = {'S': 'streams', 'K': 'steps'}  # of `sample`, by what texts are told apart by
 
@@ -135,7 +135,7 @@ def report(
   Raises:
     UserError: no run is there, a file is not what it should be, or the page cannot be written.
   """
-  config, records = checkpoint.read_config(workdir), read_records(workdir)
+  config, records = workdir_lib.read_config(workdir), read_records(workdir)
   measured = _results(workdir / 'results.json')
   names = 'judge', 'verdict', 'statistics', 'mauve'
   verdicts = {path: read_json('judged', path, 'armd_jax.judge', *names) for path in judged}

@@ -1,12 +1,15 @@
 """Exports open without their run, say the same, and are refused when anything in them is wrong."""
 
 import json
+import pathlib
+import resource
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import tiny_run
 
 import armd_jax
@@ -20,6 +23,7 @@ from armd_jax.decode.generate import generate, task_of
 from armd_jax.order import left_to_right
 from armd_jax.parallel import sharding
 from armd_jax.training import checkpoint
+from armd_jax.training import workdir as workdir_lib
 
 # Runs run.py where this package cannot be imported.
 ALONE = """
@@ -39,7 +43,7 @@ def run(tmp_path_factory):
   state = training.new_state(config, 257, mesh)
   state = state.replace(step=state.step + 12, ema=jax.tree.map(lambda x: 3 * x, state.params))
   workdir = folder / 'run'
-  checkpoint.write_config(workdir, config)
+  workdir_lib.write_config(workdir, config)
   saves = checkpoint.Checkpoints(workdir)
   saves.save(12, state, 0, None)
   saves.close()
@@ -91,7 +95,7 @@ def test_folder_and_file_hold_what_the_run_holds(run, folder, file, tmp_path):
   for path in (folder, file, write(tmp_path / 'back', file)):
     config, tokenizer, params, step = weights.load_ema(path)
     assert step == 12 and tokenizer.name == 'bytes'
-    assert config.model == checkpoint.read_config(workdir).model
+    assert config.model == workdir_lib.read_config(workdir).model
     jax.tree.map(np.testing.assert_array_equal, params, state.ema)
     np.testing.assert_array_equal(logits(params), logits(state.ema))
   raw = weights.load_ema(write(tmp_path / 'raw.safetensors', workdir, 'raw'))[2]
@@ -188,8 +192,6 @@ def test_damaged_safetensors_are_refused(file, tmp_path):
     path.write_bytes(damaged)
     with pytest.raises(UserError, match=r'^[^\n]*(damaged|changed)[^\n]*; export it again$'):
       weights.load_ema(path)
-  import safetensors.numpy
-
   safetensors.numpy.save_file({'x': np.zeros(3)}, path)
   with pytest.raises(UserError, match='was not written by armd_jax'):
     weights.load_ema(path)
@@ -208,9 +210,60 @@ def test_nothing_is_overwritten_in_silence(folder, tmp_path):
   write(copy, folder, overwrite=True)
   other = tmp_path / 'other'
   other.mkdir()
-  for overwrite in (False, True):
-    with pytest.raises(UserError, match=r'exists and is no export; write another --out$'):
-      write(other, folder, overwrite=overwrite)
+  theirs = tmp_path / 'theirs.safetensors'
+  safetensors.numpy.save_file({'x': np.zeros(3)}, theirs)
+  link = tmp_path / 'link'
+  link.symlink_to(other)
+  (other / 'export.json').write_text('{"format": 1}')
+  for path in (other, theirs, link, pathlib.Path('/dev/null')):
+    for overwrite in (False, True):
+      with pytest.raises(UserError, match=r'exists and is no export; write another --out$'):
+        write(path, folder, overwrite=overwrite)
+  assert list(other.iterdir()) == [other / 'export.json'] and theirs.exists() and link.is_symlink()
+  (copy / 'weights' / 'notes.txt').write_text('of a user')
+  with pytest.raises(UserError, match=r'holds weights/notes.txt, which is no part of the export'):
+    write(copy, folder, overwrite=True)
+  assert sorted(tmp_path.iterdir()) == sorted((copy, other, theirs, link))
+
+
+# orbax abandons its other writes when one of them fails, and Python tells of each of them.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(folder, tmp_path):
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  for name in ('out', 'out.safetensors'):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))
+    try:
+      with pytest.raises(UserError, match=rf'^cannot write .*/{name} \(File too large\); give an'):
+        write(tmp_path / name, folder)
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_at_once_do_not_mix(folder, tmp_path):
+  out = tmp_path / 'out'
+  with standalone.new_path(out, False) as part:
+    part.write_text('of the first')
+    with pytest.raises(UserError, match='is in use by'):
+      write(out, folder)
+  assert out.read_text() == 'of the first' and list(tmp_path.iterdir()) == [out]
+
+
+def test_no_name_of_a_path_loses_an_export(folder, tmp_path, monkeypatch):
+  (tmp_path / 'a[1] \\*?').mkdir()
+  monkeypatch.chdir(tmp_path / 'a[1] \\*?')
+  monkeypatch.setenv('HOME', str(tmp_path))
+  for name in ('b[2]', 'ü 漢.safetensors', '~/home', './c/', "it's\n"):
+    write(pathlib.Path(name), folder)
+    assert weights.load_ema(name)[3] == 12
+
+
+def test_the_card_quotes_what_it_is_given_as_it_is():
+  rows = [{'a|b': '<script>x</script>', '`c`': '[l](u)', 'd': 'two\nlines'}]
+  text = cards._markdown(rows)
+  assert len(text.splitlines()) == 3 and '<script' not in text.replace('\\<', '')
+  assert text.splitlines()[0].count('|') - text.splitlines()[0].count('\\|') == 4
+  assert cards._code('a`b``c\nd') == '``` a`b``c d ```'
 
 
 def test_scores_of_other_weights_do_not_enter_the_card(tmp_path):

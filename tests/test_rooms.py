@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'armd_jax'
 # A module imports from its own line and from those above it.
 LAYERS = (
   ('errors', 'records'),
-  ('hardware',),
+  ('hardware', 'files'),
   ('config', 'order'),
   ('parallel', 'cli'),
   ('attention',),

@@ -19,11 +19,13 @@ from armd_jax import config as config_lib
 from armd_jax import training
 from armd_jax.artifacts import weights
 from armd_jax.config import UserError
+from armd_jax.files import lock
 from armd_jax.hardware import device
 from armd_jax.hardware.chips import CHIPS
 from armd_jax.parallel import sharding
 from armd_jax.show import history
 from armd_jax.training import checkpoint
+from armd_jax.training import workdir as workdir_lib
 from armd_jax.training.loop import check_batch, train
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -63,7 +65,7 @@ def finished(text, tmp_path_factory):
 
 
 def final(workdir, step=None):
-  config = checkpoint.read_config(workdir)
+  config = workdir_lib.read_config(workdir)
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
   abstract = training.abstract_state(config, 257, mesh)
   return checkpoint.Checkpoints(workdir).restore(abstract, step)
@@ -135,6 +137,51 @@ def test_another_config_is_refused_unless_told_to_overwrite(text, finished, tmp_
   assert checkpoint.Checkpoints(workdir).found() == [2]
 
 
+@pytest.mark.parametrize(
+  'changes',
+  [
+    dict(init_from='NOWHERE'),
+    dict(train=dict(wandb='project')),
+    dict(data=dict(source='NOWHERE')),
+    dict(mesh=dict(data=3)),
+  ],
+  ids=lambda changes: next(iter(changes)),
+)
+def test_overwrite_deletes_nothing_before_the_new_run_has_saved(text, finished, tmp_path, changes):
+  workdir = copy(finished, tmp_path)
+  before = {p: p.read_bytes() for p in workdir.rglob('*') if p.is_file()}
+  raw = config_lib.to_dict(tiny_config(text, batch_size=2, steps=2))
+  for name, value in changes.items():
+    raw[name] = raw[name] | value if isinstance(value, dict) else value
+  with pytest.raises(UserError):
+    train(config_lib.parse(raw), workdir, overwrite=True)
+  assert {p: p.read_bytes() for p in workdir.rglob('*') if p.is_file()} == before
+
+
+def test_a_run_replaces_the_one_it_continues_from(text, finished, tmp_path):
+  workdir = copy(finished, tmp_path)
+  config = tiny_config(text, steps=42, batch_size=2)
+  train(dataclasses.replace(config, init_from=str(workdir)), workdir, overwrite=True)
+  assert checkpoint.Checkpoints(workdir).found() == [42]
+  assert not (workdir / workdir_lib.REPLACED).exists()
+
+
+def test_no_step_left_to_train_is_told(text, finished, tmp_path):
+  config = dataclasses.replace(tiny_config(text, steps=20), init_from=str(finished))
+  with pytest.raises(UserError, match=r'is at step 40, and config.train.steps is 20, .*write more'):
+    train(config, tmp_path / 'new')
+  assert not (tmp_path / 'new' / 'config.json').exists()
+
+
+def test_the_second_in_a_work_directory_is_told_who_is_there(text, finished, tmp_path):
+  workdir = copy(finished, tmp_path)
+  with lock.held(workdir / lock.FOLDER_LOCK, 'it'):
+    for overwrite in (False, True):
+      with pytest.raises(UserError, match=rf'^--workdir {workdir} is in use by .* \(process '):
+        train(tiny_config(text, steps=41), workdir, overwrite=overwrite)
+  assert int(train(tiny_config(text, steps=41), workdir).step) == 41
+
+
 def test_longer_training_goes_on(text, finished, tmp_path):
   workdir = copy(finished, tmp_path)
   assert int(train(tiny_config(text, steps=41), workdir).step) == 41
@@ -204,7 +251,7 @@ def test_a_checkpoint_of_another_shape_is_refused_by_name(finished, tmp_path, fi
 
 
 def test_an_extra_parameter_is_refused_by_name(finished):
-  config = checkpoint.read_config(finished)
+  config = workdir_lib.read_config(finished)
   abstract = training.abstract_state(
     config, 257, sharding.make_mesh(config.mesh, jax.devices()[:1])
   )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from armd_jax.artifacts.standalone import Export
 from armd_jax.errors import UserError
+from armd_jax.files import paths, whole
+from armd_jax.show import history
 from armd_jax.show.columns import num_parameters
+
+_CELL = (str, float, type(None))  # of a table
 
 
 def model_card(
@@ -23,12 +28,12 @@ def model_card(
   """
   model, data = export.config.model, export.config.data
   average = 'averaged (EMA)' if export.weights == 'ema' else 'raw'
-  tables = '\n\n'.join(f'{name}:\n\n{_markdown(rows)}' for name, rows in measured.items())
+  tables = '\n\n'.join(f'{_code(name)}:\n\n{_markdown(rows)}' for name, rows in measured.items())
   return f"""# {model.family} model, {num_parameters(params) / 1e6:.1f}M parameters
 
 {model.num_layers} layers x {model.embed_dim}, {model.num_heads} heads, {model.length} tokens of
-the vocabulary `{export.tokenizer.name}`; {average} weights of step {export.step},
-trained on `{data.source}`.
+the vocabulary {_code(export.tokenizer.name)}; {average} weights of step {export.step},
+trained on {_code(data.source)}.
 
 ```python
 import armd_jax
@@ -43,23 +48,41 @@ print(model.generate('Once', streams={1 if model.orders == 'left_to_right' else 
 
 
 def _markdown(rows):
-  text = lambda x: f'{x:.4f}' if isinstance(x, float) else str(x)
-  lines = [list(rows[0]), ['---'] * len(rows[0]), *([text(x) for x in r.values()] for r in rows)]
+  text = lambda x: f'{x:.4f}' if isinstance(x, float) else _plain(str(x))
+  lines = [map(_plain, rows[0]), ['---'] * len(rows[0])]
+  lines += [[text(x) for x in row.values()] for row in rows]
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-def measured_in(path: str | pathlib.Path, step: int) -> list[Mapping[str, Any]]:
+def _plain(text):
+  """Text that Markdown shows as it is, in one line of a table."""
+  return re.sub(r'([\\`*_{}\[\]<>()#|&!~$])', r'\\\1', ' '.join(text.split()))
+
+
+def _code(text):
+  """Text as a code span, which ends at a run of as many backquotes as it began with."""
+  text = ' '.join(text.split())
+  fence = '`' * (1 + max(map(len, re.findall('`+', text)), default=0))
+  space = ' ' if '`' in text else ''
+  return f'{fence}{space}{text}{space}{fence}'
+
+
+def measured_in(path: str | os.PathLike[str], step: int) -> list[Mapping[str, Any]]:
   """The scores that `evaluate --json` wrote.
 
   Raises:
     UserError: they are no such scores, or of other weights.
   """
   try:
-    numbers = json.loads(pathlib.Path(path).read_text())
+    data = paths.given(path, '--scores').read_bytes()
+    numbers = whole.parse_json(data, {'step': int, 'scores': [{str: _CELL}]})
     scores, measured_step = numbers['scores'], numbers['step']
-  except (OSError, ValueError, KeyError, TypeError) as error:
+    if not scores or any(row.keys() != scores[0].keys() for row in scores):
+      raise ValueError('has rows of different columns, or none')
+  except (OSError, ValueError) as error:
+    reason = error.strerror if isinstance(error, OSError) else f'it {error}'
     raise UserError(
-      f'--scores={path} is nothing that evaluate wrote ({error}); make it by '
+      f'--scores={path} is nothing that evaluate wrote ({reason}); make it by '
       f'python -m armd_jax.evaluate --workdir=RUN --json={path}'
     ) from error
   if measured_step != step:
@@ -72,6 +95,7 @@ def measured_in(path: str | pathlib.Path, step: int) -> list[Mapping[str, Any]]:
 def _held_out(workdir, step):
   """The last number of the run's own log, as rows."""
   path = pathlib.Path(workdir) / 'metrics.jsonl'
-  lines = path.read_text().splitlines() if path.exists() else ()
-  rows = [row for row in map(json.loads, lines) if row.get('held_out') and row['step'] <= step]
-  return [{'step': rows[-1]['step'], 'held_out nats/token': rows[-1]['held_out']}] if rows else []
+  records = history.read(path) if path.exists() else {}
+  rows = {s: record['held_out'] for s, record in records.items() if record.get('held_out')}
+  last = max((s for s in rows if s <= step), default=None)
+  return [] if last is None else [{'step': last, 'held_out nats/token': rows[last]}]

@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
@@ -31,10 +32,17 @@ import safetensors.numpy
 from armd_jax import config as config_lib
 from armd_jax.data.tokenizers import Tokenizer, get_tokenizer
 from armd_jax.errors import UserError, sentence
+from armd_jax.files import lock, paths, whole
 from armd_jax.parallel import sharding
 from armd_jax.parallel.axes import path_name
 
 _FORMAT = 1
+_FORM = {
+  'config': {},
+  'tokenizer': {'name': str, 'fingerprint': str},
+  'weights': str,
+  'step': int,
+}
 _MANIFEST, _WEIGHTS, _CARD = 'export.json', 'weights', 'README.md'
 _KEY = 'armd_jax'  # in the metadata of a safetensors file
 _FIX = 'export it again'
@@ -57,58 +65,93 @@ class Export:
   step: int
 
 
-def is_export(path: str | pathlib.Path) -> bool:
+def is_export(path: str | os.PathLike[str]) -> bool:
   """Whether a path is an export's (or a damaged one's) and not a run's."""
-  path = pathlib.Path(path)
+  path = paths.given(path, 'the path of a run or an export')
   return path.suffix == '.safetensors' or (path / _MANIFEST).exists()
 
 
 @contextlib.contextmanager
-def new_path(path: str | pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
+def new_path(path: str | os.PathLike[str], overwrite: bool) -> Iterator[pathlib.Path]:
   """A path to write to, which takes the name of `path` once everything in it is written.
 
   Raises:
     UserError: something is there that is not to be overwritten, or it cannot be written.
   """
-  path = pathlib.Path(path).absolute()
-  if path.exists() and not (overwrite and is_export(path)):
-    fix = 'write another --out' + (', or --overwrite' if is_export(path) else '')
-    raise UserError(f'{path} exists{"" if is_export(path) else " and is no export"}; {fix}')
-  part = path.with_name(f'{path.name}.part')
+  path = paths.given(path, '--out').absolute()
+  _check_new(path, overwrite)
+  part, old = (path.with_name(f'.{path.name}.armd_jax_{what}') for what in ('part', 'old'))
+  with lock.held(lock.beside(path), f'--out {path}'):
+    try:
+      _remove(part)  # of an export that was killed
+      yield part
+      _check_new(path, overwrite)
+      if path.exists() or path.is_symlink():
+        _remove(old)
+        path.rename(old)
+      part.rename(path)
+      _remove(old)
+    except Exception as error:
+      if (reason := whole.refusal(error)) is None:
+        raise
+      raise UserError(f'cannot write {path} ({reason}); give another --out') from error
+    finally:
+      _remove(part)
+      if old.exists() and not path.exists():
+        old.rename(path)
+
+
+def _check_new(path, overwrite):
+  """Refuses to write over anything but an export, and over what somebody has put into one."""
+  if not path.exists() and not path.is_symlink():
+    return
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove(part)
-    yield part
-    _remove(path)
-    part.rename(path)
-  except OSError as error:
-    raise UserError(f'cannot write {path} ({error.strerror}); give another --out') from error
+    about = dict(_about(path))
+  except (OSError, UserError):
+    raise UserError(f'{path} exists and is no export; write another --out') from None
+  if not overwrite:
+    raise UserError(f'{path} exists; write another --out, or --overwrite')
+  if not path.is_dir():
+    return
+  made = {*about.get('files', {}), _MANIFEST, _CARD}
+  for other in sorted(_files(path)):
+    if other not in made:
+      raise UserError(f'{path} holds {other}, which is no part of the export; write another --out')
 
 
 def _remove(path):
-  if path.is_dir():
+  # A link is removed as such; what it leads to is nobody's of ours.
+  if path.is_dir() and not path.is_symlink():
     shutil.rmtree(path)
   else:
     path.unlink(missing_ok=True)
+
+
+def _files(folder):
+  return [str(path.relative_to(folder)) for path in folder.rglob('*') if not path.is_dir()]
 
 
 # ----- writing
 
 
 def write_folder(folder: pathlib.Path, params: Any, card: str) -> None:
-  """Writes parameters and model card; `seal` comes once all that belongs to it is there."""
+  """Writes parameters and model card; `seal` comes once all that belongs to it is there.
+
+  Raises:
+    UserError: orbax does not find what it wrote.
+  """
   folder.mkdir()
   with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(folder / _WEIGHTS, params)
-  (folder / _CARD).write_text(card)
+    checkpointer.save(paths.plain(folder) / _WEIGHTS, params)
+  _check_names(folder, _shapes_in(folder), params)
+  whole.write_text(folder / _CARD, card)
 
 
 def seal(folder: pathlib.Path, export: Export) -> None:
   """Notes what the folder holds."""
-  files = [path for path in sorted(folder.rglob('*')) if path.is_file() and path.name != _CARD]
-  found = {str(path.relative_to(folder)): _size_and_sha256(path) for path in files}
-  text = json.dumps(_sealed(export, {'files': found}), indent=2)
-  (folder / _MANIFEST).write_text(f'{text}\n')
+  files = sorted(set(_files(folder)) - {_CARD})
+  found = {name: _size_and_sha256(folder / name) for name in files}
+  whole.write_json(folder / _MANIFEST, _sealed(export, {'files': found}))
 
 
 def write_file(path: pathlib.Path, export: Export, params: Any) -> None:
@@ -162,12 +205,8 @@ def read(path: str | pathlib.Path) -> Export:
   Raises:
     UserError: it is damaged, was changed, or belongs to another vocabulary.
   """
-  path = pathlib.Path(path)
-  about = dict(_metadata(path) if path.suffix == '.safetensors' else _manifest(path))
-  if about.get('format') != _FORMAT:
-    raise UserError(f'{path} has format {about.get("format")}, not {_FORMAT}; {_FIX}')
-  if about.pop('sha256', None) != _sha256_of(about):
-    raise UserError(f'what {path} says of itself was changed after it was written; {_FIX}')
+  path = paths.given(path, 'the path of a run or an export')
+  about = dict(_about(path))
   for name, (size, sha256) in about.get('files', {}).items():
     file = path / name
     if not file.is_file():
@@ -199,20 +238,26 @@ def parameters(path: str | pathlib.Path, abstract: Any) -> Any:
   Raises:
     UserError: they are not the parameters of that model, or damaged.
   """
-  path = pathlib.Path(path).absolute()  # orbax finds nothing under a relative one
+  path = paths.given(path, 'the path of a run or an export')
   if path.suffix == '.safetensors':
     return _parameters_of_file(path, abstract)
   with ocp.StandardCheckpointer() as checkpointer:
-    found = checkpointer.metadata(path / _WEIGHTS).item_metadata
-    _check_names(path, {name: x.shape for name, x in _by_name(found.tree).items()}, abstract)
-    return checkpointer.restore(path / _WEIGHTS, abstract)
+    _check_names(path, _shapes_in(path), abstract)
+    return checkpointer.restore(paths.plain(path) / _WEIGHTS, abstract)
+
+
+def _shapes_in(folder):
+  """Shapes of the parameters by name, as orbax finds them; none where it finds nothing."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    found = checkpointer.metadata(paths.plain(folder) / _WEIGHTS).item_metadata
+  return {name: x.shape for name, x in _by_name(getattr(found, 'tree', found)).items()}
 
 
 def _parameters_of_file(path, abstract):
   with safetensors.safe_open(path, 'np') as file:
     arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
   _check_names(path, {name: x.shape for name, x in arrays.items()}, abstract)
-  if _digest(arrays) != _metadata(path)['parameters']:
+  if _digest(arrays) != _about(path)['parameters']:
     raise UserError(f'{path} is damaged (its numbers are not those that were written); {_FIX}')
   put = lambda where, x: sharding.put(arrays[path_name(where)].astype(x.dtype), x.sharding)
   return jax.tree_util.tree_map_with_path(put, abstract)
@@ -231,22 +276,39 @@ def _check_names(path, have, abstract):
       )
 
 
-def _manifest(path):
+def _about(path):
+  """What an export says of itself, found to be what was written.
+
+  Raises:
+    UserError: it says nothing, or something else than was written.
+  """
+  is_file = path.suffix == '.safetensors'
+  form = _FORM | ({'parameters': str} if is_file else {'files': {str: [int, str]}})
   try:
-    return json.loads((path / _MANIFEST).read_text())
-  except ValueError:
-    raise UserError(
-      f'export {path} is damaged ({_MANIFEST} is cut short or no JSON); {_FIX}'
-    ) from None
+    about = whole.parse_json(_header(path) if is_file else (path / _MANIFEST).read_bytes(), {})
+    if about.get('format') != _FORMAT:
+      raise UserError(f'{path} has format {about.get("format")!r}, not {_FORMAT}; {_FIX}')
+    if about.pop('sha256', None) != _sha256_of(about):
+      raise UserError(f'what {path} says of itself was changed after it was written; {_FIX}')
+    whole.check_form(about, form)
+  except UserError:
+    raise
+  except OSError as error:
+    raise UserError(f'cannot read {path} ({error.strerror}); give another') from error
+  except ValueError as error:
+    name = 'its metadata' if is_file else _MANIFEST
+    raise UserError(f'export {path} is damaged ({name} {error}); {_FIX}') from None
+  return about
 
 
-def _metadata(path):
+def _header(path):
+  """The text that an export has in the metadata of a safetensors file."""
   try:
     with safetensors.safe_open(path, 'np') as file:
-      return json.loads((file.metadata() or {})[_KEY])
+      return (file.metadata() or {})[_KEY]
   except FileNotFoundError:
     raise UserError(f'{path} is not there; give the path of an export or a run') from None
   except KeyError:
     raise UserError(f'{path} was not written by armd_jax.export; give one that was') from None
-  except (safetensors.SafetensorError, ValueError) as error:
+  except safetensors.SafetensorError as error:
     raise UserError(f'export {path} is damaged ({sentence(error)}); {_FIX}') from error

@@ -14,6 +14,7 @@ from armd_jax.config import Config, MeshConfig
 from armd_jax.data.tokenizers import Tokenizer, get_tokenizer
 from armd_jax.parallel import sharding
 from armd_jax.training import checkpoint
+from armd_jax.training import workdir as workdir_lib
 
 
 def load_ema(
@@ -32,7 +33,7 @@ def load_ema(
       the devices or cannot share the model.
   """
   export = standalone.read(workdir) if standalone.is_export(workdir) else None
-  config = export.config if export else checkpoint.read_config(workdir)
+  config = export.config if export else workdir_lib.read_config(workdir)
   if mesh_config is None:
     fits = sharding.axis_sizes(config.mesh, jax.device_count()) is not None
     mesh_config = config.mesh if fits else MeshConfig()

@@ -25,6 +25,7 @@ from armd_jax.parallel import sharding
 from armd_jax.reproduce.pieces import SYSTEMS, Piece
 from armd_jax.show import columns, history
 from armd_jax.training import checkpoint
+from armd_jax.training import workdir as workdir_lib
 from armd_jax.training.loop import train as train_run
 
 BATCH = 16  # windows per call of an evaluation
@@ -78,7 +79,7 @@ def evaluate(piece: Piece, folder: pathlib.Path, data: config_lib.DataConfig) ->
 
 
 def _restored(folder, step):
-  config = checkpoint.read_config(folder)
+  config = workdir_lib.read_config(folder)
   vocab = get_tokenizer(config.data.tokenizer).vocab_size
   abstract = training.abstract_state(config, vocab, sharding.make_mesh(config.mesh))
   state, _ = checkpoint.Checkpoints(folder).restore(abstract, step)

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from armd_jax.errors import UserError
+from armd_jax.files import whole
+
 Record = dict[str, Any]
+_VALUE = (str, float, bool, list, type(None))
 
 
 def read(path: pathlib.Path) -> dict[int, Record]:
-  """What metrics.jsonl holds of every step; of two lines that say the same the later one counts."""
+  """What metrics.jsonl holds of every step; of two values of one name the later one counts.
+
+  A last line without an end was being written when the run was killed; it is left out.
+
+  Raises:
+    UserError: there is no such file, or a line of it is damaged.
+  """
+  try:
+    *lines, _ = path.read_bytes().split(b'\n')
+  except OSError as error:
+    raise UserError(
+      f'cannot read {path} ({error.strerror}); give the --workdir of a run that has trained'
+    ) from error
   records: dict[int, Record] = {}
-  for text in path.read_text().splitlines():
-    record = json.loads(text)
+  for number, line in enumerate(lines, 1):
+    try:
+      record = whole.parse_json(line, {'step': int})
+      whole.check_form(record, {str: _VALUE})
+    except ValueError as error:
+      raise UserError(
+        f'line {number} of {path} is damaged (it {error}); remove that line'
+      ) from error
     step = record.pop('step')
     records[step] = records.get(step, {}) | record
   return dict(sorted(records.items()))

@@ -1,25 +1,22 @@
 """Checkpoints of a run, through orbax: written beside the training, read back strictly.
 
-A work directory holds
-
-  config.json               the config the run was started with
-  checkpoints/STEP/         the training state as orbax writes it, and
-    checkpoint.json         the next global example index, and size and CRC-32 of every other file
+  checkpoints/STEP/         the training state as orbax writes it, and its seal,
+    checkpoint.json         next global example index, config, size and CRC-32 of every other file,
+                            and the SHA-256 of all that
   checkpoints/STEP.part     a save that is not finished; the next save removes what a kill left
 
-A folder gets its number once all of it is on disk, so one without a checkpoint.json, or with
-another file than it says, has been damaged later. It is passed over for the one before.
+A folder gets its number once all of it is on disk and orbax finds in it what it was given. One
+whose seal is missing or broken, or that holds other files than the seal says, has been damaged
+later. It is passed over for the one before.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
-import operator
-import os
 import pathlib
-import re
 import shutil
 import sys
 import threading
@@ -32,11 +29,19 @@ import orbax.checkpoint as ocp
 
 from armd_jax import config as config_lib
 from armd_jax.errors import UserError
+from armd_jax.files import paths, whole
 from armd_jax.parallel import distributed
 from armd_jax.parallel.axes import path_name
 from armd_jax.training import TrainState
+from armd_jax.training import workdir as workdir_lib
 
 _SEAL = 'checkpoint.json'
+_FORM = {
+  'step': int,
+  'next_index': int,
+  'held_out': (float, type(None)),
+  'files': {str: [int, int]},
+}
 
 
 class Checkpoints:
@@ -57,7 +62,7 @@ class Checkpoints:
       keep_every: all of steps that are multiples of this; 0: none.
       keep_best: those with the lowest held-out loss.
     """
-    self.directory = pathlib.Path(workdir).absolute() / 'checkpoints'
+    self.directory = paths.given(workdir, '--workdir').absolute() / 'checkpoints'
     self._keep_last, self._keep_every, self._keep_best = keep_last, keep_every, keep_best
     self._orbax = ocp.StandardCheckpointer()
     logging.getLogger('asyncio').addFilter(_is_news)
@@ -68,7 +73,7 @@ class Checkpoints:
   def found(self) -> list[int]:
     """Steps of all checkpoints there are, damaged or not, in order."""
     folders = self.directory.iterdir() if self.directory.is_dir() else ()
-    return sorted(int(path.name) for path in folders if path.name.isdecimal())
+    return sorted(int(path.name) for path in folders if workdir_lib.is_checkpoint(path.name))
 
   # ----- writing
 
@@ -87,23 +92,35 @@ class Checkpoints:
     self.wait()
     part = self.directory / f'{step}.part'
     with self._saving():
+      self.directory.mkdir(parents=True, exist_ok=True)
       if distributed.is_first():
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for unfinished in self.directory.glob('*.part*'):
-          shutil.rmtree(unfinished)
-      self._orbax.save(part, state)
+        for path in list(self.directory.iterdir()):
+          if workdir_lib.is_checkpoint(path.name, unfinished=True):
+            shutil.rmtree(path)
+      self._orbax.save(paths.plain(self.directory) / part.name, state)
     seal = {'step': step, 'next_index': next_index, 'held_out': held_out}
-    self._finishing = threading.Thread(target=self._finish, args=(part, seal), daemon=True)
+    self._finishing = threading.Thread(
+      target=self._finish, args=(part, seal, _shapes(state)), daemon=True
+    )
     self._finishing.start()
 
-  def _finish(self, part: pathlib.Path, seal: dict[str, Any]) -> None:
+  def _finish(
+    self, part: pathlib.Path, seal: dict[str, Any], shapes: dict[str, tuple[int, ...]]
+  ) -> None:
     """Once orbax is done, in a thread: seals the folder, names it, removes what it replaces."""
     try:
       self._orbax.wait_until_finished()
       if distributed.is_first():
+        if self._written(part) != shapes:
+          raise UserError(
+            f'orbax does not find what it wrote in {part}; save in a folder on another file system'
+          )
+        if (self.directory.parent / 'config.json').exists():
+          config = workdir_lib.read_config(self.directory.parent)
+          seal |= {'config': config_lib.to_dict(config)}
         # From the files and not from memory: the seal vouches for what a reader will find.
-        files = {name: _size_and_crc(part / name) for name in _files(part)}
-        (part / _SEAL).write_text(json.dumps(seal | {'files': files}) + '\n')
+        seal |= {'files': {name: _size_and_crc(part / name) for name in _files(part)}}
+        whole.write_text(part / _SEAL, json.dumps(seal | {'sha256': _sha256(seal)}) + '\n')
         folder = part.with_suffix('')
         if folder.exists():
           _warn(f'{folder}, which is damaged, is replaced')
@@ -111,6 +128,7 @@ class Checkpoints:
           self._damaged.discard(seal['step'])
         # The rename is the moment from which the checkpoint exists: it is atomic, writing is not.
         part.rename(folder)
+        workdir_lib.forget_replaced(self.directory.parent)
         self._remove_old(seal['step'])
     except BaseException as error:  # told by `wait`, in the thread that trains
       self._error = error
@@ -152,7 +170,7 @@ class Checkpoints:
     try:
       yield
     except Exception as error:
-      reason = _refusal(error)
+      reason = whole.refusal(error)
       if reason is None:
         raise
       found = self.found()
@@ -189,9 +207,12 @@ class Checkpoints:
       folder = self.directory / str(candidate)
       damage = next(filter(None, distributed.gather_text(self._damage(candidate))), '')
       if not damage:
+        seal = self._seal(candidate)
+        self._check_config(seal.get('config'), folder)
         # Before orbax looks: its errors name neither the array nor what to do.
-        _check_tree(self._orbax.metadata(folder).item_metadata, abstract, folder)
-        return self._orbax.restore(folder, abstract), self._seal(candidate)['next_index']
+        _check_shapes(self._written(folder), _shapes(abstract), folder)
+        name = paths.plain(self.directory) / folder.name
+        return self._orbax.restore(name, abstract), seal['next_index']
       self._damaged.add(candidate)
       problems.append(f'checkpoint {folder} is damaged ({damage})')
       _warn(f'{problems[-1]} and is passed over')
@@ -217,8 +238,12 @@ class Checkpoints:
     """What is wrong with the files; each process looks at its share of them."""
     folder, seal = self.directory / str(step), self._seal(step)
     if seal is None:
-      return f'its {_SEAL} is missing or cut short'
-    for name in sorted(seal['files'])[jax.process_index() :: jax.process_count()]:
+      return f'its {_SEAL} is missing or broken'
+    for name in sorted({*seal['files'], *_files(folder)} - {_SEAL})[
+      jax.process_index() :: jax.process_count()
+    ]:
+      if name not in seal['files']:
+        return f'{name} was put there later'
       if not (folder / name).is_file():
         return f'{name} is missing'
       (size, crc), found = seal['files'][name], _size_and_crc(folder / name)
@@ -229,14 +254,40 @@ class Checkpoints:
     return ''
 
   def _seal(self, step: int) -> dict[str, Any] | None:
+    """What checkpoint.json holds; None where it is missing or broken."""
     try:
-      return json.loads((self.directory / str(step) / _SEAL).read_text())
-    except (FileNotFoundError, ValueError):
+      seal = whole.parse_json((self.directory / str(step) / _SEAL).read_bytes(), _FORM)
+    except (OSError, ValueError):
       return None
+    digest = seal.pop('sha256', None)
+    # Seals of version 0.1 have neither digest nor config.
+    is_whole = seal.keys() == _FORM.keys() if digest is None else digest == _sha256(seal)
+    return seal if is_whole and seal['step'] == step else None
+
+  def _written(self, folder: pathlib.Path) -> dict[str, tuple[int, ...]]:
+    """Shapes by name, as orbax finds them in a folder; none where it finds nothing."""
+    found = self._orbax.metadata(paths.plain(self.directory) / folder.name).item_metadata
+    return _shapes(getattr(found, 'tree', found))
+
+  def _check_config(self, raw: Any, folder: pathlib.Path) -> None:
+    if raw is None:
+      return
+    workdir = self.directory.parent
+    config = workdir_lib.read_config(workdir)
+    if differs := workdir_lib.first_difference(config_lib.parse_file(raw, folder / _SEAL), config):
+      name, saved, now = differs
+      raise UserError(
+        f'{workdir / "config.json"} has {name} = {now!r}, but {folder} was saved with {saved!r}; '
+        'put back what was changed'
+      )
 
 
 def _files(folder: pathlib.Path) -> list[str]:
   return sorted(str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file())
+
+
+def _sha256(seal: dict[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(seal, sort_keys=True).encode()).hexdigest()
 
 
 def _size_and_crc(path: pathlib.Path) -> tuple[int, int]:
@@ -247,21 +298,10 @@ def _size_and_crc(path: pathlib.Path) -> tuple[int, int]:
   return size, crc
 
 
-def _refusal(error: BaseException | None) -> str | None:
-  """What the system says where it refused to write: no space, no permission and the like."""
-  if isinstance(error, BaseExceptionGroup):
-    return next(filter(None, map(_refusal, error.exceptions)), None)
-  if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
-    return error.strerror
-  # tensorstore, which writes the arrays, tells of the system's error in its text only.
-  code = re.search(r"os_error_code='(\d+)'", str(error))
-  return os.strerror(int(code[1])) if code else error and _refusal(error.__cause__)
-
-
 def _is_news(record: logging.LogRecord) -> bool:
   """False of a write that was refused after the one that `wait` tells of, which nobody awaits."""
   error = record.exc_info[1] if record.exc_info else None
-  return error is None or _refusal(error) is None
+  return error is None or whole.refusal(error) is None
 
 
 def _warn(text: str) -> None:
@@ -269,12 +309,12 @@ def _warn(text: str) -> None:
     print(f'warning: {text}', file=sys.stderr, flush=True)
 
 
-def _check_tree(found: Any, abstract: Any, folder: pathlib.Path) -> None:
-  shapes = lambda tree: {
-    path_name(path): tuple(x.shape)
-    for path, x in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, 'shape'))
-  }
-  have, want = shapes(getattr(found, 'tree', found)), shapes(abstract)
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, 'shape'))
+  return {path_name(path): tuple(x.shape) for path, x in leaves}
+
+
+def _check_shapes(have: dict, want: dict, folder: pathlib.Path) -> None:
   fix = 'use the config it was trained with'
   for name in sorted(want.keys() - have.keys()):
     raise UserError(f'checkpoint {folder} lacks {name!r} {want[name]}; {fix}')
@@ -284,49 +324,4 @@ def _check_tree(found: Any, abstract: Any, folder: pathlib.Path) -> None:
     if have[name] != want[name]:
       raise UserError(
         f'{name!r} is {have[name]} in checkpoint {folder} but {want[name]} in the model; {fix}'
-      )
-
-
-def write_config(workdir: str | pathlib.Path, config: config_lib.Config) -> None:
-  """Writes config.json of a new run."""
-  path = pathlib.Path(workdir) / 'config.json'
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_suffix('.part')  # a killed process must not leave half a file
-  part.write_text(json.dumps(config_lib.to_dict(config), indent=2) + '\n')
-  part.replace(path)
-
-
-def read_config(workdir: str | pathlib.Path) -> config_lib.Config:
-  """The config of the run in a work directory.
-
-  Raises:
-    UserError: there is no run there, or its config.json is damaged or of another version.
-  """
-  path = pathlib.Path(workdir) / 'config.json'
-  try:
-    raw = json.loads(path.read_text())
-  except (FileNotFoundError, NotADirectoryError):
-    raise UserError(
-      f'{workdir} holds no run (no config.json); give the --workdir of a training run'
-    ) from None
-  except ValueError as error:  # of JSON or of UTF-8
-    raise UserError(
-      f'{path} is damaged ({error}); restore it, or train in another folder'
-    ) from None
-  return config_lib.parse_file(raw, path)
-
-
-def check_same_run(workdir: str | pathlib.Path, config: config_lib.Config) -> None:
-  """Refuses to go on with a run under a config that would make it another one.
-
-  Raises:
-    UserError: naming the first field that differs.
-  """
-  old = read_config(workdir)
-  for name, field in config_lib.fields():
-    was, now = (operator.attrgetter(name)(c) for c in (old, config))
-    if was != now and not field.metadata['resumable']:
-      raise UserError(
-        f'{workdir} was started with config.{name} = {was!r}, not {now!r}; use another --workdir, '
-        'or --overwrite to delete that run and start anew'
       )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import pathlib
-import shutil
 import sys
 
 import jax
@@ -15,20 +15,17 @@ from armd_jax import training
 from armd_jax.data import corpus as corpus_lib
 from armd_jax.data.pipeline import training_batches
 from armd_jax.errors import STOPPED, UserError
+from armd_jax.files import lock
 from armd_jax.parallel import ambient, distributed, sharding
 from armd_jax.show import columns, history
 from armd_jax.training import checkpoint, hooks, metrics
-
-# What a run leaves in its work directory.
-_MADE = (
-  'checkpoints', 'config.json', 'metrics.jsonl', 'tensorboard', 'profile', 'training.png',
-)  # fmt: skip
+from armd_jax.training import workdir as workdir_lib
 
 
 @ambient.settled()
 def train(
   config: config_lib.Config,
-  workdir: str | pathlib.Path,
+  workdir: str | os.PathLike[str],
   *,
   corpus: corpus_lib.Corpus | None = None,
   overwrite: bool = False,
@@ -46,39 +43,45 @@ def train(
     UserError: bad config, text, or work directory; no space left; losses that are not finite.
     SystemExit: with code 75, when SIGTERM came and the state was saved.
   """
-  workdir = pathlib.Path(workdir)
-  corpus = corpus or distributed.together(lambda: corpus_lib.load(config.data, config.model.length))
-  vocab_size = corpus.tokenizer.vocab_size
-  mesh, (part, parts) = distributed.together(lambda: _mesh(config))
-
-  # ----- where to go on from
-  # One process changes the folder; the others wait, and fail with it where it fails.
-  distributed.together(lambda: distributed.is_first() and _prepare(workdir, config, overwrite))
-  kept = config.train.keep_last, config.train.keep_every, config.train.keep_best
-  checkpoints = checkpoint.Checkpoints(workdir, *kept)
-  abstract = training.abstract_state(config, vocab_size, mesh)
-  # In this order, so that a job that is started again goes on where it was:
-  # 1. this work directory's own checkpoint, with its place in the data;
-  # 2. another run's, its step, optimizer and average included: fine-tuning goes on with them;
-  # 3. new parameters.
-  if checkpoints.found():
-    state, next_index = distributed.together(lambda: checkpoints.restore(abstract))
-  elif config.init_from:
-    state, next_index = distributed.together(lambda: _restore_other(config.init_from, abstract))
-  else:
-    state, next_index = training.new_state(config, vocab_size, mesh), 0
-  first_step, last_step = int(state.step), config.train.steps
-  ideal_seconds = metrics.ideal_seconds(config, vocab_size, state.params, mesh)
-  _describe(config, corpus, state, first_step, workdir, ideal_seconds)
-  if first_step >= last_step:
-    return state
-
-  # ----- what surrounds the steps, closed in reverse order
+  workdir = workdir_lib.place(workdir)
   with contextlib.ExitStack() as stack:
-    opened = lambda thing: stack.enter_context(contextlib.closing(thing))
+    enter, is_first = stack.enter_context, distributed.is_first()
+    opened = lambda thing: enter(contextlib.closing(thing))
+    held = lock.held(workdir / lock.FOLDER_LOCK, f'--workdir {workdir}')
+    distributed.together(lambda: is_first and enter(held))
+    corpus = corpus or distributed.together(
+      lambda: corpus_lib.load(config.data, config.model.length)
+    )
+    vocab_size = corpus.tokenizer.vocab_size
+    mesh, (part, parts) = distributed.together(lambda: _mesh(config))
+
+    # ----- where to go on from; all that may be wrong is looked at before anything is changed
+    # One process changes the folder; the others wait, and fail with it where it fails.
+    is_new = distributed.together(lambda: is_first and _is_new(workdir, config, overwrite))
+    kept = config.train.keep_last, config.train.keep_every, config.train.keep_best
+    checkpoints = opened(checkpoint.Checkpoints(workdir, *kept))
+    abstract = training.abstract_state(config, vocab_size, mesh)
+    # In this order, so that a job that is started again goes on where it was:
+    # 1. this work directory's own checkpoint, with its place in the data;
+    # 2. another run's, its step, optimizer and average included: fine-tuning goes on with them;
+    # 3. new parameters.
+    if checkpoints.found() and not overwrite:
+      state, next_index = distributed.together(lambda: checkpoints.restore(abstract))
+    elif config.init_from:
+      state, next_index = distributed.together(lambda: _restore_other(config, abstract))
+    else:
+      state, next_index = training.new_state(config, vocab_size, mesh), 0
+    first_step, last_step = int(state.step), config.train.steps
+    ideal_seconds = metrics.ideal_seconds(config, vocab_size, state.params, mesh)
+    _describe(config, corpus, state, first_step, workdir, ideal_seconds)
+    if first_step >= last_step:
+      return state
+    begun = workdir_lib.begun(workdir, config, overwrite)
+    distributed.together(lambda: is_new and enter(begun))
+
+    # ----- what surrounds the steps, closed in reverse order
     # First, so that it is closed last: closing the others may hang, too.
     watchdog = opened(hooks.Watchdog(config.train.hang_seconds))
-    opened(checkpoints)
     batches = opened(
       training_batches(
         corpus.train_WxN,
@@ -132,10 +135,10 @@ def train(
     distributed.together(checkpoints.wait)
 
   if step < last_step:
-    if distributed.is_first():
+    if is_first:
       print(f'stopped by SIGTERM; step {step} is saved, and the same command goes on from there')
     sys.exit(STOPPED)
-  if distributed.is_first():
+  if is_first:
     _show(workdir, config)
   return state
 
@@ -162,32 +165,33 @@ def _mesh(config: config_lib.Config) -> tuple[jax.sharding.Mesh, tuple[int, int]
   return mesh, sharding.process_part(mesh)
 
 
-def _restore_other(workdir: str, abstract: training.TrainState) -> tuple[training.TrainState, int]:
-  checkpoint.read_config(workdir)  # says so if no run is there
-  return checkpoint.Checkpoints(workdir).restore(abstract)
-
-
-def _prepare(workdir: pathlib.Path, config: config_lib.Config, overwrite: bool) -> None:
-  """Makes the work directory, or checks that the run in it is this one."""
-  if workdir.is_dir() and any(workdir.iterdir()):
-    if overwrite:
-      for name in _MADE:
-        path = workdir / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    elif (workdir / 'config.json').exists():
-      checkpoint.check_same_run(workdir, config)
-      return
-    elif (workdir / 'checkpoints').exists():
-      raise UserError(
-        f'{workdir} holds checkpoints but no config.json; use another --workdir, or --overwrite '
-        'to delete them'
-      )
-  try:
-    checkpoint.write_config(workdir, config)
-  except OSError as error:
+def _restore_other(
+  config: config_lib.Config, abstract: training.TrainState
+) -> tuple[training.TrainState, int]:
+  workdir_lib.read_config(config.init_from)  # which refuses a folder without a run
+  checkpoints = checkpoint.Checkpoints(config.init_from)
+  with contextlib.closing(checkpoints):
+    state, next_index = checkpoints.restore(abstract)
+  if (step := int(state.step)) >= config.train.steps:
     raise UserError(
-      f'cannot write to {workdir} ({error.strerror}); use another --workdir'
-    ) from error
+      f'config.init_from = {config.init_from!r} is at step {step}, and config.train.steps is '
+      f'{config.train.steps}, so that no step is left to train; write more than {step}'
+    )
+  return state, next_index
+
+
+def _is_new(workdir: pathlib.Path, config: config_lib.Config, overwrite: bool) -> bool:
+  """Whether a run begins in the folder, or the one that is there goes on.
+
+  Raises:
+    UserError: it can do neither.
+  """
+  workdir_lib.put_back(workdir)
+  workdir_lib.check_free(workdir, overwrite)
+  if overwrite or not (workdir / 'config.json').exists():
+    return True
+  workdir_lib.check_same_run(workdir, config)
+  return False
 
 
 def _describe(config, corpus, state, first_step, workdir, ideal_seconds) -> None:

@@ -20,6 +20,7 @@ import tiny_run
 from armd_jax import training
 from armd_jax.parallel import sharding
 from armd_jax.training import checkpoint
+from armd_jax.training import workdir as workdir_lib
 
 pytestmark = pytest.mark.drill
 DRILL_ALSO = ('armd_jax/train.py', 'launch/*')
@@ -46,7 +47,7 @@ def compiled_alike(monkeypatch):
 
 
 def final(workdir, step=None):
-  config = checkpoint.read_config(workdir)
+  config = workdir_lib.read_config(workdir)
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
   abstract = training.abstract_state(config, 257, mesh)
   return checkpoint.Checkpoints(workdir).restore(abstract, step)
@@ -203,7 +204,7 @@ def test_every_file_of_the_newest_checkpoint_damaged(damage, tmp_path, capfd):
   done = tiny_run.run(tiny_run.local(2, 2, command))
   assert done.returncode == 0, done.stderr
   newest = tmp_path / 'run' / 'checkpoints' / '12'
-  config = checkpoint.read_config(tmp_path / 'run')
+  config = workdir_lib.read_config(tmp_path / 'run')
   abstract = training.abstract_state(
     config, 257, sharding.make_mesh(config.mesh, jax.devices()[:1])
   )

@@ -19,6 +19,7 @@ from armd_jax.parallel import distributed, sharding
 from armd_jax.parallel.distributed import Cluster
 from armd_jax.show import history
 from armd_jax.training import checkpoint, loop, metrics
+from armd_jax.training import workdir as workdir_lib
 
 SLURM = {
   'SLURM_JOB_ID': '7',
@@ -193,7 +194,7 @@ def runs(tmp_path_factory):
 
 
 def final(workdir, step=None):
-  config = checkpoint.read_config(workdir)
+  config = workdir_lib.read_config(workdir)
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
   abstract = training.abstract_state(config, 257, mesh)
   return checkpoint.Checkpoints(workdir).restore(abstract, step)

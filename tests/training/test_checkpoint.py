@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import logging
 import resource
 import shutil
@@ -9,13 +10,13 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
-import other_values
 import pytest
 
 from armd_jax import config as config_lib
 from armd_jax.config import MeshConfig, UserError
 from armd_jax.parallel import sharding
 from armd_jax.training import TrainState, checkpoint
+from armd_jax.training import workdir as workdir_lib
 
 MESH = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
 
@@ -197,47 +198,93 @@ def test_a_crash_of_another_kind_is_no_bad_input(tmp_path, monkeypatch):
   assert found(tmp_path) == []
 
 
-def resumes(workdir, config):
-  """Whether a run may go on with a config; if not, the sentence names a field."""
-  try:
-    checkpoint.check_same_run(workdir, config)
-  except UserError as error:
-    assert '\n' not in str(error)
-    return str(error)
-  return True
+@pytest.mark.parametrize('name', ['a[1]', 'a\\b', '*?', 'gs:', 'ü 漢', "it's", '\n'], ids=ascii)
+def test_no_name_of_a_folder_loses_a_checkpoint(name, tmp_path, monkeypatch):
+  workdir = tmp_path / name / 'run'
+  save(workdir, 1, 2)
+  assert restore(workdir) == 2
+  monkeypatch.chdir(workdir.parent)
+  for relative in ('run', './run/', f'../{name}/run'):
+    assert restore(relative) == 2
+  (tmp_path / 'link').symlink_to(workdir)
+  save(tmp_path / 'link', 3)
+  assert restore(workdir) == 3
 
 
-def test_every_field_is_resumable_or_refused(tmp_path):
-  base = config_lib.parse({})
-  checkpoint.write_config(tmp_path, base)
-  assert resumes(tmp_path, base) is True
-  for name, field, other in other_values.one_by_one(base):
-    found = resumes(tmp_path, other)
-    assert found is True if field.metadata['resumable'] else f'config.{name} = ' in found, name
+def test_what_orbax_does_not_find_again_is_no_save(tmp_path, monkeypatch):
+  """As where it once merged nothing in a folder with brackets in its name, and raised nothing."""
+  save(tmp_path, 1)
+  monkeypatch.setattr(checkpoint.Checkpoints, '_written', lambda *_: {})
+  with pytest.raises(UserError, match=r'orbax does not find what it wrote in .*2\.part; save in'):
+    save(tmp_path, 2)
+  monkeypatch.undo()
+  assert found(tmp_path) == [1] and restore(tmp_path) == 1
 
 
-def test_runs_go_on_longer_and_elsewhere_but_with_the_same_model_and_text(tmp_path):
-  base = config_lib.parse({})
-  checkpoint.write_config(tmp_path, base)
-  changed = lambda name, value: resumes(tmp_path, other_values.changed(base, name, value))
-  for name, value in (('train.steps', 5), ('mesh.fsdp', 2), ('model.attention', 'reference')):
-    assert changed(name, value) is True
-  for name, value in (('model.length', 5), ('data.tokenizer', 'gpt2'), ('train.batch_size', 4)):
-    assert f'config.{name} = ' in changed(name, value)
+def test_no_flipped_bit_of_a_seal_is_believed(copied):
+  path = copied / 'checkpoints' / '2' / 'checkpoint.json'
+  data = path.read_bytes()
+  checkpoints = checkpoint.Checkpoints(copied)
+  true = checkpoints._seal(2)
+  assert true['next_index'] == 16
+  for index in range(len(data)):
+    for bit in range(8):
+      path.write_bytes(data[:index] + bytes([data[index] ^ 1 << bit]) + data[index + 1 :])
+      assert checkpoints._seal(2) in (None, true), data[index - 20 : index + 20]
 
 
 @pytest.mark.parametrize(
-  ('text', 'message'),
+  'change',
   [
-    ('{"model": {"lenght": 8}}', "holds no config .*: config.model has no field 'lenght'; write"),
-    ('{"train": {"steps": NaN}}', 'holds no config .*: config.train.steps is nan'),
-    ('[1]', r'holds no config .*: config is \[1\] but must hold'),
-    ('{"model": ', 'is damaged'),
-    ('\xff', 'is damaged'),
+    lambda seal: seal | {'files': {}},
+    lambda seal: seal | {'next_index': '16'},
+    lambda seal: [seal],
+    lambda seal: seal | {'files': [1]},
+    lambda seal: seal | {'step': 1},
+    lambda seal: seal | {'more': 1},
+    lambda seal: {name: value for name, value in seal.items() if name != 'next_index'},
   ],
 )
-def test_a_config_that_cannot_be_read_is_a_sentence(tmp_path, text, message):
-  (tmp_path / 'config.json').write_text(text, 'latin-1')
-  with pytest.raises(UserError, match=message) as error:
-    checkpoint.read_config(tmp_path)
-  assert '\n' not in str(error.value) and str(tmp_path / 'config.json') in str(error.value)
+@pytest.mark.parametrize('of', ['this version', '0.1'])
+def test_a_seal_of_another_form_is_passed_over(copied, change, of):
+  path = copied / 'checkpoints' / '2' / 'checkpoint.json'
+  seal = json.loads(path.read_text())
+  if of == '0.1':
+    seal.pop('sha256')
+    path.write_text(json.dumps(seal))
+    assert restore(copied) == 2
+  path.write_text(json.dumps(change(seal)))
+  assert restore(copied) == 1
+
+
+def test_a_file_that_was_put_there_later_is_damage(copied):
+  (copied / 'checkpoints' / '2' / 'd' / 'new').write_text('')
+  with pytest.raises(UserError, match='d/new was put there later'):
+    restore(copied, 2)
+
+
+def test_no_flipped_bit_of_a_config_is_believed(tmp_path):
+  """What decides what a run is; how it goes on may be changed, and is checked by its ranges."""
+  config = config_lib.parse({'model': {'num_layers': 4}})
+  workdir_lib.write_config(tmp_path, config)
+  save(tmp_path, 1)
+  path = tmp_path / 'config.json'
+  data = path.read_bytes()
+  rng = np.random.default_rng(0)
+  checkpoints, outcomes = checkpoint.Checkpoints(tmp_path), {True: 0, False: 0}
+  saved = checkpoints._seal(1)['config']
+  for index in rng.permutation(len(data))[:400]:
+    flipped = data[index] ^ 1 << rng.integers(8)
+    path.write_bytes(data[:index] + bytes([flipped]) + data[index + 1 :])
+    try:
+      checkpoints._check_config(saved, tmp_path)
+    except UserError as error:
+      assert '\n' not in str(error)
+      outcomes[True] += 1
+    else:
+      outcomes[False] += 1
+      assert workdir_lib.first_difference(workdir_lib.read_config(tmp_path), config) is None
+  assert outcomes[True] > 300
+  path.write_bytes(data.replace(b'"num_layers": 4', b'"num_layers": 6'))
+  with pytest.raises(UserError, match=r'has model.num_layers = 6, but .*/1 was saved with 4; put'):
+    restore(tmp_path)

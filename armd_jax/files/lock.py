@@ -1,0 +1,84 @@
+"""One program at a time at a folder or a file.
+
+A lock is the operating system's own (`flock`), which ends with the process that holds it, however
+it ends, so that none is ever left behind. Its file names who took it, for the message of the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import socket
+import sys
+from collections.abc import Iterator
+
+from armd_jax.errors import UserError
+
+FOLDER_LOCK = '.armd_jax.lock'
+
+
+@contextlib.contextmanager
+def held(path: pathlib.Path, what: str) -> Iterator[None]:
+  """Holds a folder, which is made if need be, or a file that is there or not, until the block ends.
+
+  Args:
+    path: of the lock: `folder / FOLDER_LOCK`, or `beside` a file.
+    what: what to call the place in messages, such as '--workdir work/mine'.
+  Raises:
+    UserError: another program, or another thread of this one, holds it; or it cannot be written.
+  """
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = _taken(path)
+  except OSError as error:
+    raise UserError(
+      f'cannot write to {path.parent} ({error.strerror}); make it writable, or choose another place'
+    ) from error
+  if file is None:
+    raise UserError(
+      f'{what} is in use by {_holder(path)}; wait for it to end, or choose another place'
+    )
+  with file:
+    try:
+      yield
+    finally:
+      path.unlink(missing_ok=True)  # while it is held: who takes it next finds it gone, or makes it
+
+
+def beside(path: pathlib.Path) -> pathlib.Path:
+  """The lock of a file."""
+  return path.with_name(f'.{path.name}.lock')
+
+
+def _taken(path):
+  """The locked file of a lock, or None where another has it."""
+  while True:
+    file = path.open('a+', encoding='utf-8')
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      file.close()
+      return None
+    except OSError:
+      file.close()
+      raise
+    # Between opening and locking, its holder may have ended and removed it.
+    if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+      break
+    file.close()
+  file.truncate(0)
+  program = pathlib.Path(sys.argv[0]).stem if sys.argv and sys.argv[0] else 'python'
+  json.dump({'program': program, 'process': os.getpid(), 'host': socket.gethostname()}, file)
+  file.flush()
+  return file
+
+
+def _holder(path):
+  try:
+    found = json.loads(path.read_text('utf-8'))
+    return f'{found["program"]} (process {found["process"]} on {found["host"]})'
+  except (OSError, ValueError, TypeError, KeyError):  # it has just ended, or taken it
+    return 'another program'

@@ -1,0 +1,65 @@
+"""Paths as users write them."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+
+from armd_jax.errors import UserError
+
+# What no library takes for a pattern, an escape, or an address.
+_PLAIN = re.compile(r'[\w/.,=+@ -]*', re.ASCII)
+_aliases: dict[pathlib.Path, pathlib.Path] = {}
+
+
+def given(path: str | os.PathLike[str], what: str) -> pathlib.Path:
+  """A path that a user wrote, `~` expanded.
+
+  Args:
+    path: as written.
+    what: where it was written, such as '--workdir'.
+  Raises:
+    UserError: it names nothing on a disk.
+
+  >>> given('work/mine/', '--workdir')
+  PosixPath('work/mine')
+  """
+  text = os.fspath(path)
+  if not text.strip():
+    raise UserError(f'{what} is empty; write the name of a folder or a file')
+  if '\0' in text:
+    raise UserError(f'{what} is {text!r}, which no file system takes; write another name')
+  if scheme := re.match(r'(\w+):/', text):
+    raise UserError(
+      f'{what} is {text!r}, but {scheme[1]}:// is not supported here; write a path on a disk, such '
+      'as one where that store is mounted'
+    )
+  try:
+    return pathlib.Path(text).expanduser()
+  except RuntimeError as error:
+    raise UserError(f'{what} is {text!r}, but there is no such home; write a path') from error
+
+
+def plain(folder: pathlib.Path) -> pathlib.Path:
+  """An absolute name of a folder that orbax and TensorStore read as nothing but a name.
+
+  orbax looks for its own files with `glob`, which takes brackets and backslashes anywhere above
+  them for a pattern, and TensorStore takes other names for addresses. Such a folder is reached
+  through a symbolic link of a plain name, which this process removes when it ends.
+
+  Args:
+    folder: that exists, if its name is not plain.
+  """
+  folder = folder.absolute()
+  if _PLAIN.fullmatch(str(folder)):
+    return folder
+  if folder not in _aliases:
+    place = pathlib.Path(tempfile.mkdtemp(prefix='armd_jax_'))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    _aliases[folder] = place / 'folder'
+    _aliases[folder].symlink_to(folder)
+  return _aliases[folder]

@@ -1,0 +1,174 @@
+"""Files that are written whole or not at all, and JSON that is checked as it is read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from armd_jax.errors import UserError, sentence
+
+_DIGITS = 400  # of a number: float64 has at most 309 before its point
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """A name beside `path` to write a file to, which takes its place once the block ends well.
+
+  A link is followed, so that it stays one. What is there and is no file, such as a terminal or a
+  pipe, is written to directly.
+  """
+  path = pathlib.Path(path)
+  if path.exists() and not path.is_file():
+    yield path
+    return
+  path = path.resolve()
+  path.parent.mkdir(parents=True, exist_ok=True)
+  # Short, since the name of `path` may be as long as a file system takes.
+  handle, name = tempfile.mkstemp(prefix='.armd_jax_', suffix='.part', dir=path.parent)
+  os.close(handle)
+  part = pathlib.Path(name)
+  try:
+    # As any new file's: `mkstemp` gives it to this user alone.
+    part.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+    yield part
+    with part.open('rb+') as file:
+      os.fsync(file.fileno())
+    part.replace(path)
+  finally:
+    part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+  mask = os.umask(0)
+  os.umask(mask)
+  return mask
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+  """Writes UTF-8. A lone surrogate, which UTF-8 cannot say, becomes its escape.
+
+  Raises:
+    OSError: it cannot be written; what was there before is there still.
+  """
+  with replacing(path) as part:
+    part.write_text(text, 'utf-8', errors='backslashreplace')
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+  """Writes indented JSON, as `write_text`."""
+  write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+def refusal(error: BaseException | None) -> str | None:
+  """What the system answered where it refused to write: no space, no permission and the like."""
+  if isinstance(error, BaseExceptionGroup):
+    return next(filter(None, map(refusal, error.exceptions)), None)
+  if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
+    return error.strerror
+  # TensorStore and safetensors have the system's error in their text only.
+  code = re.search(r"os_error_code='(\d+)'|\(os error (\d+)\)", str(error))
+  return os.strerror(int(code[1] or code[2])) if code else error and refusal(error.__cause__)
+
+
+def parse_json(data: str | bytes, like: Any) -> Any:
+  """JSON of a known form.
+
+  Args:
+    data: the text.
+    like: its form, see `check_form`.
+  Raises:
+    ValueError: it is no JSON, or has another form; the text says what is wrong.
+  """
+  try:
+    value = json.loads(data, parse_int=_int, parse_float=_float)
+  except RecursionError:
+    raise ValueError('is nested too deep') from None
+  except ValueError as error:
+    raise ValueError(f'is cut short or no JSON: {sentence(error)}') from None
+  check_form(value, like)
+  return value
+
+
+def read_json(path: str | os.PathLike[str], like: Any, fix: str) -> Any:
+  """The JSON of a file.
+
+  Args:
+    path: the file.
+    like: its form, see `check_form`.
+    fix: what a user can do about a file that is damaged.
+  Raises:
+    FileNotFoundError, NotADirectoryError: there is no file.
+    UserError: it is damaged, or cannot be read.
+  """
+  try:
+    return parse_json(pathlib.Path(path).read_bytes(), like)
+  except (FileNotFoundError, NotADirectoryError):
+    raise
+  except OSError as error:
+    raise UserError(f'cannot read {path} ({error.strerror}); {fix}') from error
+  except ValueError as error:
+    raise UserError(f'{path} is damaged (it {error}); {fix}') from error
+
+
+def check_form(value: Any, like: Any, where: str = '') -> None:
+  """Compares a value that came out of a file with what it should look like.
+
+  Args:
+    value: of JSON.
+    like: a type, or a tuple of types, that the value must have (int is no bool, float takes int);
+      `{'name': like, ...}` for an object with at least these; `{str: like}` for one with any names;
+      `[like]` for a list of such, `[like, like]` for one of that many; `None` for anything.
+    where: the value's place, for the message.
+  Raises:
+    ValueError: naming the first place that differs.
+  """
+  here = f'at {where}' if where else 'at its top'
+  if like is None:
+    return
+  if isinstance(like, dict):
+    if not isinstance(value, dict):
+      raise ValueError(f'holds {_short(value)} {here}, not an object')
+    if str in like:
+      for name, item in value.items():
+        check_form(item, like[str], f'{where}.{name}'.lstrip('.'))
+      return
+    for name, item in like.items():
+      if name not in value:
+        raise ValueError(f'lacks {name!r} {here}')
+      check_form(value[name], item, f'{where}.{name}'.lstrip('.'))
+    return
+  if isinstance(like, list):
+    if not isinstance(value, list) or (len(like) > 1 and len(value) != len(like)):
+      raise ValueError(f'holds {_short(value)} {here}, not a list')
+    for i, item in enumerate(value):
+      check_form(item, like[i] if len(like) > 1 else like[0], f'{where}[{i}]')
+    return
+  kinds = like if isinstance(like, tuple) else (like,)
+  if float in kinds:
+    kinds = (*kinds, int)
+  if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+    names = ' or '.join('null' if kind is type(None) else kind.__name__ for kind in kinds)
+    raise ValueError(f'holds {_short(value)} {here}, not {names}')
+
+
+def _short(value):
+  text = repr(value)
+  return text if len(text) <= 40 else f'{text[:37]}...'
+
+
+def _int(text):
+  if len(text) > _DIGITS:
+    raise ValueError('a number of too many digits')
+  return int(text)
+
+
+def _float(text):
+  if len(text) > _DIGITS:
+    raise ValueError('a number of too many digits')
+  return float(text)

@@ -1,0 +1,222 @@
+"""The folder of a run: whose it is, what it holds, and what of it may go.
+
+A work directory holds config.json, as the run was started with it; `checkpoints/` (see
+`armd_jax.training.checkpoint`); metrics.jsonl, `tensorboard/`, `profile/` and training.png; and
+while `--overwrite` replaces a run, that run in `.replaced/` until the new one has saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import operator
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+from armd_jax import config as config_lib
+from armd_jax.errors import UserError
+from armd_jax.files import paths, whole
+
+REPLACED, _MOVING = '.replaced', '.replaced-moving'
+# What a run leaves in its folder. Nothing else is ever moved or deleted, whatever its place.
+_MADE = (
+  'config.json', 'metrics.jsonl', 'training.png', 'tensorboard/events.out.tfevents.*',
+  'profile/plugins', 'checkpoints/[0-9]*',
+)  # fmt: skip
+
+
+def place(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """The folder for a run that a user named.
+
+  Raises:
+    UserError: it cannot be one.
+  """
+  path = paths.given(workdir, '--workdir')
+  where = path.resolve()
+  if where in (pathlib.Path(where.anchor), pathlib.Path.home().resolve()):
+    raise UserError(f'--workdir is {path}, which is no folder for a run; write one below it')
+  if (where / '.git').exists() or (where / 'setup.py').exists():
+    raise UserError(
+      f'--workdir is {path}, which holds a repository; write a folder below it, like work/mine'
+    )
+  return path
+
+
+# ----- config.json
+
+
+def write_config(workdir: str | os.PathLike[str], config: config_lib.Config) -> None:
+  """Writes config.json of a new run.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  workdir = place(workdir)
+  try:
+    whole.write_json(workdir / 'config.json', config_lib.to_dict(config))
+  except OSError as error:
+    raise UserError(
+      f'cannot write to {workdir} ({error.strerror}); use another --workdir'
+    ) from error
+
+
+def read_config(workdir: str | os.PathLike[str]) -> config_lib.Config:
+  """The config of the run in a work directory.
+
+  Raises:
+    UserError: there is no run there, or its config.json is damaged or of another version.
+  """
+  path = paths.given(workdir, '--workdir') / 'config.json'
+  try:
+    raw = whole.read_json(path, {}, 'restore it, or train in another folder')
+  except (FileNotFoundError, NotADirectoryError):
+    raise UserError(
+      f'{workdir} holds no run (no config.json); give the --workdir of a training run'
+    ) from None
+  return config_lib.parse_file(raw, path)
+
+
+def check_same_run(workdir: pathlib.Path, config: config_lib.Config) -> None:
+  """Refuses to go on with a run under a config that would make it another one.
+
+  Raises:
+    UserError: naming the first field that differs.
+  """
+  if differs := first_difference(read_config(workdir), config):
+    name, old, new = differs
+    raise UserError(
+      f'{workdir} was started with config.{name} = {old!r}, not {new!r}; use another --workdir, or '
+      '--overwrite to delete that run and start anew'
+    )
+
+
+def first_difference(old: config_lib.Config, new: config_lib.Config) -> tuple[str, Any, Any] | None:
+  """Name and both values of a field that makes two configs those of different runs."""
+  for name, field in config_lib.fields():
+    was, now = (operator.attrgetter(name)(config) for config in (old, new))
+    if was != now and not field.metadata['resumable']:
+      return name, was, now
+  return None
+
+
+# ----- what is there, and what replaces it
+
+
+def check_free(workdir: pathlib.Path, overwrite: bool) -> None:
+  """Refuses a folder where a new run would mix with something else.
+
+  Raises:
+    UserError: there are checkpoints of nobody, a config.json that is not a run's, or links.
+  """
+  if (workdir / 'config.json').exists():
+    read_config(workdir)
+  elif made := list(_made(workdir)):
+    raise UserError(
+      f'{workdir} holds {made[0].relative_to(workdir)} but no config.json that says whose it is; '
+      'use another --workdir, or remove that'
+    )
+  for above in {pattern.rpartition('/')[0] for pattern in _MADE} - {''}:
+    if overwrite and (workdir / above).is_symlink():
+      raise UserError(
+        f'{workdir / above} is a link, and --overwrite deletes nothing outside of {workdir}; '
+        'remove the link, or use another --workdir'
+      )
+
+
+@contextlib.contextmanager
+def begun(workdir: pathlib.Path, config: config_lib.Config, overwrite: bool) -> Iterator[None]:
+  """The folder of a new run, once all else that can be wrong has been looked at.
+
+  A run that was there is set aside. The first checkpoint of the new one deletes it; where the block
+  ends in an error before that, it is put back.
+
+  Raises:
+    UserError: the folder cannot be written to.
+  """
+  aside = workdir / REPLACED
+  try:
+    if overwrite and aside.exists() and not _saved(workdir):
+      _delete(workdir)  # it was to replace what is aside, and was killed before it had saved
+    elif overwrite:
+      forget_replaced(workdir)
+      _move(workdir, workdir / _MOVING)
+      (workdir / _MOVING).rename(aside)
+  except OSError as error:
+    put_back(workdir)
+    raise UserError(
+      f'cannot write to {workdir} ({error.strerror}); use another --workdir'
+    ) from error
+  try:
+    write_config(workdir, config)
+    yield
+  except BaseException:
+    if aside.exists() and not _saved(workdir):
+      _delete(workdir)
+      put_back(workdir)
+    raise
+
+
+def put_back(workdir: pathlib.Path) -> None:
+  """Ends what was killed while it moved a run aside or back; to be called before all else."""
+  aside, moving = workdir / REPLACED, workdir / _MOVING
+  # A run is aside as a whole, or still moving; of the one that replaces it, config.json goes first.
+  if aside.exists() and not (workdir / 'config.json').exists():
+    _delete(workdir)
+    aside.rename(moving)
+  if moving.exists():
+    _move(moving, workdir)
+    moving.rmdir()
+
+
+def forget_replaced(workdir: pathlib.Path) -> None:
+  """Deletes the run that `begun` has set aside."""
+  shutil.rmtree(workdir / REPLACED, ignore_errors=True)
+
+
+def is_checkpoint(name: str, unfinished: bool = False) -> bool:
+  """Whether something in `checkpoints/` is a checkpoint, or what a killed save has left of one."""
+  step, _, rest = name.partition('.')
+  return step.isdecimal() and (rest.startswith('part') if unfinished else not rest)
+
+
+def _saved(workdir: pathlib.Path) -> bool:
+  folder = workdir / 'checkpoints'
+  return folder.is_dir() and any(is_checkpoint(path.name) for path in folder.iterdir())
+
+
+def _made(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """What a run has left in a folder, links not followed."""
+  for pattern in _MADE:
+    above, _, name = pattern.rpartition('/')
+    inside = folder / above
+    if (above and inside.is_symlink()) or not inside.is_dir():
+      continue
+    for path in sorted(inside.iterdir()):
+      if fnmatch.fnmatchcase(path.name, name) and (
+        above != 'checkpoints' or is_checkpoint(path.name) or is_checkpoint(path.name, True)
+      ):
+        yield path
+
+
+def _move(source: pathlib.Path, target: pathlib.Path) -> None:
+  target.mkdir(exist_ok=True)
+  for path in list(_made(source)):
+    new = target / path.relative_to(source)
+    new.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(new)
+  _remove_empty(source)
+
+
+def _delete(folder: pathlib.Path) -> None:
+  for path in list(_made(folder)):
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+  _remove_empty(folder)
+
+
+def _remove_empty(folder: pathlib.Path) -> None:
+  for inside in {folder / pattern.rpartition('/')[0] for pattern in _MADE} - {folder}:
+    if inside.is_dir() and not inside.is_symlink() and not any(inside.iterdir()):
+      inside.rmdir()

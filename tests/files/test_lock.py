@@ -1,0 +1,95 @@
+"""One program at a time; a lock ends with its process, however that ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from armd_jax.errors import UserError
+from armd_jax.files import lock
+
+HOLD = """
+import pathlib, sys, time
+from armd_jax.files import lock
+with lock.held(pathlib.Path(sys.argv[1]), 'it'):
+  print('held', flush=True)
+  time.sleep(60)
+"""
+COUNT = """
+import pathlib, sys, time
+from armd_jax.errors import UserError
+from armd_jax.files import lock
+folder = pathlib.Path(sys.argv[1])
+done = 0
+while done < 20:
+  try:
+    with lock.held(folder / lock.FOLDER_LOCK, 'it'):
+      number = int((folder / 'number').read_text())
+      (folder / 'number').write_text(str(number + 1))
+      done += 1
+  except UserError:
+    time.sleep(0.001)
+"""
+
+
+def start(script, path):
+  return subprocess.Popen([sys.executable, '-c', script, path], stdout=subprocess.PIPE, text=True)
+
+
+def test_the_second_is_told_who_holds_it(tmp_path):
+  path = lock.beside(tmp_path / 'out.json')
+  with start(HOLD, path) as holder:
+    assert holder.stdout.readline() == 'held\n'
+    message = rf'^--out x is in use by .* \(process {holder.pid} on {os.uname().nodename}\); wait'
+    with pytest.raises(UserError, match=message), lock.held(path, '--out x'):
+      pass
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+  assert path.exists()  # nobody could remove it, and nobody has to
+  with lock.held(path, '--out x'):
+    pass
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_thread_of_the_same_process_is_another_holder(tmp_path):
+  path, found = tmp_path / 'new' / lock.FOLDER_LOCK, []
+
+  def second():
+    try:
+      with lock.held(path, 'it'):
+        found.append('held')
+    except UserError:
+      found.append('refused')
+
+  with lock.held(path, 'it'):
+    thread = threading.Thread(target=second)
+    thread.start()
+    thread.join()
+  second()
+  assert found == ['refused', 'held']
+
+
+def test_it_ends_with_an_error(tmp_path):
+  path = tmp_path / lock.FOLDER_LOCK
+  for _ in range(2):
+    with pytest.raises(ZeroDivisionError), lock.held(path, 'it'):
+      print(1 / 0)
+
+
+def test_no_two_are_ever_inside(tmp_path):
+  (tmp_path / 'number').write_text('0')
+  processes = [start(COUNT, tmp_path) for _ in range(3)]
+  assert [process.wait() for process in processes] == [0] * 3
+  assert (tmp_path / 'number').read_text() == '60'
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with (
+    pytest.raises(UserError, match=r'^cannot write to .*file/x \(Not a directory\); make it'),
+    lock.held(tmp_path / 'file' / 'x' / lock.FOLDER_LOCK, 'it'),
+  ):
+    pass
