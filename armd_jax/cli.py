@@ -1,9 +1,10 @@
-"""What the programs share: flags, and bad input told in one sentence."""
+"""What the programs share: how they start and end, and flags that several of them have."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import pathlib
 import re
 import sys
@@ -12,18 +13,24 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import ml_collections
-from absl import app, flags
+from absl import app
+from absl import flags as absl_flags
 from absl import logging as absl_logging
 
-from armd_jax.config import RENAMED, MeshConfig
+from armd_jax import flags
+from armd_jax.config import MeshConfig
 from armd_jax.errors import CRASHED, MetByAll, UserError
 from armd_jax.files import paths, whole
 from armd_jax.parallel import ambient, distributed
 
 
-def run(main: Callable[[], None]) -> None:
-  """Parses flags, runs `main`; a `UserError` or a wrong flag is one sentence and exit code 1."""
+def run(main: Callable[[flags.Options], None], options: type[flags.Options]) -> None:
+  """Runs `main` with the flags of this process; a `UserError` is one sentence and exit code 1.
+
+  Args:
+    main: of the program.
+    options: the dataclass of its flags, see `armd_jax.flags`.
+  """
   # Libraries tell of every checkpoint they touch; what a user needs to know, the programs print.
   absl_logging.set_verbosity(absl_logging.WARNING)
   logging.getLogger('jax').setLevel(logging.WARNING)
@@ -33,13 +40,15 @@ def run(main: Callable[[], None]) -> None:
   sys.unraisablehook = _tell_unraisable
   ambient.settle()
 
-  def guarded(argv):
-    if len(argv) > 1:
-      raise UserError(f'{argv[1]!r} is no flag; flags look like --name=value')
-    main()
+  given = []
+
+  def parse(argv):
+    # Beside the flags of libraries, such as absl's --flagfile.
+    given.append(flags.parse(options, argv, absl_flags.FLAGS))
+    return argv[:1]
 
   try:
-    app.run(guarded, flags_parser=_parse)
+    app.run(lambda _: main(*given), flags_parser=parse)
   except UserError as error:
     # In this order: where there are no devices, nobody knows which process is the first.
     if not isinstance(error, MetByAll) or distributed.is_first():
@@ -62,15 +71,15 @@ def run(main: Callable[[], None]) -> None:
 
 def _environment(error: Exception) -> str | None:
   """What of the process's environment is behind an error of jax, and the fix; None if nothing."""
-  if not isinstance(error, AssertionError | RuntimeError):
-    return None
   precision = jax.config.jax_default_matmul_precision
-  if precision and 'ALG_' in str(error):
+  # XLA names the algorithm that it lacks; for a CPU jax refuses some before.
+  if precision and re.search('ALG_|precision .* is not supported by dot_general', str(error)):
     return (
       f'JAX_DEFAULT_MATMUL_PRECISION={precision} is not what this device can do; unset it, or set '
       'default, high or highest'
     )
-  return distributed.why_no_devices()
+  # Other kinds are no errors of jax's about its devices, and asking for these starts them.
+  return distributed.why_no_devices() if isinstance(error, AssertionError | RuntimeError) else None
 
 
 def _tell_unraisable(what: Any) -> None:
@@ -78,51 +87,40 @@ def _tell_unraisable(what: Any) -> None:
     sys.__unraisablehook__(what)
 
 
-def _parse(argv: list[str]) -> list[str]:
-  try:
-    return flags.FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
-    # ml_collections raises Python's own errors for a config file or field that is not there.
-    text = str(error.args[0] if error.args else error).replace('\\n', ' ').replace("\\'", "'")
-    text = ' '.join(text.strip('"\'').split()).rstrip('.?')
-    if isinstance(error, (AttributeError, KeyError)):
-      name, _, guess = text.replace("'", '').partition(' ')
-      guess = f' ({guess}?)' if guess else ''
-      hint = 'armd_jax/config.py lists all fields'
-      if name in RENAMED:
-        guess, hint = '', f'its name is {RENAMED[name]!r} now'
-      raise UserError(f'the config has no field {name!r}{guess}; {hint}') from error
-    raise UserError(f'{text}; see --help') from error
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnCluster:
+  """Flags for several processes."""
 
-
-def experiment(
-  config_flag: flags.FlagHolder[ml_collections.ConfigDict],
-) -> ml_collections.ConfigDict:
-  """The config of --config=FILE with its overrides.
-
-  Raises:
-    UserError: the file is not there.
-  """
-  raw = config_flag.value
-  if not isinstance(raw, ml_collections.ConfigDict):
-    raise UserError(
-      '--config names no experiment file; write the path of one, like experiments/quickstart.py'
-    )
-  return raw
-
-
-def mesh_flag() -> flags.FlagHolder[str]:
-  """--mesh=data=-1,fsdp=1,tensor=2 for programs that use a trained run; read by `mesh_of`."""
-  return flags.DEFINE_string(
-    'mesh',
-    '',
-    "Devices along each axis, like data=-1,tensor=2; left out: the run's mesh if it makes up the "
-    'devices that are here, else all of them along data.',
+  cluster: str = flags.flag(
+    'Where other processes are; auto: Slurm steps and GKE TPU slices.',
+    'auto',
+    choices=distributed.CLUSTERS,
   )
+  coordinator: str = flags.flag('HOST:PORT of process 0, on any cluster.', '')
+  num_processes: int = flags.flag('Processes of the job; 0: as many as there are.', 0, at_least=0)
+  process_id: int = flags.flag('This process, from 0, with --coordinator.', -1)
+  devices_per_process: int = flags.flag(
+    'Refuse to start where a process sees another number; 0: any.', 0, at_least=0
+  )
+
+  def start(self) -> None:
+    """Joins the other processes, see `distributed.start`.
+
+    Raises:
+      UserError: the flags contradict each other or the environment.
+    """
+    given = distributed.Cluster(
+      self.cluster,
+      self.coordinator,
+      self.num_processes,
+      self.process_id,
+      self.devices_per_process,
+    )
+    distributed.start(distributed.resolve(given, os.environ))
 
 
 def mesh_of(text: str) -> MeshConfig | None:
-  """The mesh of a `mesh_flag`, None if it was left out.
+  """The mesh of --mesh=data=-1,fsdp=1,tensor=2, None for ''.
 
   Raises:
     UserError: it is no list of axes and sizes.
@@ -140,28 +138,19 @@ def mesh_of(text: str) -> MeshConfig | None:
   return MeshConfig(**({'data': 1 if -1 in given.values() else -1} | given))
 
 
-def streams_flag(default: str) -> flags.FlagHolder[list[str]]:
-  """--streams=2,4,8 for programs that measure several S; read by `streams_of`."""
-  holder = flags.DEFINE_list('streams', default, 'Stride counts S.')
-  message = 'must be whole numbers, like 2,4,8'
-  fine = lambda values: all(v.isdigit() and int(v) > 0 for v in values)
-  flags.register_validator('streams', fine, message)
-  return holder
+def mesh() -> Any:
+  """The field of --mesh, a `MeshConfig` or None, for programs that use a trained run."""
+  return flags.flag(
+    "Devices along each axis, like data=-1,tensor=2; left out: the run's mesh if it makes up the "
+    'devices that are here, else all of them along data.',
+    None,
+    parse=mesh_of,
+  )
 
 
-def streams_of(holder: flags.FlagHolder[list[str]]) -> list[int]:
-  """The stride counts of a `streams_flag`."""
-  return [int(value) for value in holder.value]
-
-
-def workdir_flag(help_text: str) -> flags.FlagHolder[str]:
-  """The required --workdir."""
-  return flags.DEFINE_string('workdir', None, help_text, required=True)
-
-
-def json_flag() -> flags.FlagHolder[str | None]:
-  """--json, where a program also writes its numbers."""
-  return flags.DEFINE_string('json', None, 'Also write the numbers to this file.')
+def json_file() -> Any:
+  """The field of --json, where a program also writes its numbers, or None."""
+  return flags.flag('Also write the numbers to this file.', None)
 
 
 def write_json(path: str | pathlib.Path, numbers: Any) -> None:

@@ -18,13 +18,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 
 from armd_jax import cli, training
 from armd_jax.artifacts import weights
 from armd_jax.config import Config, DataConfig, OrderConfig
 from armd_jax.data import tokenizers
 from armd_jax.errors import UserError
+from armd_jax.flags import flag
 from armd_jax.models import conversion, gpt2
 from armd_jax.training import checkpoint
 from armd_jax.training import workdir as workdir_lib
@@ -87,24 +87,28 @@ def from_ar(workdir: str, num_two_stream_layers: int) -> tuple[Config, Any]:
   return dataclasses.replace(config, model=model, init_from=''), params
 
 
-def main() -> None:
-  if (_GPT2.value is None) == (_WARM_START.value is None):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  workdir: str = flag('Where the new run goes.')
+  gpt2: str | None = flag("Folder with GPT-2's config.json, model.safetensors.", None)
+  source: str = flag('With --gpt2: config.data.source.', DataConfig.source)
+  tokenizer: str = flag('With --gpt2: its tokenizer.', 'gpt2')
+  warm_start: str | None = flag('An AR run, to go on from as ARMD.', None)
+  two_stream_layers: int = flag(
+    'With --warm_start: layers with a content stream; -1: half of them.', -1
+  )
+
+
+def main(options: Options) -> None:
+  if (options.gpt2 is None) == (options.warm_start is None):
     raise UserError('write either --gpt2=FOLDER or --warm_start=AR_RUN')
-  if _GPT2.value is not None:
-    config, params = from_gpt2(_GPT2.value, _SOURCE.value, _TOKENIZER.value)
+  if options.gpt2 is not None:
+    config, params = from_gpt2(options.gpt2, options.source, options.tokenizer)
   else:
-    config, params = from_ar(_WARM_START.value, _TWO_STREAM_LAYERS.value)
-  write(config, params, pathlib.Path(_WORKDIR.value))
-  print(f'{_WORKDIR.value} holds a run of family {config.model.family!r} at step 0')
+    config, params = from_ar(options.warm_start, options.two_stream_layers)
+  write(config, params, pathlib.Path(options.workdir))
+  print(f'{options.workdir} holds a run of family {config.model.family!r} at step 0')
 
 
 if __name__ == '__main__':
-  _WORKDIR = cli.workdir_flag('Where the new run goes.')
-  _GPT2 = flags.DEFINE_string('gpt2', None, "Folder with GPT-2's config.json, model.safetensors.")
-  _SOURCE = flags.DEFINE_string('source', DataConfig.source, 'With --gpt2: config.data.source.')
-  _TOKENIZER = flags.DEFINE_string('tokenizer', 'gpt2', 'With --gpt2: its tokenizer.')
-  _WARM_START = flags.DEFINE_string('warm_start', None, 'An AR run, to go on from as ARMD.')
-  _TWO_STREAM_LAYERS = flags.DEFINE_integer(
-    'two_stream_layers', -1, 'With --warm_start: layers with a content stream; -1: half of them.'
-  )
-  cli.run(main)
+  cli.run(main, Options)

@@ -6,11 +6,11 @@ ends in .safetensors, one file. --workdir may be an export of either kind, too.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from typing import Any
 
 import jax
-from absl import flags
 
 from armd_jax import cli, training
 from armd_jax.artifacts import stablehlo, standalone
@@ -19,6 +19,7 @@ from armd_jax.artifacts.standalone import Export
 from armd_jax.config import MeshConfig, check_streams
 from armd_jax.data.tokenizers import get_tokenizer
 from armd_jax.errors import UserError
+from armd_jax.flags import flag
 from armd_jax.models.vocabulary import BOS
 from armd_jax.parallel import sharding
 from armd_jax.show.columns import num_parameters
@@ -49,47 +50,51 @@ def load(path: str | pathlib.Path, weights: str) -> tuple[Export, Any]:
   return Export(config, tokenizer, weights, int(state.step)), params
 
 
-def main() -> None:
-  out = pathlib.Path(_OUT.value)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  workdir: str = flag('A training run, or an export.')
+  out: str = flag('Folder, or .safetensors file, to write.')
+  weights: str = flag('Averaged, or as trained.', 'ema', choices=('ema', 'raw'))
+  scores: tuple[str, ...] = flag('Files of evaluate --json, for the model card.', ())
+  overwrite: bool = flag('Replace an export that is there.', False)
+  stablehlo: bool = flag('Write programs that run without armd_jax.', False)
+  streams: int = flag('S of these programs.', 4)
+  batch_size: int = flag('Texts per call of these programs.', 1, at_least=1)
+
+
+def main(options: Options) -> None:
+  out = pathlib.Path(options.out)
   is_file = out.suffix == '.safetensors'
-  if is_file and (_STABLEHLO.value or _SCORES.value):
+  if is_file and (options.stablehlo or options.scores):
     raise UserError(
       '--stablehlo and --scores go into a folder; write an --out without .safetensors'
     )
-  with standalone.new_path(out, _OVERWRITE.value) as part:
-    export, params = load(_WORKDIR.value, _WEIGHTS.value)
+  with standalone.new_path(out, options.overwrite) as part:
+    export, params = load(options.workdir, options.weights)
     model = export.config.model
     if is_file:
       standalone.write_file(part, export, params)
     else:
-      measured = {path: measured_in(path, export.step) for path in _SCORES.value}
-      if held_out := _held_out(_WORKDIR.value, export.step):
+      measured = {path: measured_in(path, export.step) for path in options.scores}
+      if held_out := _held_out(options.workdir, export.step):
         measured['while training'] = held_out
       standalone.write_folder(part, params, model_card(export, params, measured))
-      if _STABLEHLO.value:
+      if options.stablehlo:
         if model.orders == 'none':
           raise UserError(
             f'--stablehlo writes programs that decode along an order; {model.family!r} has none, '
             'leave it out'
           )
-        streams = 1 if model.orders == 'left_to_right' else _STREAMS.value
+        streams = 1 if model.orders == 'left_to_right' else options.streams
         check_streams(streams, model.num_slots, '--streams')
         first_token = export.tokenizer.eos_id if model.bos == 'first_token_given' else BOS
         stablehlo.write(
           part / 'stablehlo', model, export.tokenizer.vocab_size, params, first_token,
-          streams=streams, batch_size=_BATCH.value,
+          streams=streams, batch_size=options.batch_size,
         )  # fmt: skip
       standalone.seal(part, export)
   print(f'{out}: {export.weights} weights of step {export.step}, {num_parameters(params)} numbers')
 
 
 if __name__ == '__main__':
-  _WORKDIR = cli.workdir_flag('A training run, or an export.')
-  _OUT = flags.DEFINE_string('out', None, 'Folder, or .safetensors file, to write.', required=True)
-  _WEIGHTS = flags.DEFINE_enum('weights', 'ema', ['ema', 'raw'], 'Averaged, or as trained.')
-  _SCORES = flags.DEFINE_list('scores', [], 'Files of evaluate --json, for the model card.')
-  _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace an export that is there.')
-  _STABLEHLO = flags.DEFINE_bool('stablehlo', False, 'Write programs that run without armd_jax.')
-  _STREAMS = flags.DEFINE_integer('streams', 4, 'S of these programs.')
-  _BATCH = flags.DEFINE_integer('batch_size', 1, 'Texts per call of these programs.', lower_bound=1)
-  cli.run(main)
+  cli.run(main, Options)

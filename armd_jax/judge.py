@@ -8,114 +8,39 @@ stands alone: entropy and repetition are printed beside it.
 from __future__ import annotations
 
 import dataclasses
-import json
-import pathlib
-from collections.abc import Sequence
-
-from absl import flags
 
 from armd_jax import cli
 from armd_jax.data.tokenizers import get_tokenizer
 from armd_jax.errors import UserError
-from armd_jax.evaluation import quality
-from armd_jax.evaluation.gpt2_judge import Gpt2Judge
-from armd_jax.evaluation.huggingface_judge import HuggingFaceJudge
-from armd_jax.models import gpt2
+from armd_jax.evaluation import judging, quality
+from armd_jax.flags import flag
 
 
-def read_texts(path: str) -> list[str]:
-  """Texts of a file: JSON with a list 'texts', JSON lines with a 'text' each.
-
-  Raises:
-    UserError: the file cannot be read, or holds no texts.
-  """
-  try:
-    data = pathlib.Path(path).read_text('utf-8')
-  except (OSError, UnicodeDecodeError) as error:
-    reason = getattr(error, 'strerror', None) or 'not UTF-8'
-    raise UserError(f'{path} cannot be read ({reason}); give a file of texts') from error
-  try:
-    if path.endswith('.jsonl'):
-      texts = [json.loads(line)['text'] for line in data.splitlines() if line.strip()]
-    else:
-      texts = json.loads(data)['texts']
-  except (ValueError, KeyError, TypeError) as error:
-    raise UserError(
-      f'{path} holds no texts; give what sample --json wrote, or .jsonl with a text a line'
-    ) from error
-  if not texts or not all(isinstance(text, str) for text in texts):
-    raise UserError(f'{path} holds no texts, or what is not text; generate some')
-  return texts
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  samples: str = flag('File of texts.')
+  judge: str = flag('Hugging Face folder or .gguf file.')
+  tokenizer: str = flag('What entropy and n-grams count.', 'gpt2')
+  references: str | None = flag('File of human texts, for MAUVE.', None)
+  json: str | None = cli.json_file()
 
 
-def open_judge(path: str) -> quality.Judge:
-  """GPT-2 runs in JAX, any other model of Hugging Face in transformers.
-
-  Raises:
-    UserError: no judge is there, or what it needs is not installed.
-  """
-  return Gpt2Judge(path) if gpt2.is_gpt2(path) else HuggingFaceJudge(path)
-
-
-def mauve_score(judge: quality.Judge, texts: Sequence[str], references: Sequence[str]) -> float:
-  """MAUVE (Pillutla et al. 2021) of texts against others, by the judge's last hidden rows.
-
-  Raises:
-    UserError: its package is missing, or there are fewer than two texts on a side.
-  """
-  try:
-    import mauve
-  except ImportError as error:
-    raise UserError(f'MAUVE needs {error.name}; pip install "armd_jax[judge]"') from error
-  if min(len(texts), len(references)) < 2:
-    raise UserError('MAUVE needs at least two texts and two references; give more')
-  rows = [
-    judge.features([judge.encode(text)[: judge.context] for text in side])
-    for side in (texts, references)
-  ]
-  # Its random projections and k-means follow numpy's global state unless seeded.
-  return float(mauve.compute_mauve(*rows, verbose=False, seed=0).mauve)
-
-
-def table(
-  statistics: quality.Statistics, verdict: quality.Verdict, judge: str, mauve: float | None
-) -> str:
-  """The numbers as text."""
-  lines = [
-    ('entropy', f'{statistics.entropy_nats:.3f} nats, {statistics.entropy_bits:.3f} bits'),
-    (
-      'distinct-1, 2, 3',
-      f'{statistics.distinct_1:.4f}, {statistics.distinct_2:.4f}, {statistics.distinct_3:.4f}',
-    ),
-    ('repetition-4', f'{statistics.repetition_4:.4f}'),
-    (
-      f'perplexity under {judge}',
-      f'{verdict.corpus_perplexity:.2f} over all texts, {verdict.mean_perplexity:.2f} mean over '
-      f'texts, {verdict.tokens} tokens scored',
-    ),
-  ]
-  if mauve is not None:
-    lines.append((f'MAUVE under {judge}', f'{mauve:.4f}'))
-  width = max(len(name) for name, _ in lines)
-  return '\n'.join(f'{name:{width}}  {value}' for name, value in lines)
-
-
-def main() -> None:
-  texts = read_texts(_SAMPLES.value)
-  references = read_texts(_REFERENCES.value) if _REFERENCES.value else None
-  tokenizer = get_tokenizer(_TOKENIZER.value)
-  judge = open_judge(_JUDGE.value)
+def main(options: Options) -> None:
+  texts = judging.read_texts(options.samples)
+  references = judging.read_texts(options.references) if options.references else None
+  tokenizer = get_tokenizer(options.tokenizer)
+  judge = judging.open_judge(options.judge)
   try:
     statistics = quality.statistics([tokenizer.encode(text) for text in texts])
     verdict = quality.judge_texts(judge, texts)
   except ValueError as error:
-    raise UserError(f'{_SAMPLES.value}: {error}; generate longer texts') from error
-  mauve = None if references is None else mauve_score(judge, texts, references)
+    raise UserError(f'{options.samples}: {error}; generate longer texts') from error
+  mauve = None if references is None else judging.mauve_score(judge, texts, references)
   print(
-    f'{len(texts)} texts of {_SAMPLES.value}; entropy and n-grams by tokenizer {tokenizer.name}'
+    f'{len(texts)} texts of {options.samples}; entropy and n-grams by tokenizer {tokenizer.name}'
   )
-  print(table(statistics, verdict, judge.name, mauve))
-  if _JSON.value:
+  print(judging.table(statistics, verdict, judge.name, mauve))
+  if options.json:
     numbers = {
       'texts': len(texts),
       'tokenizer': tokenizer.name,
@@ -124,13 +49,8 @@ def main() -> None:
       'verdict': dataclasses.asdict(verdict),
       'mauve': mauve,
     }
-    cli.write_json(_JSON.value, numbers)
+    cli.write_json(options.json, numbers)
 
 
 if __name__ == '__main__':
-  _SAMPLES = flags.DEFINE_string('samples', None, 'File of texts.', required=True)
-  _JUDGE = flags.DEFINE_string('judge', None, 'Hugging Face folder or .gguf file.', required=True)
-  _TOKENIZER = flags.DEFINE_string('tokenizer', 'gpt2', 'What entropy and n-grams count.')
-  _REFERENCES = flags.DEFINE_string('references', None, 'File of human texts, for MAUVE.')
-  _JSON = cli.json_flag()
-  cli.run(main)
+  cli.run(main, Options)

@@ -12,6 +12,7 @@ launcher. A sweep that was stopped goes on where it was: a finished run trains n
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import pathlib
 import shlex
@@ -20,10 +21,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import flags
-
 from armd_jax import cli
 from armd_jax.errors import UserError, sentence
+from armd_jax.flags import flag
 
 
 def overrides_of(name: str) -> list[Mapping[str, Any]]:
@@ -86,12 +86,20 @@ def commands(
   return found
 
 
-def main() -> None:
-  runs = overrides_of(_SWEEP.value)
-  launcher = _LAUNCHER.value
-  for command in commands(runs, _CONFIG.value, _WORKDIR.value, launcher):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  sweep: str = flag('FILE:FUNCTION that returns overrides.')
+  config: str = flag('Experiment file.')
+  workdir: str = flag('Folder of the work directories.')
+  launcher: str = flag("A launcher's command line; left out: run here.", '')
+  dry_run: bool = flag('Print the commands only.', False)
+
+
+def main(options: Options) -> None:
+  runs = overrides_of(options.sweep)
+  for command in commands(runs, options.config, options.workdir, options.launcher):
     print(shlex.join(command), flush=True)
-    if _DRY_RUN.value:
+    if options.dry_run:
       continue
     code = subprocess.run(command).returncode
     if code:
@@ -102,11 +110,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  _SWEEP = flags.DEFINE_string(
-    'sweep', None, 'FILE:FUNCTION that returns overrides.', required=True
-  )
-  _CONFIG = flags.DEFINE_string('config', None, 'Experiment file.', required=True)
-  _WORKDIR = cli.workdir_flag('Folder of the work directories.')
-  _LAUNCHER = flags.DEFINE_string('launcher', '', "A launcher's command line; '': run here.")
-  _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands only.')
-  cli.run(main)
+  cli.run(main, Options)

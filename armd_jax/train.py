@@ -6,27 +6,28 @@ had never stopped. SIGTERM saves, and ends it with exit code 75.
 
 from __future__ import annotations
 
-from absl import flags
-from ml_collections import config_flags
+import dataclasses
+
+from ml_collections import ConfigDict
 
 from armd_jax import cli
 from armd_jax import config as config_lib
-from armd_jax.parallel import distributed
-from armd_jax.training.loop import (
-  train,
-)
+from armd_jax.flags import experiment, flag
+from armd_jax.training.loop import train
 
 
-def main() -> None:
-  config = config_lib.parse(cli.experiment(_CONFIG))
-  distributed.start(_CLUSTER())
-  train(config, _WORKDIR.value, overwrite=_OVERWRITE.value)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(cli.OnCluster):
+  config: ConfigDict = experiment()
+  workdir: str = flag('Where the run is kept.')
+  overwrite: bool = flag('Delete the run in --workdir first.', False)
+
+
+def main(options: Options) -> None:
+  config = config_lib.parse(options.config)
+  options.start()
+  train(config, options.workdir, overwrite=options.overwrite)
 
 
 if __name__ == '__main__':
-  _CONFIG = config_flags.DEFINE_config_file('config', help_string='Experiment file.')
-  _WORKDIR = cli.workdir_flag('Where the run is kept.')
-  _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Delete the run in --workdir first.')
-  _CLUSTER = distributed.define_flags()
-  flags.mark_flag_as_required('config')
-  cli.run(main)
+  cli.run(main, Options)

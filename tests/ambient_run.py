@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
-import sys
 
 import tiny_run
 
@@ -13,6 +13,7 @@ from armd_jax import cli, config, export
 from armd_jax.artifacts import standalone, weights
 from armd_jax.evaluation import scores, suites
 from armd_jax.evaluation.journal import Journal
+from armd_jax.flags import flag
 from armd_jax.training import loop
 
 
@@ -52,6 +53,15 @@ def all_of(folder: pathlib.Path, name: str = 'run') -> dict:
   return {one.__name__: one(folder, name) for one in (losses, text, text_of_export, nats)}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  out: str = flag('Where runs, and all.json, are kept.')
+
+
+def main(options: Options) -> None:
+  out = pathlib.Path(options.out)
+  (out / 'all.json').write_text(json.dumps(all_of(out)))
+
+
 if __name__ == '__main__':
-  out = pathlib.Path(sys.argv.pop())
-  cli.run(lambda: (out / 'all.json').write_text(json.dumps(all_of(out))))
+  cli.run(main, Options)

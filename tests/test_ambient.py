@@ -82,7 +82,7 @@ def test_training_in_a_process_of_others(folder, expected):
 def test_in_programs(expected, tmp_path):
   """All at once, and what is left alone beside them."""
   given = {name.upper(): str(value) for name, value in OTHERWISE.items()}
-  command = [sys.executable, ambient_run.__file__, str(tmp_path)]
+  command = [sys.executable, ambient_run.__file__, f'--out={tmp_path}']
   variables = os.environ | tiny_run.VARIABLES | given | KEPT
   done = subprocess.run(command, capture_output=True, text=True, env=variables)
   assert done.returncode == 0, done.stderr
@@ -131,3 +131,13 @@ def test_a_precision_that_the_device_lacks():
     sentence = cli._environment(error)
   assert sentence.startswith('JAX_DEFAULT_MATMUL_PRECISION=BF16_BF16_F32_X3 is not')
   assert cli._environment(error) is None  # of an error that no setting explains
+
+
+def test_a_precision_that_jax_refuses_for_a_cpu():
+  with jax.default_matmul_precision('TF32_TF32_F32'), pytest.raises(ValueError) as caught:
+    jax.jit(lambda x: x @ x)(np.eye(2, dtype=np.float32))
+  with jax.default_matmul_precision('TF32_TF32_F32'):
+    sentence = cli._environment(caught.value)
+    assert cli._environment(ValueError('of another kind')) is None
+  assert sentence.startswith('JAX_DEFAULT_MATMUL_PRECISION=TF32_TF32_F32 is not')
+  assert cli._environment(caught.value) is None

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from armd_jax import config, training
+from armd_jax import aot, config, training
 from armd_jax.compiled import flops, programs, targets
 from armd_jax.decode.state import CACHE_ROWS
 from armd_jax.errors import UserError
@@ -47,13 +47,35 @@ def test_unknown_gpus_are_told_in_a_sentence(name):
     targets.gpu(name)
 
 
-@pytest.mark.parametrize('flags', [[], ['--topology=v5p:8x8x16', '--target=h100']])
-def test_one_target_is_asked_for(flags):
-  command = [sys.executable, '-m', 'armd_jax.aot', '--config=experiments/owt_medium.py', *flags]
+@pytest.mark.parametrize('asked', [{}, {'topology': 'v5p:8x8x16', 'target': 'h100'}])
+def test_one_target_is_asked_for(asked):
+  options = aot.Options(config=config.default_config(), **asked)
+  with pytest.raises(
+    UserError, match=r'write either --topology=v5p:8x8x16 \(.*\) or --target=h100'
+  ):
+    aot.main(options)
+
+
+def test_the_program_refuses_in_one_sentence():
+  command = [sys.executable, '-m', 'armd_jax.aot', '--config=experiments/owt_medium.py']
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 1
   sentence = 'error: write either --topology=v5p:8x8x16 (a TPU slice) or --target=h100'
   assert done.stderr.splitlines() == [sentence]
+
+
+def test_a_compiler_without_efforts_does_without(monkeypatch):
+  """Newer ones of TPUs have none, and the CPU's own refuses what it does not know alike."""
+  described = types.SimpleNamespace(devices=jax.devices())
+  monkeypatch.setattr(targets.topologies, 'get_topology_desc', lambda *_: described)
+  monkeypatch.setitem(sys.modules, 'libtpu', types.ModuleType('libtpu'))
+  monkeypatch.setattr(targets, 'EFFORT', 'nonsense')
+  assert targets.tpu('v5e:2x4', -1.0).options == ()
+  monkeypatch.setattr(targets, 'EFFORT', option := 'xla_cpu_enable_fast_math')
+  assert targets.tpu('v5e:2x4', True).options == ((option, True),)
+  assert targets.tpu('v5e:2x4').options == ()
+  with pytest.raises(jax.errors.JaxRuntimeError, match=option):  # of another kind
+    targets.tpu('v5e:2x4', 'fast')
 
 
 def test_a_missing_compiler_says_what_to_install(monkeypatch):

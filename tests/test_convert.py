@@ -56,3 +56,21 @@ def test_gpt2_becomes_a_run(tmp_path):
   tiny_gpt2.write(tmp_path, arrays)
   with pytest.raises(UserError, match='a vocabulary of 13 but --tokenizer=bytes one of 257'):
     convert.from_gpt2(tmp_path, 'stdlib', 'bytes')
+
+
+def test_one_source_is_asked_for(tmp_path):
+  workdir = tmp_path / 'run'
+  for both in ({}, {'gpt2': 'x', 'warm_start': 'y'}):
+    with pytest.raises(UserError, match='write either --gpt2=FOLDER or --warm_start=AR_RUN'):
+      convert.main(convert.Options(workdir=str(workdir), **both))
+  done = tiny_run.run([*tiny_run.PYTHON, '-m', 'armd_jax.convert', f'--workdir={workdir}'])
+  assert done.returncode == 1 and not workdir.exists()
+  assert done.stderr == 'error: write either --gpt2=FOLDER or --warm_start=AR_RUN\n'
+
+
+def test_the_program_converts(ar_run, tmp_path, capsys):
+  folder, _ = ar_run
+  options = dict(warm_start=str(folder), two_stream_layers=2, workdir=str(tmp_path / 'warm'))
+  convert.main(convert.Options(**options))
+  assert weights.load_ema(tmp_path / 'warm')[0].model.num_two_stream_layers == 2
+  assert capsys.readouterr().out.endswith("holds a run of family 'armd' at step 0\n")

@@ -7,6 +7,7 @@ import pytest
 
 from armd_jax import judge
 from armd_jax.errors import UserError
+from armd_jax.evaluation import judging
 
 
 @pytest.mark.parametrize(
@@ -18,7 +19,7 @@ from armd_jax.errors import UserError
 )
 def test_reads_what_sample_and_others_write(tmp_path, name, content):
   (tmp_path / name).write_text(content)
-  assert judge.read_texts(str(tmp_path / name)) == ['a b', 'c']
+  assert judging.read_texts(str(tmp_path / name)) == ['a b', 'c']
 
 
 @pytest.mark.parametrize(
@@ -36,16 +37,16 @@ def test_bad_samples(tmp_path, name, content, sentence):
   if content is not None:
     (tmp_path / name).write_text(content)
   with pytest.raises(UserError, match=sentence):
-    judge.read_texts(str(tmp_path / name))
-
-
-def run(*flags):
-  command = [sys.executable, '-m', 'armd_jax.judge', *flags]
-  return subprocess.run(command, capture_output=True, text=True)
+    judging.read_texts(str(tmp_path / name))
 
 
 def test_a_judge_that_is_not_there_is_one_sentence(tmp_path):
   (tmp_path / 's.json').write_text('{"texts": ["a b"]}')
-  done = run(f'--samples={tmp_path / "s.json"}', '--judge=absent', '--tokenizer=bytes')
+  options = {'samples': str(tmp_path / 's.json'), 'judge': 'absent', 'tokenizer': 'bytes'}
+  with pytest.raises(UserError, match=r"^no judge is at 'absent'"):
+    judge.main(judge.Options(**options))
+  flags = [f'--{name}={value}' for name, value in options.items()]
+  command = [sys.executable, '-m', 'armd_jax.judge', *flags]
+  done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 1
   assert done.stderr.splitlines()[-1].startswith("error: no judge is at 'absent'")

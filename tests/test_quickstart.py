@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from armd_jax import config as config_lib
-from armd_jax import report
+from armd_jax import evaluate, report, sample
 from armd_jax.artifacts import weights
 from armd_jax.decode import requests
-from armd_jax.quickstart import quickstart
 from armd_jax.show import replays
+from armd_jax.training.quickstart import quickstart
 
 
 @pytest.fixture(scope='module')
@@ -73,34 +73,36 @@ def test_a_second_call_goes_on_from_what_is_there(finished, capsys):
   assert [s['text'] for s in again['generation']] == [s['text'] for s in results['generation']]
 
 
-@pytest.mark.parametrize(
-  ('flags', 'expected'),
-  [
-    (['--prompt=alpha', '--streams=2', '--num_samples=2'], 'alpha'),
-    (['--infill=alpha ____ gamma', '--temperature=0.5', '--top_p=0.9', '--stop=eos'], 'alpha'),
-  ],
-)
-def test_sample_program(finished, tmp_path, flags, expected):
+def test_sample_goes_on_from_a_prompt(finished, tmp_path):
+  """As a process of users."""
   _, workdir, _ = finished
-  command = [
-    sys.executable,
-    '-m',
-    'armd_jax.sample',
-    f'--workdir={workdir}',
-    f'--json={tmp_path}/s.json',
-  ]
-  done = subprocess.run(command + flags, capture_output=True, text=True)
+  flags = [f'--workdir={workdir}', '--prompt=alpha', '--streams=2', '--num_samples=2']
+  command = [sys.executable, '-m', 'armd_jax.sample', *flags, f'--json={tmp_path}/s.json']
+  done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   texts = json.loads((tmp_path / 's.json').read_text())['texts']
-  assert all(text.startswith(expected) and text in done.stdout for text in texts)
-  if 'gamma' in flags[0]:
-    assert texts[0].endswith(' gamma') and len(texts[0]) == len('alpha ____ gamma')
+  assert len(texts) == 2
+  assert all(text.startswith('alpha') and text in done.stdout for text in texts)
+
+
+def test_sample_fills_gaps(finished, tmp_path, capsys):
+  _, workdir, _ = finished
+  sample.main(
+    sample.Options(
+      workdir=str(workdir), infill='alpha ____ gamma', temperature=0.5, top_p=0.9, stop='eos',
+      json=f'{tmp_path}/s.json',
+    )
+  )  # fmt: skip
+  (text,) = json.loads((tmp_path / 's.json').read_text())['texts']
+  assert text in capsys.readouterr().out
+  assert text.startswith('alpha ') and text.endswith(' gamma')
+  assert len(text) == len('alpha ____ gamma')
 
 
 def test_report_shows_the_run(finished, tmp_path):
   """Its numbers, its orders, and the texts that sampling gives."""
   _, workdir, results = finished
-  report.report(workdir, tmp_path / 'r.html', seed=0, temperature=1.0, top_p=1.0)
+  report.main(report.Options(workdir=str(workdir), out=str(tmp_path / 'r.html')))
   page = (tmp_path / 'r.html').read_text()
   assert not re.search(r'(src|href)="(?!#|data:)|://', page)
   for title in (
@@ -139,40 +141,37 @@ def test_a_replay_shows_a_piece_when_the_decoder_has_made_all_of_it(finished):
     assert is_there == [step <= steps for _, _, step in replay.pieces]
 
 
-def test_evaluate_program_repeats_the_numbers(finished, tmp_path):
+def test_evaluate_program_repeats_the_numbers(finished, tmp_path, capsys):
+  """In this process and in one of its own, to the bit."""
   _, workdir, _ = finished
-  command = [
-    sys.executable,
-    '-m',
-    'armd_jax.evaluate',
-    f'--workdir={workdir}',
-    '--windows=4',
-    '--streams=2',
-  ]
-  outputs = []
-  for run in range(2):
-    path = tmp_path / f'{run}.json'
-    done = subprocess.run([*command, f'--json={path}'], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    outputs.append(path.read_text())
-  assert outputs[0] == outputs[1]
-  scores = json.loads(outputs[0])['scores']
-  assert all(f'{s["nats_per_byte"]:9.4f}' in done.stdout for s in scores)
+  sizes = dict(workdir=str(workdir), windows=4)
+  evaluate.main(evaluate.Options(**sizes, streams=(2,), json=f'{tmp_path}/here.json'))
+  flags = [f'--{name}={value}' for name, value in sizes.items()]
+  command = [sys.executable, '-m', 'armd_jax.evaluate', *flags, '--streams=2']
+  done = subprocess.run([*command, f'--json={tmp_path}/s.json'], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / 's.json').read_text() == (tmp_path / 'here.json').read_text()
+  scores = json.loads((tmp_path / 's.json').read_text())['scores']
+  printed = capsys.readouterr().out
+  for out in (printed, done.stdout):
+    assert all(f'{s["nats_per_byte"]:9.4f}' in out for s in scores)
 
 
-def test_evaluate_program_scores_other_texts(finished, tmp_path):
+def test_evaluate_program_scores_other_texts(finished, tmp_path, capsys):
   """Texts that were not trained on are harder; the protocol stands beside the numbers."""
   _, workdir, results = finished
   (tmp_path / 'ptb.txt').write_text('some of the words that nobody has seen before\n' * 9)
-  command = [sys.executable, '-m', 'armd_jax.evaluate', f'--workdir={workdir}', '--suite=mdlm']
-  command += [f'--texts=ptb={tmp_path}/ptb.txt', '--streams=2', f'--json={tmp_path}/s.json']
-  done = subprocess.run(command, capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
-  numbers = json.loads((tmp_path / 's.json').read_text())
-  assert all(line in done.stdout for line in numbers['protocol'])
+  texts, path = (f'ptb={tmp_path}/ptb.txt',), tmp_path / 's.json'
+  evaluate.main(
+    evaluate.Options(
+      workdir=str(workdir), suite='mdlm', texts=texts, streams=(2,), json=str(path)
+    )
+  )  # fmt: skip
+  out, numbers = capsys.readouterr().out, json.loads(path.read_text())
+  assert all(line in out for line in numbers['protocol'])
   assert 'windows of BOS, 30 tokens, EOS' in numbers['protocol'][0]
   left_to_right, *strided = numbers['scores']
   assert (left_to_right['text'], left_to_right['name']) == ('PTB', 'left-to-right')
-  assert 'PTB | left-to-right' in done.stdout and len(strided) == 2
+  assert 'PTB | left-to-right' in out and len(strided) == 2
   assert left_to_right['nats_per_byte'] > results['held_out']['after_sbp'][0]['nats_per_byte']
   assert not (workdir / 'evaluate_mdlm.partial').exists()

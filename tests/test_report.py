@@ -17,7 +17,7 @@ from armd_jax.data.tokenizers import ByteTokenizer
 from armd_jax.decode import requests
 from armd_jax.errors import UserError
 from armd_jax.families import FAMILIES
-from armd_jax.show import replays, report_page
+from armd_jax.show import replays, report_files, report_page
 from armd_jax.show.report_page import Replay
 
 # One text in two streams after a given piece, one in one stream; two tokens make one letter.
@@ -39,7 +39,7 @@ def page(tmp_path_factory):
   if browser.find() is None:
     pytest.skip(f'needs a browser: none of {", ".join(browser.NAMES)} is installed')
   folder = tmp_path_factory.mktemp('page')
-  report.write(folder / 'report.html', new_page())
+  report_files.write(folder / 'report.html', new_page())
   page = browser.Page(folder / 'profile')
   page.open(f'file://{folder}/report.html')
   yield page
@@ -154,31 +154,34 @@ def test_a_log_that_cannot_be_shown_is_one_sentence(tmp_path, log, sentence):
   if log is not None:
     (tmp_path / 'metrics.jsonl').write_text(log)
   with pytest.raises(UserError, match=sentence):
-    report.read_records(tmp_path)
+    report_files.read_records(tmp_path)
 
 
 def test_numbers_of_another_program_are_refused(tmp_path):
   (tmp_path / 'd.json').write_text('{"systems": []}')
   for path, sentence in (('d.json', "has no 'quality'; make it by"), ('e.json', 'cannot be read')):
     with pytest.raises(UserError, match=sentence):
-      report.read_json('decoding', str(tmp_path / path), 'x', 'systems', 'quality')
+      report_files.read_json('decoding', str(tmp_path / path), 'x', 'systems', 'quality')
   with pytest.raises(UserError, match='holds other rows than'):
     report_page.decoding_section('d.json', {'systems': [{'seconds': 1}], 'quality': None})
 
 
 def test_a_page_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path):
   page = tmp_path / 'report.html'
-  report.write(page, 'first')
+  report_files.write(page, 'first')
   with pytest.raises(UnicodeEncodeError):
-    report.write(page, 'second \ud800')
+    report_files.write(page, 'second \ud800')
   assert page.read_text() == 'first'
   with pytest.raises(UserError, match='give another --out'):
-    report.write(page / 'below.html', 'third')
+    report_files.write(page / 'below.html', 'third')
   assert [path.name for path in tmp_path.iterdir()] == ['report.html']
 
 
 def test_no_run_is_one_sentence(tmp_path):
-  command = [sys.executable, '-m', 'armd_jax.report', f'--workdir={tmp_path}/absent']
+  workdir = str(tmp_path / 'absent')
+  with pytest.raises(UserError, match=r'give the --workdir of a training run$'):
+    report.main(report.Options(workdir=workdir))
+  command = [sys.executable, '-m', 'armd_jax.report', f'--workdir={workdir}']
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 1
   assert done.stderr.splitlines()[-1].endswith('give the --workdir of a training run')

@@ -10,7 +10,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'armd_jax'
 LAYERS = (
   ('errors', 'records'),
   ('hardware', 'files'),
-  ('config', 'order'),
+  ('config', 'order', 'flags'),
   ('parallel', 'cli'),
   ('attention',),
   ('data', 'models'),
@@ -66,6 +66,14 @@ def test_imports_run_one_way(path):
   assert not against, f'{path.relative_to(PACKAGE)} imports {against} from above its layer'
   programs = next(names for names in LAYERS if here in names) if here in LAYERS[-3] else ()
   assert not {name for name in names if name in programs} - {here}, 'a program imports another'
+
+
+@pytest.mark.parametrize('name', LAYERS[-3])
+def test_a_program_is_flags_and_a_call(name):
+  """What it does more is for a room."""
+  text = (PACKAGE / f'{name}.py').read_text('utf-8')
+  assert len(text.splitlines()) <= 120
+  assert 'class Options' in text and 'def main(options: Options) -> None:' in text
 
 
 def test_an_import_against_the_layers_is_seen():

@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 
 from armd_jax import cli, models
 from armd_jax import config as config_lib
@@ -32,6 +31,7 @@ from armd_jax.decode.generate import compile_generate, prepare, task_of
 from armd_jax.decode.state import Task
 from armd_jax.errors import UserError
 from armd_jax.evaluation import likelihood
+from armd_jax.flags import flag
 from armd_jax.hardware import clock, machines
 from armd_jax.objectives.mdlm import MDLM
 from armd_jax.order import left_to_right
@@ -316,42 +316,56 @@ def quality_report(rows: Sequence[dict[str, Any]]) -> str:
   )
 
 
-def main() -> None:
-  streams, batches = cli.streams_of(_STREAMS), list(map(int, _BATCHES.value))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(timing.Shape):
+  workdir: str | None = flag('A run or export whose weights are used.', None)
+  streams: tuple[int, ...] = flag('Stride counts S.', (1, 2, 4, 8, 16, 32), at_least=1)
+  batch_sizes: tuple[int, ...] = flag('Texts generated together, like 1,8,64.', (1,), at_least=1)
+  mdlm: tuple[int, ...] = flag('Also MDLM, in so many steps: 1024,256,64.', (), at_least=1)
+  fill_memory: bool = flag('Then double the batch while memory holds it.', False)
+  transformers: bool = flag("Beside transformers' cached GPT-2.", False)
+  windows: int = flag('Held-out windows to score.', 64, at_least=0)
+  repeats: int = flag('Timed rounds.', 5, at_least=1)
+  json: str | None = cli.json_file()
+  png: str | None = flag('Also draw the numbers to this file.', None)
+
+
+def main(options: Options) -> None:
+  streams, batches = options.streams, list(options.batch_sizes)
   params = scores = None
-  if _WORKDIR.value:
-    config, tokenizer, params, _ = weights.load_ema(_WORKDIR.value)
+  if options.workdir:
+    config, tokenizer, params, _ = weights.load_ema(options.workdir)
     if config.model.family != 'armd':
-      raise UserError(f'{_WORKDIR.value} is of family {config.model.family!r}; give an ARMD run')
+      raise UserError(f'{options.workdir} is of family {config.model.family!r}; give an ARMD run')
     model, vocab_size = dataclasses.asdict(config.model), tokenizer.vocab_size
   else:
-    model, vocab_size = _SHAPE.values()
+    model, vocab_size = options.values()
   compared = systems(model, vocab_size, streams, params)
   machine, shape = machines.machine(), compared[0].config
   parameters = columns.num_parameters(jax.eval_shape(panels.whole, compared[-1].params))
   sizes = ', '.join(map(str, batches))
   print(f'decoding: {timing.shape_line(shape, vocab_size, sizes)}, {parameters / 1e6:.1f}M')
   line = machines.machine_line(machine)
-  print(f'{line}; medians of {_REPEATS.value} rounds in turns', flush=True)
+  print(f'{line}; medians of {options.repeats} rounds in turns', flush=True)
   rows = []
   while batches:
     batch_size = batches.pop(0)
     timed = [compiled(system, vocab_size, batch_size) for system in compared]
-    timed += denoisers(model, vocab_size, batch_size, [*map(int, _MDLM.value)])
-    if _TRANSFORMERS.value:
+    timed += denoisers(model, vocab_size, batch_size, options.mdlm)
+    if options.transformers:
       timed.append(Timed(**decode_peers.gpt2(shape, vocab_size, batch_size)))
-    new = measure(timed, shape.num_slots, batch_size, _REPEATS.value)
+    new = measure(timed, shape.num_slots, batch_size, options.repeats)
     print(report(new), flush=True)
     rows += new
-    if _FILL.value and not batches and all(row['seconds'] for row in new):
+    if options.fill_memory and not batches and all(row['seconds'] for row in new):
       batches.append(2 * batch_size)
   print(
     f'prefill: {rows[0]["prefill_tokens"]} tokens given, with the one step after them; GiB: what'
   )
   print('the program needs at once; a system that needs more than there is is not timed; GB/s and')
   print('GFLOP/s: of what no step does without, weights read once and matrix products')
-  if params is not None and _WINDOWS.value:
-    windows_WxN = corpus_lib.load(config.data, config.model.length).held_out_WxN[: _WINDOWS.value]
+  if params is not None and options.windows:
+    windows_WxN = corpus_lib.load(config.data, config.model.length).held_out_WxN[: options.windows]
     scores = quality(config, vocab_size, params, windows_WxN, streams)
     print(f'exact NLL of {len(windows_WxN)} held-out windows; costs in nats per token')
     print(quality_report(scores))
@@ -362,28 +376,13 @@ def main() -> None:
     'systems': rows,
     'quality': scores,
   }
-  if _JSON.value:
-    cli.write_json(_JSON.value, numbers)
-  if _PNG.value:
+  if options.json:
+    cli.write_json(options.json, numbers)
+  if options.png:
     from armd_jax.show import plots
 
-    plots.decoding(rows, scores, _PNG.value)
+    plots.decoding(rows, scores, options.png)
 
 
 if __name__ == '__main__':
-  _SHAPE = timing.ShapeFlags.define()
-  _WORKDIR = flags.DEFINE_string('workdir', None, 'A run or export whose weights are used.')
-  _STREAMS = cli.streams_flag('1,2,4,8,16,32')
-  _BATCHES = flags.DEFINE_list('batch_sizes', '1', 'Texts generated together, like 1,8,64.')
-  fine = lambda values: values and all(v.isdigit() and int(v) > 0 for v in values)
-  flags.register_validator('batch_sizes', fine, 'must be whole numbers, like 1,8,64')
-  _MDLM = flags.DEFINE_list('mdlm', '', 'Also MDLM, in so many steps: 1024,256,64.')
-  steps_fine = lambda values: not values or fine(values)
-  flags.register_validator('mdlm', steps_fine, 'must be whole numbers, like 1024,256,64')
-  _FILL = flags.DEFINE_bool('fill_memory', False, 'Then double the batch while memory holds it.')
-  _TRANSFORMERS = flags.DEFINE_bool('transformers', False, "Beside transformers' cached GPT-2.")
-  _WINDOWS = flags.DEFINE_integer('windows', 64, 'Held-out windows to score.', lower_bound=0)
-  _REPEATS = timing.positive_flag('repeats', 5, 'Timed rounds.')
-  _JSON = cli.json_flag()
-  _PNG = flags.DEFINE_string('png', None, 'Also draw the numbers to this file.')
-  cli.run(main)
+  cli.run(main, Options)

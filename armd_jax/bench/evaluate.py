@@ -7,13 +7,13 @@ turns. `--profile` also writes a profiler's trace of the loop, to be opened in P
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import tempfile
 from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 
 from armd_jax import cli, models
 from armd_jax import config as config_lib
@@ -22,6 +22,7 @@ from armd_jax.config import Config
 from armd_jax.data.tokenizers import ByteTokenizer
 from armd_jax.evaluation import likelihood, scores
 from armd_jax.evaluation.journal import Journal
+from armd_jax.flags import flag
 from armd_jax.hardware import clock, machines
 from armd_jax.order import left_to_right
 from armd_jax.parallel import sharding
@@ -81,24 +82,27 @@ def report(numbers: dict[str, Any]) -> str:
   )
 
 
-def main() -> None:
-  model, _ = _SHAPE.values()
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(timing.Shape):
+  batch_size: int = flag('Windows per call.', 16, at_least=1)
+  batches: int = flag('Calls in a round.', 8, at_least=1)
+  repeats: int = flag('Timed rounds.', 5, at_least=1)
+  profile: str | None = flag("Folder for a profiler's trace of the loop.", None)
+  json: str | None = cli.json_file()
+
+
+def main(options: Options) -> None:
+  model, _ = options.values()
   config = config_lib.parse({'model': model, 'order': {'rho': 0}})
   machine = machines.machine()
-  print(f'evaluation: {timing.shape_line(config.model, 256, _BATCH.value)}, bytes')
-  print(f'{machines.machine_line(machine)}; medians of {_REPEATS.value} rounds of', end=' ')
-  print(f'{_BATCHES.value} batches in turns', flush=True)
-  numbers = measure(config, _BATCH.value, _BATCHES.value, _REPEATS.value, _PROFILE.value)
+  print(f'evaluation: {timing.shape_line(config.model, 256, options.batch_size)}, bytes')
+  print(f'{machines.machine_line(machine)}; medians of {options.repeats} rounds of', end=' ')
+  print(f'{options.batches} batches in turns', flush=True)
+  numbers = measure(config, options.batch_size, options.batches, options.repeats, options.profile)
   print(report(numbers))
-  if _JSON.value:
-    cli.write_json(_JSON.value, {'machine': machine, 'shape': model, 'windows_per_s': numbers})
+  if options.json:
+    cli.write_json(options.json, {'machine': machine, 'shape': model, 'windows_per_s': numbers})
 
 
 if __name__ == '__main__':
-  _SHAPE = timing.ShapeFlags.define()
-  _BATCH = timing.positive_flag('batch_size', 16, 'Windows per call.')
-  _BATCHES = timing.positive_flag('batches', 8, 'Calls in a round.')
-  _REPEATS = timing.positive_flag('repeats', 5, 'Timed rounds.')
-  _PROFILE = flags.DEFINE_string('profile', None, "Folder for a profiler's trace of the loop.")
-  _JSON = cli.json_flag()
-  cli.run(main)
+  cli.run(main, Options)

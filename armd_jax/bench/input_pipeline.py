@@ -5,18 +5,17 @@ Batches are taken as fast as they come, for every number of worker processes; no
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from absl import flags
-
 from armd_jax import cli
-from armd_jax.bench import timing
 from armd_jax.config import DataConfig
 from armd_jax.data import corpus
 from armd_jax.data.packing import PACKINGS
 from armd_jax.data.pipeline import training_batches
+from armd_jax.flags import flag
 from armd_jax.hardware import machines
 
 
@@ -71,24 +70,28 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
   return '\n'.join(lines)
 
 
-def main() -> None:
-  config = DataConfig(source=_SOURCE.value, tokenizer=_TOKENIZER.value, packing=_PACKING.value)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  source: str = flag('A prepared corpus, or any other source.', 'stdlib')
+  tokenizer: str = flag('That of the corpus.', 'bytes')
+  packing: str = flag('How windows are cut.', PACKINGS[0], choices=PACKINGS)
+  length: int = flag('Tokens of a window.', 1024, at_least=1)
+  batch_size: int = flag('Windows of a batch.', 512, at_least=1)
+  workers: tuple[int, ...] = flag('Numbers of worker processes.', (0, 1, 2), at_least=0)
+  json: str | None = cli.json_file()
+
+
+def main(options: Options) -> None:
+  config = DataConfig(source=options.source, tokenizer=options.tokenizer, packing=options.packing)
   machine = machines.machine()
-  shape = {'length': _LENGTH.value, 'batch_size': _BATCH.value, 'packing': _PACKING.value}
+  shape = {'length': options.length, 'batch_size': options.batch_size, 'packing': options.packing}
   print(f'input pipeline: {shape["batch_size"]} x {shape["length"]} tokens, {shape["packing"]}')
   print(machines.machine_line(machine), flush=True)
-  rows = measure(config, _LENGTH.value, _BATCH.value, list(map(int, _WORKERS.value)), seconds=5)
+  rows = measure(config, options.length, options.batch_size, options.workers, seconds=5)
   print(report(rows))
-  if _JSON.value:
-    cli.write_json(_JSON.value, {'machine': machine, 'shape': shape, 'rows': rows})
+  if options.json:
+    cli.write_json(options.json, {'machine': machine, 'shape': shape, 'rows': rows})
 
 
 if __name__ == '__main__':
-  _SOURCE = flags.DEFINE_string('source', 'stdlib', 'A prepared corpus, or any other source.')
-  _TOKENIZER = flags.DEFINE_string('tokenizer', 'bytes', 'That of the corpus.')
-  _PACKING = flags.DEFINE_enum('packing', PACKINGS[0], PACKINGS, 'How windows are cut.')
-  _LENGTH = timing.positive_flag('length', 1024, 'Tokens of a window.')
-  _BATCH = timing.positive_flag('batch_size', 512, 'Windows of a batch.')
-  _WORKERS = flags.DEFINE_list('workers', '0,1,2', 'Numbers of worker processes.')
-  _JSON = cli.json_flag()
-  cli.run(main)
+  cli.run(main, Options)

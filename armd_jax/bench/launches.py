@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 
 from armd_jax import cli, models
 from armd_jax import config as config_lib
@@ -23,6 +22,7 @@ from armd_jax.bench import timing
 from armd_jax.compiled import hlo, targets
 from armd_jax.config import ModelConfig
 from armd_jax.decode import generate
+from armd_jax.flags import flag
 from armd_jax.hardware import device
 from armd_jax.show import columns
 
@@ -96,17 +96,18 @@ def rows(
   ]
 
 
-def main() -> None:
-  model, vocab_size = _SHAPE.values()
-  found = rows(
-    model | {'dtype': 'bfloat16'}, vocab_size, cli.streams_of(_STREAMS), [*map(int, _BATCHES.value)]
-  )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(timing.Shape):
+  streams: tuple[int, ...] = flag('Stride counts S.', (1, 4, 16, 32), at_least=1)
+  batch_sizes: tuple[int, ...] = flag('Texts generated together.', (1, 8), at_least=1)
+
+
+def main(options: Options) -> None:
+  model, vocab_size = options.values()
+  found = rows(model | {'dtype': 'bfloat16'}, vocab_size, options.streams, options.batch_sizes)
   print(f'launches of a decoding step on an H100, bfloat16, jax {jax.__version__}')
   print(columns.table(found))
 
 
 if __name__ == '__main__':
-  _SHAPE = timing.ShapeFlags.define()
-  _STREAMS = cli.streams_flag('1,4,16,32')
-  _BATCHES = flags.DEFINE_list('batch_sizes', '1,8', 'Texts generated together.')
-  cli.run(main)
+  cli.run(main, Options)

@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from absl import flags
 
 from armd_jax import cli, records
 from armd_jax import config as config_lib
@@ -28,6 +27,7 @@ from armd_jax.attention import tpu_blocks
 from armd_jax.compiled import programs, targets
 from armd_jax.config import Config, MeshConfig
 from armd_jax.data import tokenizers
+from armd_jax.flags import flag
 from armd_jax.hardware.chips import GIB
 from armd_jax.parallel import sharding
 from armd_jax.training import loop
@@ -51,8 +51,8 @@ OTHERS = (
 READERS = ('armd_jax/aot.py', 'armd_jax/compiled/targets.py')
 NO_READERS = (
   'armd_jax/attention/*.py', 'armd_jax/data/*.py', 'armd_jax/decode/*.py', 'armd_jax/models/*.py',
-  'armd_jax/cli.py', 'armd_jax/config.py', 'armd_jax/parallel/sharding.py', 'armd_jax/train.py',
-  'armd_jax/training/__init__.py',
+  'armd_jax/cli.py', 'armd_jax/config.py', 'armd_jax/flags.py', 'armd_jax/parallel/sharding.py',
+  'armd_jax/train.py', 'armd_jax/training/__init__.py',
 )  # fmt: skip
 MODELS = {'small': 'owt_small', 'medium': 'owt_medium', '7b': 'owt_7b'}
 EFFORT = -1.0
@@ -182,7 +182,8 @@ def run(path: pathlib.Path, only: str) -> None:
     if before and before['stamp'] == today:
       continue
     found = measure(by_key[key], before)
-    versions = {'readers': read_by, 'jax': jax.__version__, 'effort': EFFORT}
+    effort = dict(target_of(by_key[key].target).options).get(targets.EFFORT, 0.0)
+    versions = {'readers': read_by, 'jax': jax.__version__, 'effort': effort}
     kept.add(key, today, found | versions)
     print(key, _short(found), flush=True)
     jax.clear_caches()
@@ -305,14 +306,18 @@ def _generate_row(r):
   return line
 
 
-def main() -> None:
-  if not _TABLE.value:
-    run(_JSON.value, _ONLY.value)
-  print(tables(records.Records(_JSON.value).read()))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  json: str = flag('Where results are kept.', str(PATH))
+  only: str = flag('Only rows whose name contains this.', '')
+  table: bool = flag('Print the tables of what is there, compile nothing.', False)
+
+
+def main(options: Options) -> None:
+  if not options.table:
+    run(options.json, options.only)
+  print(tables(records.Records(options.json).read()))
 
 
 if __name__ == '__main__':
-  _JSON = flags.DEFINE_string('json', str(PATH), 'Where results are kept.')
-  _ONLY = flags.DEFINE_string('only', '', 'Only rows whose name contains this.')
-  _TABLE = flags.DEFINE_bool('table', False, 'Print the tables of what is there, compile nothing.')
-  cli.run(main)
+  cli.run(main, Options)

@@ -1,13 +1,12 @@
-"""What the benchmarks share: interleaved timing, the machine, the shape flags and the table."""
+"""What the benchmarks share: interleaved timing, the machine, a shape's flags and the table."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
-from absl import flags
-
 from armd_jax import config as config_lib
+from armd_jax.flags import flag
 from armd_jax.hardware import device
 
 # Full size runs on accelerators; the small ones show the same ratios on two CPU cores.
@@ -19,45 +18,34 @@ SHAPES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class ShapeFlags:
-  """A named shape and the flags that change parts of it."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+  """Flags for the shape of the model."""
 
-  shape: flags.FlagHolder
-  changes: dict[str, flags.FlagHolder]
-  dtype: flags.FlagHolder
-
-  @classmethod
-  def define(cls) -> ShapeFlags:
-    return cls(
-      flags.DEFINE_enum('shape', 'small', list(SHAPES), 'What the other flags start from.'),
-      {
-        name: flags.DEFINE_integer(name, None, f"{name}, in place of the shape's.", lower_bound=1)
-        for name in SHAPES['small']
-      },
-      flags.DEFINE_enum(
-        'dtype',
-        None,
-        ['float32', 'bfloat16'],
-        'Of activations; left out: float32 on a CPU, bfloat16 on what has a matrix unit.',
-      ),
-    )
+  shape: str = flag('What the other flags start from.', 'small', choices=tuple(SHAPES))
+  num_layers: int | None = flag("Layers, in place of the shape's.", None, at_least=1)
+  embed_dim: int | None = flag("Model width, in place of the shape's.", None, at_least=1)
+  num_heads: int | None = flag("Heads, in place of the shape's.", None, at_least=1)
+  length: int | None = flag("Tokens of a text, in place of the shape's.", None, at_least=1)
+  vocab_size: int | None = flag("Vocabulary, in place of the shape's.", None, at_least=1)
+  dtype: str | None = flag(
+    'Of activations; left out: float32 on a CPU, bfloat16 on what has a matrix unit.',
+    None,
+    choices=('float32', 'bfloat16'),
+  )
 
   def values(self) -> tuple[dict[str, Any], int]:
     """Fields of `ModelConfig`, and the vocabulary size."""
-    sizes = dict(SHAPES[self.shape.value])
-    sizes |= {name: flag.value for name, flag in self.changes.items() if flag.value is not None}
+    sizes = dict(SHAPES[self.shape])
+    changes = {name: getattr(self, name) for name in sizes}
+    sizes |= {name: size for name, size in changes.items() if size is not None}
     vocab_size = sizes.pop('vocab_size')
-    return sizes | {'dtype': self.dtype.value or default_dtype()}, vocab_size
+    return sizes | {'dtype': self.dtype or default_dtype()}, vocab_size
 
 
 def default_dtype() -> str:
   """What models compute in where they are used: attention's kernels take no float32 on a GPU."""
   return 'float32' if device.current().platform == 'cpu' else 'bfloat16'
-
-
-def positive_flag(name: str, default: int, help_text: str) -> flags.FlagHolder[int]:
-  return flags.DEFINE_integer(name, default, help_text, lower_bound=1)
 
 
 def shape_line(model: config_lib.ModelConfig, vocab_size: int, batch_size: int) -> str:

@@ -7,17 +7,18 @@ keys that each row sees (`visible`). Goal: time ratio at most 1.05 x the dense r
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 
 from armd_jax import cli, training
 from armd_jax import config as config_lib
 from armd_jax.bench import timing
 from armd_jax.compiled import flops
+from armd_jax.flags import flag
 from armd_jax.hardware import clock, machines
 from armd_jax.parallel import sharding
 from armd_jax.show import columns
@@ -140,32 +141,37 @@ def report(numbers: dict[str, dict[str, Any]]) -> str:
   )
 
 
-def main() -> None:
-  model, vocab_size = _SHAPE.values()
-  model |= {'remat': _REMAT.value, 'dropout': _DROPOUT.value}
-  train = {'batch_size': _BATCH.value, 'loss_chunk': _LOSS_CHUNK.value}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(timing.Shape):
+  batch_size: int = flag('Sequences per step.', 4, at_least=1)
+  loss_chunk: int = flag('Slots whose logits exist at once.', 128, at_least=1)
+  remat: str = flag('What is recomputed.', 'none', choices=('none', 'dots', 'full'))
+  dropout: float = flag('Dropout probability.', 0.0)
+  repeats: int = flag('Timed steps of each family.', 7, at_least=1)
+  json: str | None = cli.json_file()
+
+
+def main(options: Options) -> None:
+  model, vocab_size = options.values()
+  model |= {'remat': options.remat, 'dropout': options.dropout}
+  train = {'batch_size': options.batch_size, 'loss_chunk': options.loss_chunk}
   both = configs(model, train)
   machine = machines.machine()
   m = both['armd'].model
-  print(f'one training step: {timing.shape_line(m, vocab_size, _BATCH.value)}')
-  print(f'remat {m.remat}, dropout {m.dropout}, loss chunk {_LOSS_CHUNK.value}')
-  print(f'{machines.machine_line(machine)}; medians of {_REPEATS.value} steps in turns', flush=True)
-  numbers = measure(both, vocab_size, _REPEATS.value)
+  print(f'one training step: {timing.shape_line(m, vocab_size, options.batch_size)}')
+  print(f'remat {m.remat}, dropout {m.dropout}, loss chunk {options.loss_chunk}')
+  print(
+    f'{machines.machine_line(machine)}; medians of {options.repeats} steps in turns', flush=True
+  )
+  numbers = measure(both, vocab_size, options.repeats)
   print(report(numbers))
-  if _JSON.value:
+  if options.json:
     shape = model | {'vocab_size': vocab_size} | train
     cli.write_json(
-      _JSON.value,
+      options.json,
       {'machine': machine, 'shape': shape, 'steps': numbers, 'ratios': ratios(numbers)},
     )
 
 
 if __name__ == '__main__':
-  _SHAPE = timing.ShapeFlags.define()
-  _BATCH = timing.positive_flag('batch_size', 4, 'Sequences per step.')
-  _LOSS_CHUNK = timing.positive_flag('loss_chunk', 128, 'Slots whose logits exist at once.')
-  _REMAT = flags.DEFINE_enum('remat', 'none', ['none', 'dots', 'full'], 'What is recomputed.')
-  _DROPOUT = flags.DEFINE_float('dropout', 0.0, 'Dropout probability.')
-  _REPEATS = timing.positive_flag('repeats', 7, 'Timed steps of each family.')
-  _JSON = cli.json_flag()
-  cli.run(main)
+  cli.run(main, Options)

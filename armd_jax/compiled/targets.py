@@ -9,11 +9,16 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from armd_jax.errors import UserError
 from armd_jax.hardware import device
 from armd_jax.hardware.chips import CHIPS, H100_TARGET, Chip
+
+EFFORT = 'exec_time_optimization_effort'  # a compiler option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +50,8 @@ def tpu(name: str, effort: float = 0.0) -> Target:
   Args:
     name: generation and slice shape.
     effort: of the compiler, from -1 to 1; below 0 it takes a quarter of the time, and programs
-      need somewhat more memory than at 0, which training runs with.
+      need somewhat more memory than at 0, which training runs with. Newer compilers have no such
+      option: then `options` of the target lack EFFORT.
   Raises:
     UserError: the name is not known, or libtpu is not installed.
   """
@@ -79,8 +85,22 @@ def tpu(name: str, effort: float = 0.0) -> Target:
   figures = CHIPS[kind]
   names = ('flops', 'hbm', 'reserved', 'hbm_bandwidth', 'links')
   figures = dataclasses.replace(figures, **{n: getattr(figures, n) * part for n in names})
-  options = (('exec_time_optimization_effort', effort),) if effort else ()
-  return Target(name, figures, kind, tuple(described.devices), options)
+  devices = tuple(described.devices)
+  options = ((EFFORT, effort),) if effort and _knows(EFFORT, effort, devices) else ()
+  return Target(name, figures, kind, devices, options)
+
+
+def _knows(option: str, value: Any, devices: tuple[Any, ...]) -> bool:
+  """Whether the compiler for these devices has an option; `value` is one that suits it."""
+  everywhere = NamedSharding(Mesh(np.array(devices), ('all',)), PartitionSpec())
+  number = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
+  try:
+    jax.jit(lambda x: x + 1).lower(number).compile({option: value})
+  except jax.errors.JaxRuntimeError as error:
+    if f"No such compile option: '{option}'" not in str(error):
+      raise
+    return False
+  return True
 
 
 def gpu(name: str) -> Target:

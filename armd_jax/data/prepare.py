@@ -24,7 +24,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags
 from array_record.python import array_record_module
 from etils import epath
 from tqdm import tqdm
@@ -35,6 +34,7 @@ from armd_jax.data.prepared import FORMAT, MANIFEST, RECORD_TOKENS, SIDES, UNFIN
 from armd_jax.data.readers import Span
 from armd_jax.data.tokenizers import Tokenizer, get_tokenizer
 from armd_jax.errors import UserError, sentence
+from armd_jax.flags import flag
 
 _MIB = 2**20
 _SPAN_BYTES = 16 * _MIB  # read at a time, which bounds a worker's memory
@@ -367,29 +367,32 @@ def _report(manifest: dict[str, Any], out: str) -> None:
   print(f'Train with --config.data.source={out} --config.data.tokenizer={plan["tokenizer"]}')
 
 
-def main() -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  source: str = flag('The corpus: stdlib, tfds:NAME or a path or glob.')
+  tokenizer: str = flag('bytes, gpt2 or bert-base-uncased.')
+  out: str = flag('Folder of the prepared corpus.')
+  column: str = flag('Where jsonl, parquet and tfds hold the document.', '')
+  held_out: float = flag('Share of the documents held out.', 0.01)
+  held_out_source: str = flag('A corpus held out instead.', '')
+  workers: int = flag('Processes that tokenise.', os.cpu_count())
+
+
+def main(options: Options) -> None:
   manifest = prepare(
-    _SOURCE.value,
-    _TOKENIZER.value,
-    _OUT.value,
-    column=_COLUMN.value,
-    held_out=_HELD_OUT.value,
-    held_out_source=_HELD_OUT_SOURCE.value,
-    num_workers=_WORKERS.value,
+    options.source,
+    options.tokenizer,
+    options.out,
+    column=options.column,
+    held_out=options.held_out,
+    held_out_source=options.held_out_source,
+    num_workers=options.workers,
   )
-  _report(manifest, _OUT.value)
+  _report(manifest, options.out)
 
 
 if __name__ == '__main__':
   # Here, because worker processes import this file and need none of what programs import.
   from armd_jax import cli
 
-  _SOURCE = flags.DEFINE_string('source', None, 'The corpus: stdlib, tfds:NAME or a path or glob.')
-  _TOKENIZER = flags.DEFINE_string('tokenizer', None, 'bytes, gpt2 or bert-base-uncased.')
-  _OUT = flags.DEFINE_string('out', None, 'Folder of the prepared corpus.')
-  _COLUMN = flags.DEFINE_string('column', '', 'Where jsonl, parquet and tfds hold the document.')
-  _HELD_OUT = flags.DEFINE_float('held_out', 0.01, 'Share of the documents held out.')
-  _HELD_OUT_SOURCE = flags.DEFINE_string('held_out_source', '', 'A corpus held out instead.')
-  _WORKERS = flags.DEFINE_integer('workers', os.cpu_count(), 'Processes that tokenise.')
-  flags.mark_flags_as_required(['source', 'tokenizer', 'out'])
-  cli.run(main)
+  cli.run(main, Options)

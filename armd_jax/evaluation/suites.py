@@ -12,6 +12,7 @@ from armd_jax.errors import UserError
 from armd_jax.evaluation import last_word, likelihood, protocols, scores, texts
 
 LIKELIHOOD, LAST_WORD = 'likelihood', 'lambada'
+SUITES = (LIKELIHOOD, *protocols.PROTOCOLS, LAST_WORD)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,3 +125,41 @@ def last_word_task(
   )
   digits = scores.fingerprint([passages.text_WxN, passages.first_W])
   return Task(described, digits, passages=passages)
+
+
+def task_of(
+  suite: str,
+  given: dict[str, str],
+  config: Config,
+  tokenizer: Tokenizer,
+  streams: Sequence[int] | None,
+  orders: int,
+  num_windows: int,
+) -> Task:
+  """The task of any suite.
+
+  Args:
+    suite: one of SUITES.
+    given: sources by name of a text, '' where none is given; as of `zero_shot_task`.
+    config, tokenizer: of the run.
+    streams: stride counts S; None: those that the suite scores by itself.
+    orders: K, random orders per window.
+    num_windows: of the first ones of every text; 0: all.
+  Raises:
+    UserError: the suite needs texts, or takes none, or cannot be measured.
+  """
+  if suite == LIKELIHOOD and given:
+    raise UserError(
+      f'--suite={LIKELIHOOD} scores the held-out text of the run; leave out --texts, or choose a '
+      f'suite of {", ".join(protocols.PROTOCOLS)}'
+    )
+  if suite == LIKELIHOOD:
+    return likelihood_task(config, (2, 4, 8) if streams is None else streams, orders, num_windows)
+  if not given:
+    raise UserError(
+      f'--suite={suite} needs texts; write --texts=NAME=FILE,... with names of '
+      f'{", ".join(texts.TEXTS)}, or a name alone to read it from tensorflow-datasets'
+    )
+  if suite == LAST_WORD:
+    return last_word_task(given, config, tokenizer, num_windows)
+  return zero_shot_task(suite, given, config, tokenizer, streams or (), orders, num_windows)

@@ -1,7 +1,7 @@
 """Several processes as one job: how they find each other, agree, and stop.
 
-A program that calls `start(cluster_of(flags))` before it touches a device runs alone, or as one of
-the processes that Slurm, a Cloud TPU slice, a GKE slice or explicit flags name. `launch/` starts
+A program that calls `start` before it touches a device (see `cli.OnCluster`) runs alone, or as one
+of the processes that Slurm, a Cloud TPU slice, a GKE slice or explicit flags name. `launch/` starts
 such processes.
 """
 
@@ -20,7 +20,6 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -28,6 +27,7 @@ from armd_jax.errors import CRASHED, UserError, sentence
 
 # What each --cluster is called in jax, whose own detection reads the environment.
 _JAX_NAMES = {'slurm': 'slurm', 'tpu': 'gcetpu', 'gke': 'gketpu'}
+CLUSTERS = ('auto', 'none', *_JAX_NAMES)  # that --cluster names
 _SLURM_VARIABLES = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_LOCALID')
 _SHUTDOWN_SECONDS = 60
 _SECONDS_TO_TELL = 3
@@ -52,28 +52,6 @@ class Cluster:
   num_processes: int = 0
   process_id: int = -1
   devices_per_process: int = 0
-
-
-def define_flags() -> Callable[[], Cluster]:
-  """Defines the flags of a program that runs on several processes; returns their reader."""
-  kinds = ['auto', 'none', *_JAX_NAMES]
-  cluster = flags.DEFINE_enum(
-    'cluster', 'auto', kinds, 'Where other processes are; auto: Slurm steps and GKE TPU slices.'
-  )
-  coordinator = flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0, on any cluster.')
-  num_processes = flags.DEFINE_integer('num_processes', 0, 'Processes of the job.', lower_bound=0)
-  process_id = flags.DEFINE_integer('process_id', -1, 'This process, from 0, with --coordinator.')
-  devices = flags.DEFINE_integer(
-    'devices_per_process', 0, 'Refuse to start where a process sees another number.', lower_bound=0
-  )
-
-  def read() -> Cluster:
-    given = Cluster(
-      cluster.value, coordinator.value, num_processes.value, process_id.value, devices.value
-    )
-    return resolve(given, os.environ)
-
-  return read
 
 
 def resolve(given: Cluster, environment: Mapping[str, str]) -> Cluster:

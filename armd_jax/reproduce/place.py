@@ -31,8 +31,8 @@ ENTRIES = {
 # What runs here is a CPU, with the XLA reference; and what only reports.
 WITHOUT = (
   'armd_jax/attention/hopper*.py', 'armd_jax/attention/tpu*.py', 'armd_jax/cli.py',
-  'armd_jax/parallel/distributed.py', 'armd_jax/show/*.py', 'armd_jax/training/hooks.py',
-  'armd_jax/training/metrics.py',
+  'armd_jax/flags.py', 'armd_jax/parallel/distributed.py', 'armd_jax/show/*.py',
+  'armd_jax/training/hooks.py', 'armd_jax/training/metrics.py',
 )  # fmt: skip
 
 

@@ -1,8 +1,6 @@
 """The decoding benchmark counts steps as published and refuses bad stride counts."""
 
 import json
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -86,16 +84,15 @@ def test_bad_stride():
     decode.systems(SHAPE, 11, [3])
 
 
-def test_program_writes_its_numbers(tmp_path):
+def test_program_writes_its_numbers(tmp_path, capsys):
   sizes = {
     k: v for k, v in SHAPE.items() if k in ('num_layers', 'embed_dim', 'num_heads', 'length')
   }
-  flags = [f'--{name}={value}' for name, value in sizes.items()]
-  flags += ['--vocab_size=11', '--streams=2', '--repeats=1', f'--json={tmp_path}/d.json']
-  flags += [f'--png={tmp_path}/d.png', '--mdlm=64,4']
-  command = [sys.executable, '-m', 'armd_jax.bench.decode', *flags]
-  done = subprocess.run(command, capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
+  options = decode.Options(
+    **sizes, vocab_size=11, streams=(2,), repeats=1, mdlm=(64, 4), json=f'{tmp_path}/d.json',
+    png=f'{tmp_path}/d.png',
+  )  # fmt: skip
+  decode.main(options)
   numbers = json.loads((tmp_path / 'd.json').read_text())
   assert numbers['shape']['length'] == 16 and numbers['machine']['cpu_cores'] >= 1
   steps = {row['system']: row['steps'] for row in numbers['systems']}
@@ -103,4 +100,5 @@ def test_program_writes_its_numbers(tmp_path):
   assert list(steps.values())[:2] == [16, 9]
   assert all(row['tokens_per_second'] > 0 for row in numbers['systems'])
   assert (tmp_path / 'd.png').stat().st_size > 10_000
-  assert 'N = 16' in done.stdout and 'prefill' in done.stdout
+  out = capsys.readouterr().out
+  assert 'N = 16' in out and 'prefill' in out

@@ -274,11 +274,9 @@ def test_bad_input(tmp_path, changes, message):
   assert '\n' not in str(error.value)
 
 
-PROGRAM = [sys.executable, '-m', 'armd_jax.data.prepare', '--tokenizer=bytes', '--workers=1']
-
-
 def test_the_program_tells_bad_input_in_one_sentence(tmp_path):
-  command = [*PROGRAM, f'--out={tmp_path}/out', '--source=tfds:nosuch']
+  command = [sys.executable, '-m', 'armd_jax.data.prepare', '--tokenizer=bytes', '--workers=1']
+  command += [f'--out={tmp_path}/out', '--source=tfds:nosuch']
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 1 and 'Traceback' not in done.stderr
   last = done.stderr.strip().splitlines()[-1]
@@ -286,13 +284,13 @@ def test_the_program_tells_bad_input_in_one_sentence(tmp_path):
   assert not (tmp_path / 'out').exists()
 
 
-def test_the_program_reports(source, tmp_path):
-  command = [*PROGRAM, f'--source={source}', f'--out={tmp_path}/out']
-  done = subprocess.run(command, capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
-  assert 'B/s' in done.stderr and '100%' in done.stderr  # the bar, with its rate
+def test_the_program_reports(source, tmp_path, capsys):
+  out = f'{tmp_path}/out'
+  prepare.main(prepare.Options(source=str(source), tokenizer='bytes', out=out, workers=1))
+  printed = capsys.readouterr()
+  assert 'B/s' in printed.err and '100%' in printed.err  # the bar, with its rate
   manifest = json.loads((tmp_path / 'out/manifest.json').read_text())
   for total in manifest['totals'].values():
-    assert f'{total["documents"]:,} documents' in done.stdout
-    assert f'{total["tokens"]:,} tokens' in done.stdout
-  assert f'--config.data.source={tmp_path}/out --config.data.tokenizer=bytes' in done.stdout
+    assert f'{total["documents"]:,} documents' in printed.out
+    assert f'{total["tokens"]:,} tokens' in printed.out
+  assert f'--config.data.source={out} --config.data.tokenizer=bytes' in printed.out

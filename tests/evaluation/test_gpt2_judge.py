@@ -7,9 +7,8 @@ import pytest
 import tokenizers
 from tiny_gpt2 import N, V, arrays, reference, write
 
-from armd_jax import judge
 from armd_jax.errors import UserError
-from armd_jax.evaluation import gpt2_judge, quality
+from armd_jax.evaluation import gpt2_judge, judging, quality
 
 WORDS = [f'w{number}' for number in range(V)]
 LENGTHS = (3, 8, 2, 5, 8)
@@ -31,7 +30,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def gpt2(folder):
-  return judge.open_judge(str(folder))
+  return judging.open_judge(str(folder))
 
 
 def test_every_id_but_the_first_is_scored(gpt2, monkeypatch):
@@ -71,12 +70,12 @@ def test_transformers_says_the_same_of_texts(gpt2, folder):
 def test_a_vocabulary_of_another_model_is_refused(folder, tmp_path):
   write(tmp_path, arrays())
   with pytest.raises(UserError, match="of 13 tokens, not GPT-2's 50257, and no"):
-    judge.open_judge(str(tmp_path))
+    judging.open_judge(str(tmp_path))
   (tmp_path / 'tokenizer.json').write_text('{')
   with pytest.raises(UserError, match=r'cannot read .*tokenizer.json .*; fetch it anew'):
-    judge.open_judge(str(tmp_path))
+    judging.open_judge(str(tmp_path))
   words = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
   words.add_tokens(['another'])
   words.save(str(tmp_path / 'tokenizer.json'))
   with pytest.raises(UserError, match='has 14 tokens but the model 13; take both from one model'):
-    judge.open_judge(str(tmp_path))
+    judging.open_judge(str(tmp_path))

@@ -5,12 +5,16 @@ import re
 import subprocess
 import sys
 
+import jobset
 import jsonschema
 import kubernetes_validate
 import pytest
 import schemas
 import tiny_run
 import yaml
+from called import dry_run
+
+from armd_jax.errors import UserError
 
 JOBSET = [sys.executable, str(tiny_run.ROOT / 'launch' / 'jobset.py')]
 PLATFORMS = {
@@ -27,9 +31,7 @@ def flags(platform, *more):
 
 
 def manifest(platform, *more):
-  done = tiny_run.run([*JOBSET, '--dry-run', *flags(platform, *more)])
-  assert done.returncode == 0, done.stderr
-  head, *lines, end = done.stdout.splitlines()
+  head, *lines, end = dry_run(jobset, *flags(platform, *more)).splitlines()
   assert (head, end) == ("kubectl apply --filename=- <<'END'", 'END')
   return yaml.safe_load('\n'.join(lines))
 
@@ -145,9 +147,14 @@ def test_applies_what_it_prints(tmp_path):
   ],
 )
 def test_bad_input_is_a_sentence(platform, more, message):
-  done = tiny_run.run([*JOBSET, '--dry-run', *flags(platform, *more)])
+  with pytest.raises(UserError, match=re.escape(message)):
+    dry_run(jobset, *flags(platform, *more))
+
+
+def test_bad_input_ends_the_program():
+  done = tiny_run.run([*JOBSET, '--dry-run', *flags('cpu', '--volume=runs')])
   assert done.returncode == 1 and not done.stdout
-  assert done.stderr.startswith('error: ') and message in done.stderr
+  assert done.stderr == "error: --volume is 'runs'; write CLAIM:PATH, like runs:/runs\n"
 
 
 def test_dockerfile_copies_what_is_there():

@@ -7,21 +7,24 @@ import shutil
 import subprocess
 import sys
 
+import local
 import pytest
+import slurm
 import tiny_run
+import tpu_vm
+from called import dry_run
 
 COMMAND = ['--', 'python', '-m', 'armd_jax.train', '--workdir=/runs/a b']
-SIZES = ['--processes=4', '--devices-per-process=2', '--dry-run']
+SIZES = ['--processes=4', '--devices-per-process=2']
 
 
 def printed(launcher, *flags):
-  program = str(tiny_run.ROOT / 'launch' / f'{launcher}.py')
-  return tiny_run.run([sys.executable, program, *SIZES, *flags, *COMMAND]).stdout
+  return dry_run(launcher, *SIZES, *flags, *COMMAND)
 
 
 def remote_lines():
   """What launch/tpu_vm.py has the workers' shells run."""
-  words = shlex.split(printed('tpu_vm', '--zone=us-east5-a', '--setup').replace('\n', ' ; '))
+  words = shlex.split(printed(tpu_vm, '--zone=us-east5-a', '--setup').replace('\n', ' ; '))
   lines = [w.removeprefix('--command=') for w in words if w.startswith('--command=')]
   assert len(lines) == 2
   return lines
@@ -35,8 +38,8 @@ def docker_lines():
 
 
 SCRIPTS = {
-  'local': lambda: [printed('local')],
-  'slurm': lambda: ['\n'.join(printed('slurm').splitlines()[1:-1])],
+  'local': lambda: [printed(local)],
+  'slurm': lambda: ['\n'.join(printed(slurm).splitlines()[1:-1])],
   'tpu_vm': remote_lines,
   'Dockerfile': docker_lines,
 }

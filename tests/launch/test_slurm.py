@@ -7,6 +7,9 @@ import common
 import pytest
 import slurm
 import tiny_run
+from called import dry_run
+
+from armd_jax.errors import UserError
 
 SLURM = [sys.executable, str(tiny_run.ROOT / 'launch' / 'slurm.py')]
 
@@ -93,20 +96,20 @@ def test_submits_what_it_prints(tmp_path):
   command = ['--', 'python', 'a program']
   path = {'PATH': f'{tmp_path}:/usr/bin:/bin'}
   assert subprocess.run([*SLURM, *flags, *command], env=path).returncode == 3
-  printed = tiny_run.run([*SLURM, *flags, '--dry-run', *command]).stdout
+  printed = dry_run(slurm, *flags, *command)
   assert printed == f"sbatch <<'END'\n{(tmp_path / 'given').read_text()}END\n"
   assert '#SBATCH --exclusive\n' in printed
 
 
 def test_bad_input_is_a_sentence(tmp_path):
-  for flags, message in (
-    (['--nodes=3'], '--nodes is 3, which cannot share 4 processes equally'),
-    (['--nodes=-1'], '--nodes is -1'),
-    ([], 'there is no sbatch here'),
+  sizes = ['--processes=4', '--devices-per-process=2']
+  for nodes, message in (
+    ('3', '--nodes is 3, which cannot share 4 processes equally'),
+    ('-1', '--nodes is -1'),
   ):
-    sizes = ['--processes=4', '--devices-per-process=2', *flags]
-    done = subprocess.run(
-      [*SLURM, *sizes, '--', 'x'], capture_output=True, text=True, env={'PATH': str(tmp_path)}
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith('error: ') and message in done.stderr
+    with pytest.raises(UserError, match=message):
+      slurm.main([*sizes, f'--nodes={nodes}', '--', 'x'])
+  done = subprocess.run(
+    [*SLURM, *sizes, '--', 'x'], capture_output=True, text=True, env={'PATH': str(tmp_path)}
+  )
+  assert done.returncode == 1 and done.stderr.startswith('error: there is no sbatch here')

@@ -10,15 +10,16 @@ import tarfile
 
 import pytest
 import tiny_run
+import tpu_vm
+from called import dry_run
 
 TPU_VM = [sys.executable, str(tiny_run.ROOT / 'launch' / 'tpu_vm.py')]
 FLAGS = ['--processes=2', '--devices-per-process=4', '--name=mine', '--zone=us-east5-a']
 
 
 def commands(*flags, command=('python', '-m', 'armd_jax.train', '--workdir=/runs/a b')):
-  done = tiny_run.run([*TPU_VM, *FLAGS, *flags, '--dry-run', '--', *command])
-  assert done.returncode == 0, done.stderr
-  return [shlex.split(line) for line in done.stdout.splitlines()]
+  printed = dry_run(tpu_vm, *FLAGS, *flags, '--', *command)
+  return [shlex.split(line) for line in printed.splitlines()]
 
 
 def fake(folder, name, body):

@@ -11,11 +11,10 @@ useful utilisation that the schedule implies, on Hopper the registers that were 
 
 from __future__ import annotations
 
-from absl import flags
+import dataclasses
 
 from armd_jax import cli
 from armd_jax.attention import shapes
-from armd_jax.bench import timing
 from armd_jax.bench.attention import compile_hopper
 from armd_jax.bench.attention.timed import (
   COMPILED_PEERS,
@@ -25,23 +24,33 @@ from armd_jax.bench.attention.timed import (
   timed_rows,
 )
 from armd_jax.errors import UserError
+from armd_jax.flags import flag
 from armd_jax.hardware import device, machines
 from armd_jax.hardware.chips import CHIPS
 from armd_jax.show import columns
 
 
-def main() -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  shapes: str = flag('Only shapes whose name contains this.', '')
+  repeats: int = flag('Timed rounds.', 20, at_least=1)
+  json: str | None = cli.json_file()
+
+
+def main(options: Options) -> None:
   here = device.current()
-  names = [name for name in shapes.NAMED if _SHAPES.value in name]
+  names = [name for name in shapes.NAMED if options.shapes in name]
   if not names:
-    raise UserError(f'no shape has {_SHAPES.value!r} in its name; see armd_jax/attention/shapes.py')
+    raise UserError(
+      f'no shape has {options.shapes!r} in its name; see armd_jax/attention/shapes.py'
+    )
   if here.chip in CHIPS:
     machine = machines.machine()
     print(machines.machine_line(machine))
     rows = []
     for name in names:
       for streams in (1, 2):
-        rows += timed_rows(shapes.NAMED[name], streams, _REPEATS.value)
+        rows += timed_rows(shapes.NAMED[name], streams, options.repeats)
       print(columns.table(rows[-8:]), flush=True)
     tables = [rows]
   else:
@@ -53,12 +62,9 @@ def main() -> None:
   for rows in tables:
     if rows:
       print(columns.table(rows), end='\n\n')
-  if _JSON.value:
-    cli.write_json(_JSON.value, [row for rows in tables for row in rows])
+  if options.json:
+    cli.write_json(options.json, [row for rows in tables for row in rows])
 
 
 if __name__ == '__main__':
-  _SHAPES = flags.DEFINE_string('shapes', '', 'Only shapes whose name contains this.')
-  _REPEATS = timing.positive_flag('repeats', 20, 'Timed rounds.')
-  _JSON = cli.json_flag()
-  cli.run(main)
+  cli.run(main, Options)

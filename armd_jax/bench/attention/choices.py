@@ -16,12 +16,12 @@ import tempfile
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 
 from armd_jax import cli, records
 from armd_jax.attention import shapes, tpu, tpu_blocks
 from armd_jax.bench.attention import compile_tpu, schedule
 from armd_jax.errors import UserError
+from armd_jax.flags import flag
 
 Blocks = tpu_blocks.Blocks
 PATH = 'docs/records/attention_blocks.json'
@@ -98,11 +98,20 @@ def measure(folder: str, chip: str, shape: shapes.Shape) -> dict[str, dict[str, 
   return found
 
 
-def main() -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  json: str = flag('Where results are kept.', PATH)
+  chips: tuple[str, ...] = flag('Chips to compile for.', ('v6e', 'v5e'))
+  shapes: tuple[str, ...] = flag('Named shapes.', ('train_4096_8x256', 'train_4096_16x128'))
+
+
+def main(options: Options) -> None:
   folder = tempfile.mkdtemp(prefix='attention_blocks_')
   compile_tpu.prepare(folder)
-  kept, today = records.Records(_JSON.value), compile_tpu.stamp()
-  wanted = {f'{chip} {n}': (chip, n) for chip, n in itertools.product(_CHIPS.value, _SHAPES.value)}
+  kept, today = records.Records(options.json), compile_tpu.stamp()
+  wanted = {
+    f'{chip} {n}': (chip, n) for chip, n in itertools.product(options.chips, options.shapes)
+  }
   try:
     for key in kept.missing(dict.fromkeys(wanted, today)):
       chip, name = wanted[key]
@@ -115,7 +124,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  _JSON = flags.DEFINE_string('json', PATH, 'Where results are kept.')
-  _CHIPS = flags.DEFINE_list('chips', ['v6e', 'v5e'], 'Chips to compile for.')
-  _SHAPES = flags.DEFINE_list('shapes', ['train_4096_8x256', 'train_4096_16x128'], 'Named shapes.')
-  cli.run(main)
+  cli.run(main, Options)

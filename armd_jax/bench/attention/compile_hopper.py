@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -23,7 +24,6 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -31,6 +31,7 @@ from armd_jax import cli, records
 from armd_jax.attention import hopper, hopper_blocks, shapes
 from armd_jax.bench.attention import compile_tpu
 from armd_jax.errors import UserError
+from armd_jax.flags import flag
 from armd_jax.hardware.chips import H100_TARGET
 
 PATH = pathlib.Path('docs/records/attention_hopper.json')
@@ -39,7 +40,10 @@ KERNELS = ('forward', 'dq', 'dkv')
 
 def stamp() -> str:
   """A digest of what the results depend on."""
-  without = 'armd_jax/cli.py', 'armd_jax/records.py', 'armd_jax/bench/attention/compile_tpu.py'
+  without = (
+    'armd_jax/cli.py', 'armd_jax/flags.py', 'armd_jax/records.py',
+    'armd_jax/bench/attention/compile_tpu.py',
+  )  # fmt: skip
   tuned = json.dumps(hopper_blocks.tuned(), sort_keys=True)
   return records.digest(('armd_jax/bench/attention/compile_hopper.py',), without, tuned)
 
@@ -163,11 +167,15 @@ def run(path: pathlib.Path, names: list[str]) -> None:
     print(key, found, flush=True)
 
 
-def main() -> None:
-  run(pathlib.Path(_JSON.value), [name for name in shapes.NAMED if _SHAPES.value in name])
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  json: str = flag('Where results are kept.', str(PATH))
+  shapes: str = flag('Only shapes whose name contains this.', '')
+
+
+def main(options: Options) -> None:
+  run(pathlib.Path(options.json), [name for name in shapes.NAMED if options.shapes in name])
 
 
 if __name__ == '__main__':
-  _JSON = flags.DEFINE_string('json', str(PATH), 'Where results are kept.')
-  _SHAPES = flags.DEFINE_string('shapes', '', 'Only shapes whose name contains this.')
-  cli.run(main)
+  cli.run(main, Options)

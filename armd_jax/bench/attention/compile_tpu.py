@@ -9,6 +9,7 @@ everything after a change of the code.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.metadata
 import itertools
@@ -22,7 +23,6 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from jax.experimental import topologies
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -31,6 +31,7 @@ from armd_jax import cli, records
 from armd_jax.attention import shapes, tiles, tpu, tpu_blocks
 from armd_jax.bench.attention import schedule
 from armd_jax.errors import UserError
+from armd_jax.flags import flag
 
 TOPOLOGIES = {
   'v4': 'v4:2x2x1',
@@ -45,7 +46,7 @@ PATH = pathlib.Path('docs/records/attention_tpu.json')
 
 def stamp() -> str:
   """A digest of what the results depend on."""
-  without = 'armd_jax/cli.py', 'armd_jax/records.py'
+  without = 'armd_jax/cli.py', 'armd_jax/flags.py', 'armd_jax/records.py'
   tuned = json.dumps(tpu_blocks.tuned(), sort_keys=True)
   return records.digest(('armd_jax/bench/attention/compile_tpu.py',), without, tuned)
 
@@ -188,14 +189,18 @@ def run(path: pathlib.Path, chips: list[str], names: list[str], streams: list[in
     raise UserError(f'the TPU compiler refused {", ".join(failed)}; see its words above')
 
 
-def main() -> None:
-  names = [name for name in shapes.NAMED if _SHAPES.value in name]
-  run(pathlib.Path(_JSON.value), _CHIPS.value, names, [int(s) for s in _STREAMS.value])
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  json: str = flag('Where results are kept.', str(PATH))
+  chips: tuple[str, ...] = flag('Chips to compile for.', tuple(tpu_blocks.CHIPS))
+  shapes: str = flag('Only shapes whose name contains this.', '')
+  streams: tuple[int, ...] = flag('Streams per call.', (1, 2), at_least=1)
+
+
+def main(options: Options) -> None:
+  names = [name for name in shapes.NAMED if options.shapes in name]
+  run(pathlib.Path(options.json), options.chips, names, options.streams)
 
 
 if __name__ == '__main__':
-  _JSON = flags.DEFINE_string('json', str(PATH), 'Where results are kept.')
-  _CHIPS = flags.DEFINE_list('chips', list(tpu_blocks.CHIPS), 'Chips to compile for.')
-  _SHAPES = flags.DEFINE_string('shapes', '', 'Only shapes whose name contains this.')
-  _STREAMS = flags.DEFINE_list('streams', ['1', '2'], 'Streams per call.')
-  cli.run(main)
+  cli.run(main, Options)

@@ -5,14 +5,16 @@ python -m armd_jax.bench.attention.draw --path=docs/attention_walk.png
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from absl import app, flags
 
-from armd_jax import order
+from armd_jax import cli, order
 from armd_jax.attention import tiles
+from armd_jax.flags import flag
 
 matplotlib.use('Agg')  # files only; no screen is needed
 
@@ -62,14 +64,18 @@ def draw(axes, name: str, lengths_RxN: np.ndarray) -> None:
     axes.text(corner[0] + 0.3, corner[1] + 1.2, str(step + 1), color='black', fontsize=8, zorder=4)
 
 
-def main(_) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  path: str = flag('Where to write the picture.', 'docs/attention_walk.png')
+
+
+def main(options: Options) -> None:
   lengths = examples()
   figure, grid = plt.subplots(3, 3, figsize=(8, 8.6), layout='constrained')
   for axes, (name, lengths_RxN) in zip(grid.flat, lengths.items(), strict=True):
     draw(axes, name, lengths_RxN)
-  figure.savefig(_PATH.value, dpi=100)
+  figure.savefig(options.path, dpi=100)
 
 
 if __name__ == '__main__':
-  _PATH = flags.DEFINE_string('path', 'docs/attention_walk.png', 'Where to write the picture.')
-  app.run(main)
+  cli.run(main, Options)

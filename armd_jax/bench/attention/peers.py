@@ -13,6 +13,7 @@ stays what it is.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import itertools
@@ -25,11 +26,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 
 from armd_jax import cli, records
 from armd_jax.attention import shapes
 from armd_jax.bench.attention import compile_hopper, compile_tpu, schedule
+from armd_jax.flags import flag
 from armd_jax.hardware import device
 
 PATH = 'docs/records/attention_peers.json'
@@ -256,21 +257,25 @@ def run(path: pathlib.Path, chips: list[str], measured: Callable[..., dict[str, 
     kept.add(shape, today, best)
 
 
-def main() -> None:
-  if _CHIPS.value == [device.HOPPER]:
-    kept = records.Records(_JSON.value)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  json: str = flag('Where the best are kept.', PATH)
+  chips: tuple[str, ...] = flag('Chips to compile for.', ('v5e', 'v6e'))
+
+
+def main(options: Options) -> None:
+  if options.chips == (device.HOPPER,):
+    kept = records.Records(options.json)
     for key, stores in spills().items():
       kept.add(key, stamp(), {'spill_stores': stores})
     return
   folder = tempfile.mkdtemp(prefix='attention_peers_')
   compile_tpu.prepare(folder)
   try:
-    run(pathlib.Path(_JSON.value), _CHIPS.value, functools.partial(measure, folder))
+    run(pathlib.Path(options.json), options.chips, functools.partial(measure, folder))
   finally:
     shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == '__main__':
-  _JSON = flags.DEFINE_string('json', PATH, 'Where the best are kept.')
-  _CHIPS = flags.DEFINE_list('chips', ['v5e', 'v6e'], 'Chips to compile for.')
-  cli.run(main)
+  cli.run(main, Options)

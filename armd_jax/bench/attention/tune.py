@@ -18,12 +18,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 
 from armd_jax import cli
 from armd_jax.attention import shapes, tpu, tpu_blocks
-from armd_jax.bench import timing
 from armd_jax.errors import UserError
+from armd_jax.flags import flag
 from armd_jax.hardware import clock, device
 
 Blocks = tpu_blocks.Blocks
@@ -147,23 +146,27 @@ def tune(path: pathlib.Path, chip: str, names: Sequence[str], timer: Timer) -> N
       print(line, *('x'.join(map(str, (b.rows, b.keys))) for b in found), flush=True)
 
 
-def main() -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  json: str = flag('The table.', str(tpu_blocks.TABLE))
+  shapes: str = flag('Only shapes whose name contains this.', '')
+  repeats: int = flag('Timed rounds.', 10, at_least=1)
+
+
+def main(options: Options) -> None:
   here = device.current()
   if here.platform != 'tpu' or here.chip not in tpu_blocks.CHIPS:
     raise UserError(
       f'there is no TPU here that the kernels know, only {here.chip!r}; tune on one of '
       f'{", ".join(tpu_blocks.CHIPS)}'
     )
-  names = [name for name in shapes.NAMED if _SHAPES.value in name]
+  names = [name for name in shapes.NAMED if options.shapes in name]
 
   def attend(q, k, v, lengths, blocks):
     return tpu.prefix_attention(q, k, v, lengths, chip=here.chip, blocks=blocks)
 
-  tune(pathlib.Path(_JSON.value), here.chip, names, seconds_here(attend, _REPEATS.value))
+  tune(pathlib.Path(options.json), here.chip, names, seconds_here(attend, options.repeats))
 
 
 if __name__ == '__main__':
-  _JSON = flags.DEFINE_string('json', str(tpu_blocks.TABLE), 'The table.')
-  _SHAPES = flags.DEFINE_string('shapes', '', 'Only shapes whose name contains this.')
-  _REPEATS = timing.positive_flag('repeats', 10, 'Timed rounds.')
-  cli.run(main)
+  cli.run(main, Options)

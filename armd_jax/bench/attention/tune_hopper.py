@@ -13,13 +13,11 @@ import itertools
 import json
 import pathlib
 
-from absl import flags
-
 from armd_jax import cli
 from armd_jax.attention import hopper, hopper_blocks, shapes
-from armd_jax.bench import timing
 from armd_jax.bench.attention import tune
 from armd_jax.errors import UserError
+from armd_jax.flags import flag
 from armd_jax.hardware import device
 
 Blocks = hopper_blocks.Blocks
@@ -73,7 +71,14 @@ def run(path: pathlib.Path, length: int, timer: tune.Timer) -> None:
     print(hopper_blocks.name(together, head_dim), json.dumps(dataclasses.asdict(found)), flush=True)
 
 
-def main() -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  json: str = flag('The table.', str(hopper_blocks.TABLE))
+  length: int = flag('Slots and keys of the calls that are timed.', 4096, at_least=1)
+  repeats: int = flag('Timed rounds.', 10, at_least=1)
+
+
+def main(options: Options) -> None:
   here = device.current()
   if here.chip != device.HOPPER:
     raise UserError(f'there is no Hopper GPU here, only {here.chip!r}; tune on an H100 or H200')
@@ -81,11 +86,8 @@ def main() -> None:
   def attend(q, k, v, lengths, blocks):
     return hopper.prefix_attention(q, k, v, lengths, blocks=blocks)
 
-  run(pathlib.Path(_JSON.value), _LENGTH.value, tune.seconds_here(attend, _REPEATS.value))
+  run(pathlib.Path(options.json), options.length, tune.seconds_here(attend, options.repeats))
 
 
 if __name__ == '__main__':
-  _JSON = flags.DEFINE_string('json', str(hopper_blocks.TABLE), 'The table.')
-  _LENGTH = timing.positive_flag('length', 4096, 'Slots and keys of the calls that are timed.')
-  _REPEATS = timing.positive_flag('repeats', 10, 'Timed rounds.')
-  cli.run(main)
+  cli.run(main, Options)

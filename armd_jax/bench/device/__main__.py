@@ -16,8 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
-from armd_jax.bench.device import environment, goals, page, stages
+from armd_jax.bench.device import command, environment, goals, page, stages
 from armd_jax.bench.device import rows as rows_lib
 from armd_jax.bench.device.runner import Runner
 from armd_jax.errors import UserError
@@ -27,21 +28,16 @@ FOR_PAGE = 12  # of them
 SCRATCH = pathlib.Path(tempfile.gettempdir()) / 'armd_jax_device'
 
 
-class _Parser(argparse.ArgumentParser):
-  def error(self, message):
-    raise UserError(f'{message}; see --help')
-
-
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
   """The command line.
 
   Raises:
     UserError: it is wrong.
   """
   names = ', '.join(stages.STAGES)
-  parser = _Parser(prog='python -m armd_jax.bench.device', description=__doc__.splitlines()[0])
+  about = __doc__.splitlines()[0]
+  parser = command.Parser('armd_jax.bench.device', about, 'takes rows, page, picture and log')
   add = parser.add_argument
-  add('--out', type=pathlib.Path, required=True, help='takes rows, page, picture and log')
   add('--limit', type=float, default=LIMIT, help='seconds for everything')
   add('--stages', default=','.join(stages.STAGES), help=f'some of {names}')
   add('--wheels', type=pathlib.Path, help='of packages that may be missing here')
@@ -104,11 +100,11 @@ def report(out: pathlib.Path, variables: dict[str, str]) -> None:
   """Writes table, page and picture."""
   rows = rows_lib.read(out)
   page.write(out, rows, goals.judge(rows))
-  command = [sys.executable, '-m', 'armd_jax.bench.device.picture', f'--out={out}']
+  draw = [sys.executable, '-m', 'armd_jax.bench.device.picture', f'--out={out}']
   with (out / 'log.txt').open('a') as log:
     try:
       code = subprocess.run(
-        command,
+        draw,
         env=os.environ | variables | {'JAX_PLATFORMS': 'cpu'},  # it needs no device
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -122,9 +118,9 @@ def report(out: pathlib.Path, variables: dict[str, str]) -> None:
   print((out / page.TABLE).read_text(), end='')
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
   begin = time.time()
-  given = parse()
+  given = parse(argv)
   there = rows_lib.merge(given.out, given.kept, given.stages if given.fresh else ())
   print(f'{there} rows were measured before; {given.kept} keeps them for the next call')
   place, variables = prepare(given)
@@ -142,7 +138,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  try:
-    main()
-  except UserError as wrong:
-    sys.exit(f'error: {wrong}')
+  command.run(main)

@@ -7,7 +7,6 @@ the folder beside the repository, and give `make device-report` its wheels.
 
 from __future__ import annotations
 
-import argparse
 import glob
 import lzma
 import pathlib
@@ -16,7 +15,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 
+from armd_jax.bench.device import command
 from armd_jax.bench.device.environment import PTXAS, TEXTS, WHEELS
 from armd_jax.errors import UserError
 
@@ -33,11 +34,11 @@ def download(package: str, folder: pathlib.Path) -> None:
   Raises:
     UserError: pip finds none.
   """
-  command = [sys.executable, '-m', 'pip', 'download', '--quiet', '--disable-pip-version-check']
-  command += ['--no-deps', '--only-binary=:all:', f'--python-version={PYTHON}']
-  command += ['--implementation=cp', f'--dest={folder}']
-  command += [f'--platform=manylinux{version}_x86_64' for version in MANYLINUX]
-  done = subprocess.run([*command, package], text=True, capture_output=True)
+  pip = [sys.executable, '-m', 'pip', 'download', '--quiet', '--disable-pip-version-check']
+  pip += ['--no-deps', '--only-binary=:all:', f'--python-version={PYTHON}']
+  pip += ['--implementation=cp', f'--dest={folder}']
+  pip += [f'--platform=manylinux{version}_x86_64' for version in MANYLINUX]
+  done = subprocess.run([*pip, package], text=True, capture_output=True)
   if done.returncode:
     reason = (done.stderr.strip().splitlines() or ['no reason given'])[-1]
     raise UserError(f'pip cannot download {package} ({reason}); is there a network?')
@@ -90,11 +91,11 @@ def prepare(out: pathlib.Path, text: str | None) -> None:
     pack_texts(text, out / TEXTS)
 
 
-def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--out', type=pathlib.Path, required=True)
+def main(argv: Sequence[str]) -> None:
+  about = __doc__.splitlines()[0]
+  parser = command.Parser('armd_jax.bench.device.folder', about, 'takes wheels, ptxas and texts')
   parser.add_argument('--text', help='a file or glob of UTF-8 text to train on')
-  given = parser.parse_args()
+  given = parser.parse_args(argv)
   prepare(given.out, given.text)
   files = sorted(path for path in given.out.rglob('*') if path.is_file())
   for path in files:
@@ -103,7 +104,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  try:
-    main()
-  except UserError as wrong:
-    sys.exit(f'error: {wrong}')
+  command.run(main)

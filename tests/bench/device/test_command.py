@@ -27,9 +27,7 @@ def run(tmp_path, monkeypatch):
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
 
   def call(*flags):
-    argv = ['device', f'--out={tmp_path / "out"}', f'--kept={tmp_path / "kept"}', *flags]
-    monkeypatch.setattr(sys, 'argv', argv)
-    command.main()
+    command.main([f'--out={tmp_path / "out"}', f'--kept={tmp_path / "kept"}', *flags])
     return rows_lib.read(tmp_path / 'out')
 
   return call

@@ -1,0 +1,72 @@
+"""What a user asks a model to generate, held to what its family can do."""
+
+from __future__ import annotations
+
+from armd_jax import families
+from armd_jax.config import ModelConfig
+from armd_jax.data.tokenizers import Tokenizer
+from armd_jax.decode.requests import Request, continue_prompts, fill_gaps
+from armd_jax.errors import UserError
+
+
+def sampler_of(model: ModelConfig, name: str) -> str:
+  """The sampler of a diffusion baseline; '' names its family's first.
+
+  Raises:
+    UserError: the family has no such sampler.
+  """
+  names = families.of(model).samplers
+  if name and name not in names:
+    raise UserError(
+      f'--sampler is {name!r}; for {model.family!r} write one of {", ".join(map(repr, names))}'
+    )
+  return name or names[0]
+
+
+def check_family(model: ModelConfig, streams: int, infill: str | None, diffuses: bool) -> None:
+  """Refuses what the family cannot do.
+
+  Args:
+    model: of any family.
+    streams: stride count S.
+    infill: text with gaps, or None.
+    diffuses: whether steps or a sampler are asked for, which only diffusion baselines have.
+  Raises:
+    UserError: it cannot.
+  """
+  if model.orders == 'left_to_right' and (streams > 1 or infill):
+    raise UserError(
+      f'the model is auto-regressive ({model.family!r}); leave out --infill and write --streams=1'
+    )
+  if not families.of(model).samplers and diffuses:
+    raise UserError(
+      f'--steps and --sampler are for diffusion baselines; the model is {model.family!r}, '
+      'write --streams'
+    )
+
+
+def request_of(
+  prompt: str,
+  infill: str | None,
+  gap_tokens: int,
+  num_samples: int,
+  num_slots: int,
+  tokenizer: Tokenizer,
+) -> Request:
+  """Copies of one text: a prompt that is gone on with, or gaps that are filled.
+
+  Args:
+    prompt: beginning of the text, or ''.
+    infill: text with gaps, or None.
+    gap_tokens: tokens in every gap; 0: as many as its underscores.
+    num_samples: copies.
+    num_slots: of the model.
+    tokenizer: of the model.
+  Raises:
+    UserError: both are given, or the text does not suit the model.
+  """
+  if infill is None:
+    return continue_prompts([prompt] * num_samples, num_slots, tokenizer)
+  if prompt:
+    raise UserError('--prompt and --infill exclude each other; put the prompt into --infill')
+  return fill_gaps(infill, gap_tokens, num_samples, num_slots, tokenizer)

@@ -1,0 +1,203 @@
+"""Flags of a program, as fields of a frozen dataclass, which is what the program's `main` takes.
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Options:
+      workdir: str = flag('Where the run is kept.')
+      streams: tuple[int, ...] = flag('Stride counts S.', (2, 4, 8), at_least=1)
+
+The type of a field decides what its flag takes: str, int, float, bool, a tuple of str or int, or a
+ConfigDict, which is an experiment file with overrides. `| None` allows None as a default. Nothing
+is defined on import, so that one process can import all programs and call them with values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+import textwrap
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from absl import flags as absl_flags
+from ml_collections import ConfigDict, config_flags
+
+from armd_jax.config import RENAMED
+from armd_jax.errors import UserError
+
+HELP = ('--help', '-help', '-h', '-?')
+
+Options = TypeVar('Options')
+
+
+def flag(
+  help_text: str,
+  default: Any = dataclasses.MISSING,
+  *,
+  choices: Sequence[str] = (),
+  at_least: int | None = None,
+  parse: Callable[[str], Any] | None = None,
+) -> Any:
+  """A field whose flag has the field's name.
+
+  Args:
+    help_text: a sentence for --help.
+    default: left out: the flag is required.
+    choices: all values that a string may have.
+    at_least: the least number that is allowed, alone or in a tuple.
+    parse: makes the value out of the text of the flag; it raises UserError for a wrong one.
+  """
+  told = {'help': help_text, 'choices': list(choices), 'at_least': at_least, 'parse': parse}
+  return dataclasses.field(default=default, metadata=told)
+
+
+def experiment(default: str | None = None) -> Any:
+  """The field of --config=FILE, a ConfigDict, with overrides like --config.train.steps=9.
+
+  Args:
+    default: the file that is read if the flag is left out; None: the flag is required.
+  """
+  told = {'help': 'Experiment file.', 'file': default}
+  return dataclasses.field(metadata=told)
+
+
+def parse(
+  options: type[Options], argv: Sequence[str], values: absl_flags.FlagValues | None = None
+) -> Options:
+  """The values that a command line gives; --help prints all flags and exits.
+
+  Args:
+    options: the dataclass.
+    argv: the program's name, then its flags.
+    values: where the flags are defined; None: in a place of their own.
+  Raises:
+    UserError: a flag is missing, unknown or wrong.
+  """
+  if set(HELP) & set(argv[1:]):
+    print(describe(options))
+    sys.exit()
+  values = absl_flags.FlagValues() if values is None else values
+  kinds = _kinds(options)
+  try:
+    for field in dataclasses.fields(options):
+      _define(field, kinds[field.name], argv, values)
+    rest = values(argv)
+  except (
+    absl_flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError,
+  ) as error:  # fmt: skip
+    # ml_collections raises Python's own errors for a config file or field that is not there.
+    text = str(error.args[0] if error.args else error).replace('\\n', ' ').replace("\\'", "'")
+    text = ' '.join(text.split()).rstrip('.?')
+    if isinstance(error, (AttributeError, KeyError)):
+      text = text.strip('"\'').rstrip('.?')
+      name, _, guess = text.replace("'", '').partition(' ')
+      guess = f' ({guess}?)' if guess else ''
+      hint = 'armd_jax/config.py lists all fields'
+      if name in RENAMED:
+        guess, hint = '', f'its name is {RENAMED[name]!r} now'
+      raise UserError(f'the config has no field {name!r}{guess}; {hint}') from error
+    raise UserError(f'{text}; see --help') from error
+  if len(rest) > 1:
+    raise UserError(f'{rest[1]!r} is no flag; flags look like --name=value')
+  given = {name: _read(options, name, kind, values[name].value) for name, kind in kinds.items()}
+  return options(**given)
+
+
+def describe(options: type) -> str:
+  """What --help prints: the text of the program's module, and every flag."""
+  lines = [(sys.modules[options.__module__].__doc__ or '').strip()]
+  kinds, seen = _kinds(options), set()
+  for group in options.__mro__:
+    names = [n for n in vars(group).get('__annotations__', ()) if n in kinds and n not in seen]
+    seen |= set(names)
+    if names:
+      title = 'Flags' if group is options else inspect.getdoc(group).splitlines()[0].rstrip('.')
+      lines += ['', f'{title}:']
+    fields = {field.name: field for field in dataclasses.fields(options)}
+    for name in names:
+      lines += _lines(fields[name], kinds[name])
+  return '\n'.join(lines)
+
+
+def _kinds(options: type) -> dict[str, Any]:
+  """The type of every field, without its None."""
+  hints = typing.get_type_hints(options)
+  return {f.name: _without_none(hints[f.name]) for f in dataclasses.fields(options)}
+
+
+def _without_none(hint: Any) -> Any:
+  some = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+  return some[0] if type(None) in typing.get_args(hint) else hint
+
+
+def _define(
+  field: dataclasses.Field, kind: Any, argv: Sequence[str], values: absl_flags.FlagValues
+) -> None:
+  told, name = field.metadata, field.name
+  text, at_least = told['help'], told.get('at_least')
+  required = field.default is dataclasses.MISSING and told.get('file') is None
+  default = None if field.default is dataclasses.MISSING else field.default
+  here = {'flag_values': values}
+  if kind is ConfigDict:
+    # ml_collections looks for overrides in the command line itself.
+    config_flags.DEFINE_config_file(name, told['file'], text, sys_argv=list(argv), **here)
+  elif typing.get_origin(kind) is tuple:
+    absl_flags.DEFINE_list(name, None if default is None else [*map(str, default)], text, **here)
+    least = 1 if default else 0
+    if int in typing.get_args(kind):
+      message = f'must be whole numbers of at least {at_least}, like 2,4,8'
+      fine = lambda texts: all(t.isdecimal() and int(t) >= at_least for t in texts)
+    else:
+      message, fine = 'must not be empty', all
+    absl_flags.register_validator(
+      name, lambda texts: texts is None or (len(texts) >= least and fine(texts)), message, **here
+    )
+  elif kind is bool:
+    absl_flags.DEFINE_bool(name, default, text, **here)
+  elif kind is int:
+    absl_flags.DEFINE_integer(name, default, text, lower_bound=at_least, **here)
+  elif kind is float:
+    absl_flags.DEFINE_float(name, default, text, **here)
+  elif told['choices']:
+    absl_flags.DEFINE_enum(name, default, told['choices'], text, **here)
+  else:
+    absl_flags.DEFINE_string(name, default, text, **here)
+  if required:
+    absl_flags.mark_flag_as_required(name, **here)
+
+
+def _read(options: type, name: str, kind: Any, value: Any) -> Any:
+  if kind is ConfigDict and not isinstance(value, ConfigDict):
+    raise UserError(
+      f'--{name} names no experiment file; write the path of one, like experiments/quickstart.py'
+    )
+  if value is None or kind is ConfigDict:
+    return value
+  if typing.get_origin(kind) is tuple:
+    return tuple(map(typing.get_args(kind)[0], value))
+  (field,) = (field for field in dataclasses.fields(options) if field.name == name)
+  return field.metadata['parse'](value) if field.metadata['parse'] else value
+
+
+def _lines(field: dataclasses.Field, kind: Any) -> Iterator[str]:
+  """A flag as lines of --help."""
+  told, name = field.metadata, field.name
+  default = told.get('file', field.default)
+  text = told['help']
+  if choices := told.get('choices'):
+    text += f' One of {", ".join(choices)}.'
+  if default is dataclasses.MISSING or (kind is ConfigDict and default is None):
+    text += ' Required.'
+  elif default is not False and default not in (None, '', ()):
+    shown = ','.join(map(str, default)) if isinstance(default, tuple) else default
+    text += f' Default: {shown}.'
+  left = {bool: f'--[no]{name}', ConfigDict: f'--{name}=FILE'}.get(kind, f'--{name}')
+  flags_and_texts = [(left, text)]
+  if kind is ConfigDict:
+    flags_and_texts.append((
+      f'--{name}.FIELD=VALUE', 'Changes a field of it; armd_jax/config.py lists them.'
+    ))  # fmt: skip
+  for left, text in flags_and_texts:
+    yield f'  {left}'
+    yield from textwrap.wrap(text, 94, initial_indent=' ' * 6, subsequent_indent=' ' * 6)

@@ -1,0 +1,92 @@
+"""The report of a run: what `report_page` shows of it, in order."""
+
+from __future__ import annotations
+
+import pathlib
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from armd_jax.config import Config
+from armd_jax.data.tokenizers import Tokenizer
+from armd_jax.show import history, report_page
+from armd_jax.show.columns import num_parameters
+from armd_jax.show.replays import drawn_orders, replays
+from armd_jax.show.report_files import Measured
+
+_FLAGS = {'S': 'streams', 'K': 'steps'}  # of `sample`, by what texts are told apart by
+
+
+def page(
+  workdir: pathlib.Path,
+  config: Config,
+  tokenizer: Tokenizer,
+  params: Any,
+  step: int,
+  records: Mapping[int, history.Record],
+  measured: Measured,
+  *,
+  streams: Sequence[int] = (1, 2, 4, 8),
+  prompt: str = '',
+  **options: Any,
+) -> str:
+  """A run as one HTML page.
+
+  Args:
+    workdir: of the run; its name is the title.
+    config, tokenizer, params, step: of the run, whose weights generate the texts that are replayed.
+    records: its log.
+    measured: numbers of other programs.
+    streams: stride counts S of the texts that are generated, see `replays`.
+    prompt: what these go on from.
+    options: seed, temperature and top_p of them.
+  Raises:
+    UserError: an S does not suit the model, or numbers are not what they should be.
+  """
+  command = _sample_command(workdir, prompt, options)
+  streams = [1] if config.model.orders == 'left_to_right' else streams
+  texts, how = replays(config, tokenizer, params, prompt, streams, **options)
+  kind, _, number = texts[-1].name.partition(' = ')
+  command += f' --{_FLAGS[kind]}={number}'
+  sections = [report_page.replay_section(texts, how, command)]
+  for path, rows in measured.decoding.items():
+    sections.append(report_page.decoding_section(path, rows))
+  if measured.scores:
+    sections.append(report_page.scores_section(measured.scores))
+  if measured.verdicts:
+    sections.append(report_page.judge_section(measured.verdicts))
+  sections.append(report_page.training_section(config, records))
+  if drawn := drawn_orders(config, step):
+    sections.append(report_page.masks_section(drawn))
+  sections.append(report_page.config_section(config))
+
+  model = config.model
+  lead = (
+    f'{model.family.upper()}, {model.num_layers} layers x {model.embed_dim}, {model.num_heads} '
+    f'heads, {model.length:,} tokens of {tokenizer.name}; trained on {config.data.source}'
+  )
+  tiles = {
+    'parameters': _short(num_parameters(params)),
+    'steps': f'{step:,}',
+    'tokens read': _short(step * config.train.batch_size * model.length),
+  }
+  if held_out := [r['held_out'] for r in records.values() if r.get('held_out') is not None]:
+    tiles['held out, nats/token'] = f'{held_out[-1]:.4f}'
+  return report_page.page(workdir.absolute().name, lead, tiles, sections)
+
+
+def _sample_command(workdir, prompt, options):
+  arguments = {'workdir': workdir, **options} | ({'prompt': prompt} if prompt else {})
+  flags = [f'--{name}={value}' for name, value in arguments.items()]
+  return shlex.join(['python', '-m', 'armd_jax.sample', *flags])
+
+
+def _short(count: int) -> str:
+  """
+  >>> _short(2_430_000), _short(512)
+  ('2.4M', '512')
+  """
+  for unit, name in ((10**9, 'B'), (10**6, 'M'), (10**3, 'k')):
+    if count >= unit:
+      return f'{count / unit:.1f}{name}'
+  return str(count)

@@ -1,0 +1,168 @@
+"""The stages of the quickstart: train, fine-tune for parallel decoding, measure, generate."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+
+from armd_jax import config as config_lib
+from armd_jax.cli import write_json
+from armd_jax.config import check_streams
+from armd_jax.data import corpus as corpus_lib
+from armd_jax.data.packing import text_bytes
+from armd_jax.data.tokenizers import Tokenizer
+from armd_jax.decode import requests
+from armd_jax.errors import UserError
+from armd_jax.evaluation.ngram import witten_bell_nats
+from armd_jax.evaluation.scores import Score, evaluate, table
+from armd_jax.hardware import machines
+from armd_jax.show import plots
+from armd_jax.training import workdir as workdir_lib
+from armd_jax.training.loop import train
+
+STREAMS = (1, 2, 4, 8)
+EVAL_WINDOWS = 96
+TIMED_REPEATS = 7
+
+
+def quickstart(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
+  """Runs every stage in `workdir`.
+
+  Args:
+    config: with `order.sbp_start` > 0, where the strided fine-tuning begins.
+    workdir: takes the run, results.json and the plots.
+  Returns:
+    All numbers, as written to results.json.
+  Raises:
+    UserError: bad config, text or work directory.
+  """
+  begin = time.perf_counter()
+  base_steps = config.order.sbp_start
+  if not 0 < base_steps < config.train.steps:
+    raise UserError(
+      f'config.order.sbp_start is {base_steps}; for the quickstart write a step between 0 and '
+      f'train.steps = {config.train.steps}'
+    )
+  for streams in STREAMS:
+    check_streams(streams, config.model.num_slots, 'config.model.length')
+  corpus = corpus_lib.load(config.data, config.model.length)
+  tokenizer = corpus.tokenizer
+  held_out_WxN = corpus.held_out_WxN[:EVAL_WINDOWS]
+
+  _title('1. Train with the progressive permutation schedule')
+  base = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=base_steps))
+  base_file = workdir / 'base_scores.json'
+  if base_file.exists():  # a restarted run is past this stage, and its checkpoint may be gone
+    workdir_lib.check_same_run(workdir, config)
+    before = [Score(**score) for score in json.loads(base_file.read_text())]
+  else:
+    params = train(base, workdir, corpus=corpus).ema
+    before = evaluate(config, tokenizer, params, held_out_WxN, STREAMS)
+    write_json(base_file, [vars(s) for s in before])
+
+  _title('2. Fine-tune for strided block-parallel generation (SBP)')
+  print(f'S from {config.order.sbp_streams}, {config.train.steps - base_steps} steps')
+  params = train(config, workdir, corpus=corpus).ema
+  trained = time.perf_counter()
+
+  _title('3. Held-out nats per byte')
+  after = evaluate(config, tokenizer, params, held_out_WxN, STREAMS)
+  print(table(after))
+  ngrams = _ngrams(corpus, held_out_WxN)
+  for name, nats in ngrams.items():
+    print(f'{name:{max(len(s.name) for s in after)}}  exact  {nats:9.4f}')
+  changes = _changes(before, after)
+  print('\nbefore and after SBP fine-tuning, nats per byte:')
+  for name, change in changes.items():
+    print(f'  {name}: {change["before"]:.4f} -> {change["after"]:.4f} ({change["percent"]:+.2f}%)')
+
+  _title('4. Generate')
+  speeds = [_generate(config, tokenizer, params, streams) for streams in STREAMS]
+  for speed in speeds:
+    speed['speedup'] = speed['tokens_per_second'] / speeds[0]['tokens_per_second']
+    print(f'--- S = {speed["streams"]} ' + '-' * 60)
+    print(speed['text'])
+  print('\n  S  steps  tokens/s  speed-up')
+  for s in speeds:
+    print(f'{s["streams"]:3}  {s["steps"]:5}  {s["tokens_per_second"]:8.0f}  {s["speedup"]:7.2f}x')
+
+  results = {
+    'machine': machines.machine(),
+    'text': {'description': corpus.description, 'sha256': corpus.sha256},
+    'config': config_lib.to_dict(config),
+    'held_out': {
+      'windows': len(held_out_WxN),
+      'ngrams': ngrams,
+      'before_sbp': [vars(s) for s in before],
+      'after_sbp': [vars(s) for s in after],
+      'changes': changes,
+    },
+    'generation': speeds,
+    'seconds': {
+      'training': trained - begin,
+      'total': time.perf_counter() - begin,
+    },
+  }
+  write_json(workdir / 'results.json', results)
+  plots.quality_speed(after, speeds, workdir / 'quality_speed.png')
+
+  _title('Done')
+  print(f'{results["seconds"]["total"]:.0f} s. Everything is in {workdir.absolute()}:')
+  print('  checkpoints/ config.json metrics.jsonl results.json training.png quality_speed.png')
+  print(f'Next: python -m armd_jax.sample --workdir={workdir} --streams=4 --prompt="The "')
+  return results
+
+
+def _title(text: str) -> None:
+  print(f'\n===== {text}', flush=True)
+
+
+def _ngrams(corpus: corpus_lib.Corpus, held_out_WxN: np.ndarray) -> dict[str, float]:
+  """Interpolated n-gram models counted on the same split, with a window's own context only."""
+  num_bytes = text_bytes(held_out_WxN, corpus.tokenizer)
+  vocab_size = corpus.tokenizer.vocab_size
+  scores = {}
+  for order in (2, 3):
+    nats = witten_bell_nats(corpus.train_WxN, held_out_WxN, order, vocab_size)
+    scores[f'{order} bytes of context, counted'] = float(nats.sum() / num_bytes)
+  return scores
+
+
+def _changes(before: list[Score], after: list[Score]) -> dict[str, dict[str, float]]:
+  changes = {}
+  for old, new in zip(before, after, strict=True):
+    changes[old.name] = {
+      'before': old.nats_per_byte,
+      'after': new.nats_per_byte,
+      'percent': 100 * (new.nats_per_byte / old.nats_per_byte - 1),
+    }
+  return changes
+
+
+def _generate(
+  config: config_lib.Config, tokenizer: Tokenizer, params: Any, streams: int
+) -> dict[str, Any]:
+  """One text of full length, and the median time of making it."""
+  request = requests.continue_prompts([''], config.model.num_slots, tokenizer)
+  start = time.perf_counter()
+  (text,), generated = requests.complete(config, tokenizer, params, request, streams=streams)
+  first_call = time.perf_counter() - start
+  seconds = []
+  for seed in range(TIMED_REPEATS):
+    start = time.perf_counter()
+    requests.complete(config, tokenizer, params, request, streams=streams, seed=seed)
+    seconds.append(time.perf_counter() - start)
+  median = float(np.median(seconds))
+  return {
+    'streams': streams,
+    'steps': int(generated.steps),
+    'seconds': median,
+    'tokens_per_second': config.model.num_slots / median,
+    'compile_seconds': first_call - median,
+    'text': text,
+  }

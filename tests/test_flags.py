@@ -1,0 +1,154 @@
+"""Flags and their values, and what --help prints of every program."""
+
+import dataclasses
+import importlib
+import pathlib
+
+import pytest
+from ml_collections import ConfigDict
+
+from armd_jax import cli, flags
+from armd_jax.config import MeshConfig
+from armd_jax.errors import UserError
+from armd_jax.flags import experiment, flag
+
+ROOT = pathlib.Path(__file__).parents[1]
+STARTS = "if __name__ == '__main__':"
+# Files that start otherwise: see `armd_jax.bench.device.command`, and a file of an export.
+ALONE = ('bench/device/', 'artifacts/stablehlo_run.py')
+
+
+def programs():
+  """Names of all modules that users start with flags."""
+  found = []
+  for path in sorted((ROOT / 'armd_jax').rglob('*.py')):
+    name = path.relative_to(ROOT / 'armd_jax').as_posix()
+    if STARTS in path.read_text('utf-8') and not name.startswith(ALONE):
+      found.append(f'armd_jax.{name.removesuffix(".py").replace("/", ".")}')
+  return found
+
+
+PROGRAMS = programs()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shared:
+  """Flags for all."""
+
+  seed: int = flag('Seed of all draws.', 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Shared):
+  workdir: str = flag('Where the run is kept.')
+  steps: int = flag('How many.', 3, at_least=1)
+  rate: float | None = flag('How fast.', None)
+  fast: bool = flag('Whether.', False)
+  kind: str = flag('Which.', 'a', choices=('a', 'b'))
+  names: tuple[str, ...] = flag('Who.', ('x', 'y'))
+  streams: tuple[int, ...] | None = flag('Stride counts S.', None, at_least=1)
+  mesh: MeshConfig | None = cli.mesh()
+
+
+def parse(*argv):
+  return flags.parse(Options, ['program', *argv])
+
+
+def test_a_command_line_is_the_values_that_a_call_takes():
+  assert parse('--workdir=w') == Options(workdir='w')
+  given = parse(
+    '--workdir=w', '--steps=5', '--rate', '0.5', '--fast', '--kind=b', '--names=z', '--seed=7',
+    '--streams=4,8', '--mesh=data=2,tensor=4',
+  )  # fmt: skip
+  assert given == Options(
+    workdir='w', steps=5, rate=0.5, fast=True, kind='b', names=('z',), seed=7, streams=(4, 8),
+    mesh=MeshConfig(data=2, tensor=4),
+  )  # fmt: skip
+  assert not parse('--workdir=w', '--nofast').fast
+  assert parse('--workdir=w', '--streams=').streams == ()
+
+
+@pytest.mark.parametrize(
+  ('argv', 'message'),
+  [
+    ([], 'workdir.*must have a value|workdir.*None'),
+    (['--workdir=w', '--step=2'], "Unknown command line flag 'step'. Did you mean: steps"),
+    (['--workdir=w', '--steps=0'], 'integer >= 1|positive integer'),
+    (['--workdir=w', '--steps=x'], "invalid literal for int.*'x'"),
+    (['--workdir=w', '--kind=c'], 'value should be one of <a|b>'),
+    (['--workdir=w', '--names='], 'names.*must not be empty'),
+    (['--workdir=w', '--streams=2,x'], 'must be whole numbers of at least 1, like 2,4,8'),
+    (['--workdir=w', '--streams=0'], 'must be whole numbers of at least 1'),
+    (['--workdir=w', '--mesh=tensor'], '--mesh=tensor is no mesh; write sizes'),
+    (['--workdir=w', 'more'], "'more' is no flag; flags look like --name=value"),
+  ],
+)
+def test_a_wrong_command_line_is_one_sentence(argv, message):
+  with pytest.raises(UserError, match=message) as caught:
+    parse(*argv)
+  assert '\n' not in str(caught.value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Configured:
+  config: ConfigDict = experiment('experiments/quickstart.py')
+  text: str = flag('Which.', '')
+
+
+def test_an_experiment_file_and_its_overrides():
+  read = lambda *argv: flags.parse(Configured, ['program', *argv]).config
+  given = read('--config=experiments/owt_small.py:runlocal', '--config.train.steps=9')
+  assert given.train.steps == 9
+  assert read('--config.order.sbp_streams=(1,2)').order.sbp_streams == (1, 2)
+  assert read('--text=x').train.steps != 9  # a new file each time, not the one changed before
+  with pytest.raises(UserError, match="the config has no field 'trian'"):
+    read('--config.trian.steps=9')
+  with pytest.raises(UserError, match='names no experiment file'):
+    read('--config=absent.py')
+
+
+def test_all_programs_are_known():
+  assert {'armd_jax.train', 'armd_jax.data.prepare', 'armd_jax.reproduce.__main__'} < {*PROGRAMS}
+  assert len(PROGRAMS) == 26
+  for name in PROGRAMS:
+    text = (ROOT / f'{name.replace(".", "/")}.py').read_text('utf-8')
+    assert text.endswith('  cli.run(main, Options)\n'), name
+
+
+@pytest.mark.parametrize('name', PROGRAMS)
+def test_help_prints_every_flag_and_no_others(name, capsys):
+  """In one process, so that programs with flags of one name do not clash."""
+  options = importlib.import_module(name).Options
+  with pytest.raises(SystemExit) as ended:
+    flags.parse(options, [name, '--help'])
+  assert not ended.value.code
+  text = capsys.readouterr().out
+  about, _, listed = text.partition('\nFlags:\n')
+  assert about.strip().startswith((importlib.import_module(name).__doc__ or '').split('\n')[0])
+  names = [line.split('=')[0].strip() for line in listed.splitlines() if line.startswith('  --')]
+  names = [one.removeprefix('--').removeprefix('[no]') for one in names]
+  expected = {field.name for field in dataclasses.fields(options)}
+  assert {one for one in names if one != 'config.FIELD'} == expected
+  assert len(names) == len(set(names)) == len(expected) + ('config.FIELD' in names)
+  assert max(map(len, listed.splitlines())) <= 100
+
+
+@pytest.mark.parametrize('name', PROGRAMS)
+def test_flags_may_be_left_out_or_are_named(name):
+  """Defaults are values that the flags themselves would take."""
+  options = importlib.import_module(name).Options
+  required = [
+    field.name
+    for field in dataclasses.fields(options)
+    if field.default is dataclasses.MISSING and not field.metadata.get('file')
+  ]
+  argv = [
+    f'--{one}=experiments/quickstart.py' if one == 'config' else f'--{one}=x' for one in required
+  ]
+  given = flags.parse(options, [name, *argv])
+  for field in dataclasses.fields(options):
+    if field.default is not dataclasses.MISSING:
+      assert getattr(given, field.name) == field.default, field.name
+  for one in range(len(argv)):
+    with pytest.raises(UserError, match=required[one]):
+      flags.parse(options, [name, *argv[:one], *argv[one + 1 :]])
