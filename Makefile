@@ -7,6 +7,8 @@
 # make device-report [PYTHON=python3 WHEELS=DIR/whl]    all that one H100 has to show, in ten minutes
 # make device-folder OUT=DIR [TEXT='FILE_OR_GLOB']      what a machine without a network needs for it
 # make lint                                             ruff
+# make types                                            mypy
+# make bench                                            speed ratios of this commit, kept and drawn
 # make docs                                             the site, into work/site
 # make pictures                                         redraw the pictures of README and docs
 
@@ -37,8 +39,8 @@ SMOKE = tests/attention/test_hopper.py tests/attention/test_hopper_splits.py \
   tests/test_train.py::test_starts_on_a_chip_whose_peak_is_known \
   tests/test_train.py::test_killed_and_started_again_is_as_if_never_stopped
 
-.PHONY: quickstart reproduce-mini test smoke drills test-device device-report device-folder lint \
-  docs pictures
+.PHONY: install quickstart reproduce-mini test smoke drills test-device device-report \
+  device-folder lint types bench docs pictures
 
 # Made anew whenever the requirements change; half-made environments have no stamp.
 $(VENV)/.installed: setup.py pyproject.toml
@@ -49,6 +51,8 @@ $(VENV)/.installed: setup.py pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]' $(PACKAGES) && \
 	touch $@ && echo "installed in $$(( $$(date +%s) - begin )) s"
 
+install: $(VENV)/.installed
+
 quickstart: $(VENV)/.installed
 	@$(VENV)/bin/python -m armd_jax.quickstart --workdir=$(or $(WORKDIR),work/quickstart) $(if $(TEXT),--text='$(TEXT)')
 
@@ -57,7 +61,7 @@ reproduce-mini: $(VENV)/.installed
 	@$(VENV)/bin/python -m armd_jax.reproduce --workdir=$(or $(WORKDIR),work/reproduce) --out=$(or $(OUT),docs) $(if $(TEXT),--text='$(TEXT)')
 
 test: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest $(TESTS)
+	$(VENV)/bin/python -m pytest --durations=20 --durations-min=5 $(TESTS)
 
 smoke:
 	$(MAKE) test TESTS='$(SMOKE)'
@@ -88,6 +92,13 @@ device-folder:
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.installed
+	$(VENV)/bin/mypy
+
+# On a machine that does nothing else: the line that it adds is compared with those of other commits.
+bench: $(VENV)/.installed
+	@$(VENV)/bin/python -m armd_jax.bench.ratios
 
 # An environment of its own: what builds pages is nothing to the package.
 docs:

@@ -55,6 +55,7 @@ setuptools.setup(
       'hypothesis>=6.100',
       'jsonschema>=4.20',
       'kubernetes-validate>=1.31',
+      'mypy>=1.18',
       'pytest>=8.0',
       'pytest-xdist>=3.5',
       'ruff>=0.9',

@@ -71,7 +71,7 @@ def run(main: Callable[[flags.Options], None], options: type[flags.Options]) -> 
 
 def _environment(error: Exception) -> str | None:
   """What of the process's environment is behind an error of jax, and the fix; None if nothing."""
-  precision = jax.config.jax_default_matmul_precision
+  precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
   # XLA names the algorithm that it lacks; for a CPU jax refuses some before.
   if precision and re.search('ALG_|precision .* is not supported by dot_general', str(error)):
     return (

@@ -76,7 +76,10 @@ def to_text(slots_BxN: Array, order: GenerationOrder) -> Array:
 def one_by_one(order: GenerationOrder) -> GenerationOrder:
   """The same slots, each in a block of its own: the sequential reference of a parallel order."""
   slot_N = jnp.arange(1, order.num_slots + 1, dtype=jnp.int32)
-  return order.replace(block_BxN=jnp.broadcast_to(slot_N, order.position_BxN.shape))
+  # Flax declares no types of what its dataclasses have in addition.
+  return order.replace(  # type: ignore[attr-defined]
+    block_BxN=jnp.broadcast_to(slot_N, order.position_BxN.shape)
+  )
 
 
 def left_to_right(num_slots: int) -> GenerationOrder:
@@ -94,7 +97,9 @@ def uniform(keys_B: Array, num_slots: int) -> GenerationOrder:
   return _singletons(jax.vmap(lambda key: jax.random.permutation(key, num_slots) + 1)(keys_B))
 
 
-def shuffled(keys_B: Array, num_slots: int, num_shuffled: Array, mode: str) -> GenerationOrder:
+def shuffled(
+  keys_B: Array, num_slots: int, num_shuffled: Array | int, mode: str
+) -> GenerationOrder:
   """`num_shuffled` tokens permuted among left-to-right singletons (paper section 5).
 
   Args:
@@ -111,7 +116,7 @@ def shuffled(keys_B: Array, num_slots: int, num_shuffled: Array, mode: str) -> G
   # k may be traced: what concerns k entries is a mask over all N.
   chosen_N = slot_N < num_shuffled
 
-  def positions(key):
+  def positions(key: Array) -> Array:
     key, start_key = jax.random.split(key)
     # The first k entries are a random k-subset of the slots, in random order.
     drawn_N = jax.random.permutation(key, num_slots)
@@ -128,7 +133,7 @@ def shuffled(keys_B: Array, num_slots: int, num_shuffled: Array, mode: str) -> G
   return _singletons(jax.vmap(positions)(keys_B))
 
 
-def progressive_budget(step: Array, ar_steps: int, perm_steps: int, rho: int) -> Array:
+def progressive_budget(step: Array | int, ar_steps: int, perm_steps: int, rho: int) -> Array:
   """How many tokens are shuffled at a training step (paper section 5; the ramp is our choice).
 
   `k(i) = 0` while `i < ar_steps`, then `1 + floor((rho-1) (i-ar_steps) / (perm_steps-ar_steps))`
@@ -182,7 +187,7 @@ def masking_blocks(keys_B: Array, num_slots: int, num_steps: int, schedule: str)
   return GenerationOrder((slot_BxN + 1).astype(jnp.int32), block_BxN)
 
 
-def given_first(given_BxN: Array, length_B: Array, streams: Array) -> GenerationOrder:
+def given_first(given_BxN: Array, length_B: Array, streams: Array | int) -> GenerationOrder:
   """Given tokens first, the rest cut into `streams` runs generated in parallel (paper section 3.1).
 
   Given tokens are singletons in text order. The m remaining positions, in text order, are cut into
@@ -223,7 +228,7 @@ def given_first(given_BxN: Array, length_B: Array, streams: Array) -> Generation
   return GenerationOrder(position_N[slot_BxN], block_BxN)
 
 
-def strided(num_slots: int, streams: Array) -> GenerationOrder:
+def strided(num_slots: int, streams: Array | int) -> GenerationOrder:
   """S interleaved streams of N/S tokens, heads one by one, then S at a time (paper section 3.1).
 
   Args:

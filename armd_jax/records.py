@@ -2,9 +2,9 @@
 
 Compiled programs, drills and reproduction pieces take hours, so their results are kept in JSON
 files, each under a digest of the code that decides it. A result is measured again when that code
-changes. Comments, docstrings, layout and imports do not change the digest, and neither do the names
-and places of files: what counts are the top-level statements of the entry files and of every
-project file that they import, directly or not.
+changes. Comments, docstrings, layout, imports and the types of functions do not change the digest,
+and neither do the names and places of files: what counts are the top-level statements of the entry
+files and of every project file that they import, directly or not.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def digest(
   Raises:
     ValueError: a glob matches no file.
   """
-  hashes = set()
+  hashes: set[str] = set()
   for path in closure(entries, without, root):
     if path.suffix == '.py':
       hashes |= _statements(path, root)
@@ -82,7 +82,39 @@ def digest(
 
 @functools.cache
 def _tree(path: pathlib.Path) -> ast.Module:
-  return ast.parse(path.read_text('utf-8'))
+  return _Untyped().visit(ast.parse(path.read_text('utf-8')))
+
+
+class _Untyped(ast.NodeTransformer):
+  """Takes types off arguments, results and local variables. Those of a class's fields stay, since
+  dataclasses and modules are made of them."""
+
+  def __init__(self):
+    self._in_function = False
+
+  def visit_FunctionDef(self, node: Any) -> ast.AST:
+    node.returns = None
+    return self._inside(node, True)
+
+  visit_AsyncFunctionDef = visit_FunctionDef
+
+  def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+    return self._inside(node, False)
+
+  def visit_arg(self, node: ast.arg) -> ast.AST:
+    node.annotation = None
+    return node
+
+  def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+    if not self._in_function or node.value is None:
+      return node
+    return ast.copy_location(ast.Assign([node.target], node.value), node)
+
+  def _inside(self, node: ast.AST, is_function: bool) -> ast.AST:
+    before, self._in_function = self._in_function, is_function
+    self.generic_visit(node)
+    self._in_function = before
+    return node
 
 
 @functools.cache
@@ -135,7 +167,7 @@ def _statements(path: pathlib.Path, root: pathlib.Path) -> frozenset[str]:
 @functools.cache
 def _defined(path: pathlib.Path) -> dict[str, ast.stmt]:
   """The statements that define the top-level names of a file."""
-  found = {}
+  found: dict[str, ast.stmt] = {}
   for node in _tree(path).body:
     targets = [node, *getattr(node, 'targets', ()), getattr(node, 'target', None)]
     names = [getattr(x, key, None) for x in targets for key in ('name', 'id')]
@@ -181,7 +213,7 @@ def _text(node: Any, names: Container[str], refer: Callable[[str, str], str]) ->
     return repr(node)
   if isinstance(node, ast.JoinedStr):  # some versions cut its plain parts in two, or add empty ones
     parts = [inside(x) for x in node.values if not isinstance(x, ast.Constant)]
-    plain = ['\0' if not isinstance(x, ast.Constant) else x.value for x in node.values]
+    plain = [str(x.value) if isinstance(x, ast.Constant) else '\0' for x in node.values]
     return f'JoinedStr({",".join([repr("".join(plain)), *parts])})'
   if isinstance(node, ast.Name):
     return f'Name({refer(node.id, "") if node.id in names else node.id})'

@@ -116,6 +116,9 @@ def move_apply(folder):
     functools.partial(write, name='armd_jax/deep.py', text='TWO = (\n  2\n)\n'),
     functools.partial(write, name='armd_jax/other.py', text='THREE = 3\n'),
     functools.partial(write, name='armd_jax/program.py', text=PROGRAM.replace('Docs', 'More')),
+    functools.partial(
+      write, name='armd_jax/program.py', text=PROGRAM.replace('(x):', '(x: int) -> int:')
+    ),
     functools.partial(write, name='armd_jax/unused.py', text='X = 2\n'),
     functools.partial(write, name='armd_jax/room/__init__.py', text='EVERYTHING = 2\n'),
     functools.partial(write, name='armd_jax/unused.py', text=''),
@@ -151,6 +154,15 @@ def test_code_and_constants_do(folder, change):
   assert digest(folder) != before
 
 
+def test_types_of_fields_count_and_those_of_local_variables_do_not(folder):
+  text = 'class A:\n  field: {} = 1\n\n  def run(self):\n    x: {} = 2\n    return x\n'
+  digests = []
+  for types in (('int', 'int'), ('int', 'float'), ('float', 'int')):
+    write(folder, 'armd_jax/program.py', text.format(*types))
+    digests.append(digest(folder))
+  assert digests[0] == digests[1] != digests[2]
+
+
 def test_settings_and_other_files_count(folder):
   entries = 'armd_jax/program.py', 'data.txt'
   before = digest(folder, *entries)
@@ -177,7 +189,7 @@ def test_is_the_same_in_every_version_of_python(folder):
     '      raise g from None\n  return u"é" + "\\u2028"[1:2, ...]\n\n\n'
     'class A(dict, total=False):\n  """Docs."""\n  x: int = 1\n',
   )
-  assert digest(folder) == 'c33bece6a5673535'
+  assert digest(folder) == 'b14dcd044dc5fb06'
 
 
 # ----- the files

@@ -170,7 +170,8 @@ class Windows(Sequence):
   def __len__(self) -> int:
     return self._first_window[-1]
 
-  def __getitem__(self, index: Any) -> np.ndarray:
+  # Windows of a slice are one array, not a sequence of arrays.
+  def __getitem__(self, index: Any) -> np.ndarray:  # type: ignore[override]
     if isinstance(index, slice):
       windows = [self[i] for i in range(*index.indices(len(self)))]
       return np.stack(windows) if windows else np.empty((0, self._packing.length), self._dtype)

@@ -163,7 +163,11 @@ def is_held_out(digest: bytes, held_out_fraction: float) -> bool:
 def _rule(spans: Iterable[readers.Span]) -> str:
   """How the documents of files are told apart, in words."""
   of_text = [span.by_line for span in spans if isinstance(span, readers.TextSpan)]
-  columns = {span.column for span in spans if not isinstance(span, readers.TextSpan)}
+  columns = {
+    span.column  # type: ignore[attr-defined]
+    for span in spans
+    if not isinstance(span, readers.TextSpan)
+  }
   rules = [f'column {", ".join(map(repr, sorted(columns)))}'] if columns else []
   if of_text and not any(of_text):
     rules.append('documents separated by blank lines')

@@ -214,7 +214,7 @@ def vocab_size(name: str) -> int:
   return _kind(name).vocab_size
 
 
-def _kind(name: str) -> type[Tokenizer]:
+def _kind(name: str) -> type[ByteTokenizer | Gpt2Tokenizer | BertTokenizer]:
   if name not in _TOKENIZERS:
     known = ', '.join(map(repr, sorted(_TOKENIZERS)))
     raise UserError(f'tokenizer {name!r} is unknown; write one of {known}')

@@ -67,4 +67,4 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 def peak_flops(name: str) -> float | None:
   """Peak bfloat16 FLOP/s of one jax device of a chip; None of a chip that is not known here."""
   chip = CHIPS.get(name)
-  return chip and chip.flops / chip.devices
+  return chip and chip.flops / chip.devices  # type: ignore[return-value]

@@ -20,7 +20,7 @@ def interleaved(
     repeats: rounds; every other one runs backwards.
     warm_up: rounds before, not counted.
   """
-  seconds = {name: [] for name in calls}
+  seconds: dict[str, list[float]] = {name: [] for name in calls}
   for turn in range(-warm_up, repeats):
     names = list(calls) if turn % 2 == 0 else list(calls)[::-1]
     for name in names:

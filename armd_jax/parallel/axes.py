@@ -108,7 +108,7 @@ def path_name(path: Any) -> str:
   )
 
 
-def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+def on(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
   """What is traced inside runs on this mesh; to be entered inside the function that is traced."""
   return jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh else contextlib.nullcontext()
 

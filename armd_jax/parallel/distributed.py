@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +144,7 @@ def why_no_devices() -> str | None:
   except (AssertionError, RuntimeError) as error:
     # What an assertion means, jax does not tell: a plugin that found no device.
     reason = sentence(error) if str(error) else 'none was found'
-    platforms = jax.config.jax_platforms
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
     wanted = f'the devices of JAX_PLATFORMS={platforms}' if platforms else 'its devices'
     return (
       f'jax cannot use {wanted} ({reason}); check the driver and that jax is installed for them, '
@@ -261,7 +261,7 @@ def together(work: Callable[[], T]) -> T:
       _leave_after_another()
   if error is not None:
     raise error
-  return result
+  return result  # type: ignore[return-value]
 
 
 def _leave_after_another() -> None:
@@ -297,7 +297,7 @@ class StopNotice:
     self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
     self._asked = np.False_
 
-  def _notice(self, *_) -> None:
+  def _notice(self, *_: Any) -> None:
     self._noticed = True
 
   def reached(self) -> bool:

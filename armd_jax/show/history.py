@@ -59,7 +59,10 @@ def overview(records: dict[int, Record], rows: int = 10) -> list[Record]:
     mean = lambda name, of=values: float(np.mean(of(name))) if of(name) else None
     last = lambda name, of=values: of(name)[-1] if of(name) else None
     row = {'step': int(begin), 'loss': mean('loss'), 'held out': last('held_out')}
-    row |= {'learning rate': last('learning_rate'), 'shuffled': int(last('shuffled'))}
+    row |= {
+      'learning rate': last('learning_rate'),
+      'shuffled': int(last('shuffled')),  # type: ignore[arg-type]
+    }
     row['tokens/s'] = mean('tokens_per_second')
     for name in ('step', 'input'):
       seconds = mean(f'{name}_seconds')

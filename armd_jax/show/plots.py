@@ -260,7 +260,9 @@ def svg(
     subplots: of `matplotlib.pyplot.subplots`.
   """
   # Equal drawings get equal names of what they refer to in themselves, others others.
-  with plt.rc_context(_PAGE_STYLE | {'svg.hashsalt': described}):
+  with plt.rc_context(
+    _PAGE_STYLE | {'svg.hashsalt': described}  # type: ignore[arg-type]
+  ):
     figure, axes = plt.subplots(figsize=size, layout='constrained', **subplots)
     draw(axes)
     out = io.StringIO()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import html
 import math
 import pathlib
@@ -163,8 +164,13 @@ def training_section(config: Config, records: dict[int, history.Record]) -> str:
     ('Speed', 'tokens_per_second', 'tokens per second'),
   ):
     named = name == 'learning_rate'
-    draw = lambda axes, name=name, label=label, named=named: plots.curve_panel(
-      axes, records, config.order, name, label, named
+    draw = functools.partial(
+      plots.curve_panel,
+      records=records,
+      order=config.order,
+      name=name,
+      label=label,
+      named=named,
     )
     drawings.append((title, plots.svg(draw, f'{title} by step')))
   return section('Training', figures(drawings, 'pairs'), table(history.overview(records)))

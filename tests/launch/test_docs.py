@@ -23,4 +23,4 @@ def test_dry_run_as_shown(command, output):
   done = subprocess.run(
     [sys.executable, *words], cwd=tiny_run.ROOT, capture_output=True, text=True, check=True
   )
-  assert done.stdout.replace(str(tiny_run.ROOT), '/home/me/armd_jax') == output
+  assert done.stdout.replace(str(tiny_run.ROOT), '$HOME/armd_jax') == output
