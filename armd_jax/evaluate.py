@@ -16,14 +16,16 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from armd_jax import cli
+from jax.sharding import Mesh
+
+from armd_jax import cli, families
 from armd_jax.artifacts.weights import load_ema
-from armd_jax.config import Config, MeshConfig
+from armd_jax.config import MeshConfig
 from armd_jax.errors import MetByAll
 from armd_jax.evaluation import scores, suites
 from armd_jax.evaluation.journal import Journal
 from armd_jax.flags import flag
-from armd_jax.parallel import distributed
+from armd_jax.parallel import distributed, sharding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,13 +52,13 @@ class Options(cli.OnCluster):
   mesh: MeshConfig | None = cli.mesh()
 
 
-def _journal(options: Options, task: suites.Task, params: Any, config: Config, step: int):
+def _journal(options: Options, task: suites.Task, params: Any, mesh: Mesh, step: int):
   """What was measured before, which all processes have to read alike."""
   workdir = pathlib.Path(options.workdir)
   folder = workdir if workdir.is_dir() else workdir.parent  # an export may be one file
   path = options.partial or folder / f'evaluate_{options.suite}.partial'
   measured = {
-    'model': [step, scores.model_fingerprint(params, config)],
+    'model': [step, scores.model_fingerprint(params, mesh)],
     'text': task.texts,
     'protocol': [
       task.described,
@@ -87,7 +89,9 @@ def main(options: Options) -> None:
       options.suite, given, config, tokenizer, options.streams, options.orders, options.windows
     )
   )
-  journal = _journal(options, task, params, config, step)
+  model = families.build(config.model, tokenizer.vocab_size)
+  mesh = sharding.make_mesh(config.mesh)
+  journal = _journal(options, task, params, mesh, step)
   if distributed.is_first():
     print(f'{options.workdir}, step {step}')
     print('\n'.join(task.described))
@@ -95,10 +99,10 @@ def main(options: Options) -> None:
       print(f'{journal.count} windows were scored before')
   common = {'batch_size': options.batch_size, 'journal': journal}
   if task.passages is not None:
-    found = scores.score_last_words(config, tokenizer, params, task.passages, **common)
+    found = scores.score_last_words(model, params, task.passages, mesh, **common)
     text, rows = found.text(), [vars(found)]
   else:
-    found = scores.score(config, tokenizer, params, task.parts, seed=options.seed, **common)
+    found = scores.score(model, tokenizer, params, task.parts, mesh, seed=options.seed, **common)
     text, rows = scores.table(found), [one.row() for one in found]
   if not distributed.is_first():
     return

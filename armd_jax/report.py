@@ -11,11 +11,13 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
-from armd_jax import cli
+from armd_jax import cli, families
 from armd_jax.artifacts import weights
 from armd_jax.artifacts.cards import measured_in
-from armd_jax.decode import requests
+from armd_jax.decode.requests import Decoder
+from armd_jax.decode.sampling import Sampling
 from armd_jax.flags import flag
+from armd_jax.parallel import sharding
 from armd_jax.show import report_files, run_page
 from armd_jax.training import workdir as workdir_lib
 
@@ -35,7 +37,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-  requests.check_sampling(1, options.temperature, options.top_p, 1)
+  sampling = Sampling(options.seed, options.temperature, options.top_p)
   workdir = pathlib.Path(options.workdir)
   out = pathlib.Path(options.out or workdir / 'report.html')
   config, records = workdir_lib.read_config(workdir), report_files.read_records(workdir)
@@ -44,10 +46,11 @@ def main(options: Options) -> None:
   if options.scores:
     scores = {path: measured_in(path, step) for path in options.scores}
     measured = dataclasses.replace(measured, scores=scores)
+  model = families.build(config.model, tokenizer.vocab_size)
+  decoder = Decoder(model, params, tokenizer, sharding.make_mesh(config.mesh))
   page = run_page.page(
-    workdir, config, tokenizer, params, step, records, measured,
+    workdir, config, step, records, measured, decoder, sampling,
     streams=options.streams, prompt=options.prompt,
-    seed=options.seed, temperature=options.temperature, top_p=options.top_p,
   )  # fmt: skip
   report_files.write(out, page)
   print(f'{out}: {out.stat().st_size / 1e6:.1f} MB, opens in any browser, offline')

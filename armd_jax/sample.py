@@ -19,10 +19,12 @@ from armd_jax.artifacts.weights import load_ema
 from armd_jax.config import MeshConfig, ModelConfig
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.decode import live
-from armd_jax.decode.requests import Request, check_sampling
+from armd_jax.decode.requests import Decoder, check_counts
+from armd_jax.decode.sampling import Sampling
+from armd_jax.decode.state import Request
 from armd_jax.families import asked
 from armd_jax.flags import flag
-from armd_jax.parallel import distributed
+from armd_jax.parallel import distributed, sharding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,8 @@ def _is_live(options: Options) -> bool:
 
 
 def main(options: Options) -> None:
-  check_sampling(options.streams, options.temperature, options.top_p, options.num_samples)
+  check_counts(options.streams, options.num_samples)
+  sampling = Sampling(options.seed, options.temperature, options.top_p)
   options.start()
   config, tokenizer, params, step = distributed.together(
     lambda: load_ema(options.workdir, options.mesh)
@@ -72,17 +75,18 @@ def main(options: Options) -> None:
   family = families.of(config.model)
   watch = live.Live(tokenizer, sys.stdout) if _is_live(options) and not family.samplers else None
   start = time.perf_counter()
-  draws = dict(
-    seed=options.seed, temperature=options.temperature, top_p=options.top_p, stop=options.stop
-  )
+  if options.stop == 'eos':
+    sampling = dataclasses.replace(sampling, stop=tokenizer.eos_id)
+  model = families.build(config.model, tokenizer.vocab_size)
+  decoder = Decoder(model, params, tokenizer, sharding.make_mesh(config.mesh))
   if family.samplers:
     sampler = distributed.together(lambda: asked.sampler_of(config.model, options.sampler))
     how = f'sampler {sampler}'
-    draws |= {'steps': options.steps, 'sampler': sampler}
+    how_many = {'steps': options.steps, 'sampler': sampler}
   else:
     how = f'S = {options.streams}'
-    draws |= {'streams': options.streams, 'watch': watch}
-  texts, generated = family.generate(config, tokenizer, params, request, **draws)
+    how_many = {'streams': options.streams, 'watch': watch}
+  texts, generated = family.generate(decoder, request, sampling, **how_many)
   seconds = time.perf_counter() - start
   if not distributed.is_first():
     return

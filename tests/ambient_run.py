@@ -9,11 +9,12 @@ import pathlib
 import tiny_run
 
 import armd_jax
-from armd_jax import cli, config, export
+from armd_jax import cli, config, export, models
 from armd_jax.artifacts import standalone, weights
 from armd_jax.evaluation import scores, suites
 from armd_jax.evaluation.journal import Journal
 from armd_jax.flags import flag
+from armd_jax.parallel import sharding
 from armd_jax.training import loop
 
 
@@ -44,7 +45,9 @@ def nats(folder: pathlib.Path, name: str) -> list[float]:
   found, tokenizer, params, _ = weights.load_ema(folder / name)
   task = suites.likelihood_task(found, [], orders=1, num_windows=4)
   journal = Journal(folder / 'partial', {})
-  measured = scores.score(found, tokenizer, params, task.parts, batch_size=4, journal=journal)
+  model, mesh = models.build(found.model, tokenizer.vocab_size), sharding.make_mesh(found.mesh)
+  how = {'batch_size': 4, 'journal': journal}
+  measured = scores.score(model, tokenizer, params, task.parts, mesh, **how)
   return [row.row()['nats_per_token'] for row in measured]
 
 

@@ -15,6 +15,7 @@ import tiny_run
 
 from armd_jax import cli
 from armd_jax.decode import generate
+from armd_jax.decode.sampling import Sampling
 from armd_jax.parallel import ambient
 
 # Of every setting a value that would change what is drawn, or end in an error.
@@ -95,9 +96,9 @@ def test_in_programs(expected, tmp_path):
 
 def test_without_compilation():
   config = tiny.model_config(length=2, num_layers=1, family='ar')
-  params = tiny.init(config)[1]
+  model, params = tiny.init(config)
   task = generate.task_of(np.zeros((1, 2), bool), np.full(1, 2), 1)
-  arguments = config, tiny.VOCAB, params, task, np.zeros((1, 2), np.int32)
+  arguments = model, params, task, np.zeros((1, 2), np.int32), Sampling()
   expected = generate.generate(*arguments)
   with jax.disable_jit():
     found = generate.generate(*arguments)

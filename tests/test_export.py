@@ -20,6 +20,7 @@ from armd_jax.artifacts import cards, standalone, weights
 from armd_jax.config import MeshConfig, UserError
 from armd_jax.decode import requests
 from armd_jax.decode.generate import generate, task_of
+from armd_jax.decode.sampling import Sampling
 from armd_jax.order import left_to_right
 from armd_jax.parallel import sharding
 from armd_jax.training import checkpoint
@@ -117,9 +118,13 @@ def test_three_lines_of_python(run, file):
   assert text.startswith('al')
   config, tokenizer, params, _ = weights.load_ema(run[0])
   request = requests.continue_prompts(['al'], 16, tokenizer)
-  assert [text] == requests.complete(config, tokenizer, params, request, streams=4, seed=5)[0]
-  with pytest.raises(UserError, match='--streams is 0'):
-    model.generate(streams=0)
+  network = models.build(config.model, tokenizer.vocab_size)
+  decoder = requests.Decoder(network, params, tokenizer, sharding.make_mesh(config.mesh))
+  assert [text] == decoder.complete(request, 4, Sampling(seed=5))[0]
+  for refused in ({'streams': 0}, {'temperature': -1.0}, {'top_p': 0}, {'stop': 'EOS'}):
+    ((name, value),) = refused.items()
+    with pytest.raises(UserError, match=f'{name} is {value!r}; write '):
+      model.generate(**refused)
 
 
 def test_every_damaged_or_changed_file_is_refused(folder, tmp_path):
@@ -293,7 +298,9 @@ def test_programs_alone_generate_the_samplers_tokens(run, tmp_path):
 
   given = np.broadcast_to(np.arange(16) < 3, (2, 16))
   tokens = np.where(given, [97, 98, 99] + [0] * 13, 0)
-  expected = generate(MODEL, 257, state.ema, task_of(given, np.full(2, 16), 4), tokens, seed=7)
+  task = task_of(given, np.full(2, 16), 4)
+  network = models.build(MODEL, 257)
+  expected = generate(network, state.ema, task, tokens, Sampling(seed=7))
   script = str(programs / 'run.py')
   done = alone(script, '--prompt=97,98,99', '--seed=7')
   assert done.returncode == 0, done.stderr

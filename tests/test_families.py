@@ -8,9 +8,10 @@ import pytest
 import tiny_run
 
 from armd_jax import config as config_lib
-from armd_jax import training
+from armd_jax import models, training
 from armd_jax.artifacts import weights
 from armd_jax.decode import requests
+from armd_jax.decode.sampling import Sampling
 from armd_jax.evaluation import likelihood, scores
 from armd_jax.families import FAMILIES
 from armd_jax.parallel import sharding
@@ -60,7 +61,9 @@ def test_every_family_reaches_the_entropy_of_a_source(family):
   protocol = likelihood.standard_suite(c.model, ())[0]
   assert protocol.kind == ('exact' if family in ('armd', 'ar') else 'bound')
   windows_WxN, own_W = texts(count, seed=1)
-  nll = likelihood.nll(c.model, V, state.ema, windows_WxN, protocol, mesh, batch_size=count)
+  nll = likelihood.nll(
+    models.build(c.model, V), state.ema, windows_WxN, protocol, mesh, batch_size=count
+  )
   above_W = next(nll).mean(axis=1) - own_W
   error = above_W.std() / count**0.5
   print(f'{family}: {above_W.mean():.4f} above the entropy, standard error {error:.4f}')
@@ -84,10 +87,12 @@ def test_a_run_learns_is_measured_and_generates(tmp_path, capsys):
   config, tokenizer, params, step = weights.load_ema(tmp_path / 'run')
   assert step == 30
   windows = np.tile(np.frombuffer(b'alpha beta gamma', np.uint8), (12, 1))
-  (score,) = scores.evaluate(config, tokenizer, params, windows, (2, 4), batch_size=12)
+  model, mesh = models.build(config.model, tokenizer.vocab_size), sharding.make_mesh(config.mesh)
+  (score,) = scores.evaluate(model, tokenizer, params, windows, (2, 4), mesh, batch_size=12)
   assert (score.name, score.kind) == ('denoising, random orders', 'bound')
   request = requests.fill_gaps('a____b', 0, 1, 16, tokenizer)
+  decoder = requests.Decoder(model, params, tokenizer, mesh)
   (text,), generated = FAMILIES['sedd'].generate(
-    config, tokenizer, params, request, steps=4, sampler='euler', seed=1
+    decoder, request, Sampling(seed=1), steps=4, sampler='euler'
   )
   assert text.startswith('a') and text.endswith('b') and 1 <= generated.steps <= 4

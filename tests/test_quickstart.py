@@ -14,6 +14,8 @@ from armd_jax import config as config_lib
 from armd_jax import evaluate, report, sample
 from armd_jax.artifacts import weights
 from armd_jax.decode import requests
+from armd_jax.decode.sampling import Sampling
+from armd_jax.parallel import sharding
 from armd_jax.show import replays
 from armd_jax.training.quickstart import quickstart
 
@@ -127,11 +129,13 @@ def test_a_replay_shows_a_piece_when_the_decoder_has_made_all_of_it(finished):
   """At every step that streaming tells of."""
   _, workdir, _ = finished
   config, tokenizer, params, _ = weights.load_ema(workdir)
-  (replay,), _ = replays.replays(config, tokenizer, params, '', [2])
+  model, mesh = families.build(config.model, tokenizer.vocab_size), sharding.make_mesh(config.mesh)
+  decoder = requests.Decoder(model, params, tokenizer, mesh)
+  (replay,), _ = replays.replays(decoder, '', [2], Sampling())
   seen = []
   request = requests.continue_prompts([''], 32, tokenizer)
   watch = lambda generated, known_BxN: seen.append((int(generated.steps), known_BxN[0]))
-  (text,), _ = requests.complete(config, tokenizer, params, request, streams=2, watch=watch)
+  (text,), _ = decoder.complete(request, 2, Sampling(), watch)
   assert ''.join(piece for piece, _, _ in replay.pieces) == text
   ends = np.cumsum([tokens for _, tokens, _ in replay.pieces])
   # Before the first step and after the last; how often between, time decides.

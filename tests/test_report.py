@@ -15,6 +15,7 @@ from armd_jax import config as config_lib
 from armd_jax import report
 from armd_jax.data.tokenizers import ByteTokenizer
 from armd_jax.decode import requests
+from armd_jax.decode.sampling import Sampling
 from armd_jax.errors import UserError
 from armd_jax.families import FAMILIES
 from armd_jax.show import replays, report_files, report_page
@@ -114,8 +115,8 @@ def test_pieces_are_the_text_and_the_tokens():
 def test_a_diffusion_is_replayed_by_runs_of_its_network(family):
   tokenizer = ByteTokenizer()
   config = dataclasses.replace(config_lib.Config(), model=tiny.model_config(family=family))
-  _, params = tiny.init(config.model, tokenizer.vocab_size)
-  found, how = replays.replays(config, tokenizer, params, 'ab', (1, 4), seed=0)
+  decoder = requests.Decoder(*tiny.init(config.model, tokenizer.vocab_size), tokenizer, None)
+  found, how = replays.replays(decoder, 'ab', (1, 4), Sampling())
   assert [replay.name for replay in found] == ['K = 14', 'K = 4']
   assert '16 tokens' in how and 'K steps' in how
   for replay in found:
@@ -124,8 +125,7 @@ def test_a_diffusion_is_replayed_by_runs_of_its_network(family):
     assert min(steps) >= 1 and max(steps) == replay.steps <= int(replay.name[4:])
     assert sum(tokens for _, tokens, _ in replay.pieces) == 16
     request = requests.continue_prompts(['ab'], 16, tokenizer)
-    options = dict(steps=int(replay.name[4:]), seed=0)
-    (text,), _ = FAMILIES[family].generate(config, tokenizer, params, request, **options)
+    (text,), _ = FAMILIES[family].generate(decoder, request, Sampling(), steps=int(replay.name[4:]))
     assert text == ''.join(piece for piece, _, _ in replay.pieces)
 
 

@@ -39,9 +39,8 @@ def test_gap_refusals():
 
 @pytest.mark.parametrize(
   ('settings', 'message'),
-  [((0, 1.0, 1.0, 1), '--streams is 0'), ((1, -1.0, 1.0, 1), '--temperature is -1.0'),
-   ((1, 1.0, 0.0, 1), '--top_p is 0.0'), ((1, 1.0, 1.0, 0), '--num_samples is 0')],
-)  # fmt: skip
-def test_setting_refusals(settings, message):
+  [((0, 1), 'streams is 0; write 1 or more'), ((1, 0), 'num_samples is 0; write 1 or more')],
+)
+def test_count_refusals(settings, message):
   with pytest.raises(UserError, match=message):
-    requests.check_sampling(*settings)
+    requests.check_counts(*settings)

@@ -6,13 +6,16 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from jax.sharding import Mesh
+
 from armd_jax import families
 from armd_jax.artifacts import weights
 from armd_jax.config import Config
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.decode import requests
+from armd_jax.decode.sampling import Sampling
 from armd_jax.errors import UserError
-from armd_jax.parallel import ambient
+from armd_jax.parallel import ambient, sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,16 +23,18 @@ class Model:
   """A trained network and its vocabulary.
 
   Attributes:
-    config: of its run; the mesh is the one where the parameters lie.
+    config: of its run.
     tokenizer: text to ids and back.
     params: float32.
     step: of training.
+    mesh: where the parameters are.
   """
 
   config: Config
   tokenizer: Tokenizer
   params: Any
   step: int
+  mesh: Mesh
 
   @ambient.settled()
   def generate(
@@ -56,22 +61,26 @@ class Model:
     Raises:
       UserError: something cannot be sampled with, or the prompt leaves no room.
     """
-    requests.check_sampling(streams, temperature, top_p, count)
-    model = self.config.model
-    if model.orders == 'left_to_right' and streams > 1:
+    requests.check_counts(streams, count)
+    if stop not in ('none', 'eos'):
+      raise UserError(f"stop is {stop!r}; write 'none' or 'eos'")
+    stop_token = self.tokenizer.eos_id if stop == 'eos' else None
+    sampling = Sampling(seed, temperature, top_p, stop_token)
+    config = self.config.model
+    if config.orders == 'left_to_right' and streams > 1:
       raise UserError(
-        f'the model is auto-regressive ({model.family!r}); streams is {streams}, write 1'
+        f'the model is auto-regressive ({config.family!r}); streams is {streams}, write 1'
       )
-    num_slots = model.num_slots
+    num_slots = config.num_slots
     request = requests.continue_prompts([prompt] * count, num_slots, self.tokenizer)
-    options = dict(seed=seed, temperature=temperature, top_p=top_p, stop=stop)
-    texts, _ = families.of(model).generate(
-      self.config, self.tokenizer, self.params, request, streams=streams, **options
-    )
+    model = families.build(config, self.tokenizer.vocab_size)
+    decoder = requests.Decoder(model, self.params, self.tokenizer, self.mesh)
+    texts, _ = families.of(config).generate(decoder, request, sampling, streams=streams)
     return texts if count > 1 else texts[0]
 
 
 @ambient.settled()
 def load(path: str | pathlib.Path) -> Model:
   """See `armd_jax.load`."""
-  return Model(*weights.load_ema(path))
+  config, tokenizer, params, step = weights.load_ema(path)
+  return Model(config, tokenizer, params, step, sharding.make_mesh(config.mesh))

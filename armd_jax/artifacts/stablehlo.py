@@ -12,6 +12,7 @@ flatbuffers.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -24,8 +25,11 @@ import numpy as np
 from armd_jax import models
 from armd_jax.artifacts import stablehlo_run
 from armd_jax.config import ModelConfig
-from armd_jax.decode import generate, sampling
-from armd_jax.decode.state import Task, decoding_form, start
+from armd_jax.decode import sampling, step
+from armd_jax.decode.generate import device_form
+from armd_jax.decode.network import Network
+from armd_jax.decode.plan import Plan
+from armd_jax.decode.state import Task, whole_room
 from armd_jax.order import given_first, to_generation
 
 Array = jax.Array
@@ -73,40 +77,33 @@ def _programs(config, vocab_size, params, first_token, streams, batch_size):
   # The one attention that every platform compiles.
   config = dataclasses.replace(config, attention='reference')
   num_slots, width = config.num_slots, min(streams, config.num_slots)
+  model, form = models.build(config, vocab_size), device_form()
+  # Room for any number of given tokens.
+  plan = Plan(form, batch_size, num_slots, width, 1, whole_room(num_slots, width))
   weights, structure = jax.tree.flatten(params)
 
   def begin(weights, tokens_BxN, given_BxN, length_B):
-    form, params = decoding_form(config, jax.tree.unflatten(structure, weights))
+    network = Network.of(model, jax.tree.unflatten(structure, weights), form)
     order = given_first(given_BxN, length_B, streams)
     is_given_BxN = given_BxN & (jnp.arange(num_slots) < length_B[:, None])
-    task = Task(
-      order=order,
-      num_given_B=jnp.sum(is_given_BxN, axis=1, dtype=jnp.int32),
-      length_B=length_B,
-      first_B=jnp.full(batch_size, first_token, jnp.int32),
-    )
-    model = models.build(form, vocab_size)
-    # Room for any number of given tokens.
-    state = start(model, params, task, to_generation(tokens_BxN, order), num_slots, width)
-    return params, task, state
+    num_given_B = jnp.sum(is_given_BxN, axis=1, dtype=jnp.int32)
+    first_B = jnp.full(batch_size, first_token, jnp.int32)
+    task = Task.of(order, num_given_B, length_B, first_B)
+    return network, task, step.start(network, plan, task, to_generation(tokens_BxN, order))
 
   def prefill(*given):
     prepared, task, state = begin(*given)
     return jax.tree.leaves(prepared), jax.tree.leaves((task, state))
 
-  def step(prepared, carry, draws):
-    params, (task, state) = (
+  def one_step(prepared, carry, draws):
+    network, (task, state) = (
       jax.tree.unflatten(*pair) for pair in ((prepared_in, prepared), (carry_in, carry))
     )
-    model = models.build(decoding_form(config, {})[0], vocab_size)
     draws = sampling.Draws(**draws)
-    steps = [
-      lambda state, w=w: generate.step(model, params, task, draws, state, w) for w in (1, width)
-    ]
-    state = jax.lax.cond(jnp.max(generate.step_rows(task, state)) <= 1, *steps, state)
-    done = generate.finish(task, state, None, batch_size)
-    more = jnp.any(generate.wanted(task, state, None, batch_size))
-    return jax.tree.leaves((task, state)), done.tokens_BxN, more
+    steps = [functools.partial(step.step, network, task, draws, width=rows) for rows in (1, width)]
+    state = jax.lax.cond(jnp.max(step.step_rows(task, state)) <= 1, *steps, state)
+    more = jnp.any(step.wanted(plan, task, state))
+    return jax.tree.leaves((task, state)), step.finish(plan, task, state).tokens_BxN, more
 
   shape = lambda dims, dtype: jax.ShapeDtypeStruct(dims, dtype)
   text = batch_size, num_slots
@@ -122,5 +119,5 @@ def _programs(config, vocab_size, params, first_token, streams, batch_size):
   export = lambda function: jax.export.export(jax.jit(function), platforms=PLATFORMS)
   return {
     'prefill': export(prefill)(weights, *given),
-    'step': export(step)(prepared, carry, draws),
+    'step': export(one_step)(prepared, carry, draws),
   }

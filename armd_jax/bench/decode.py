@@ -17,22 +17,26 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from armd_jax import cli, models
 from armd_jax import config as config_lib
 from armd_jax.artifacts import weights
 from armd_jax.bench import decode_peers, timing
 from armd_jax.compiled import flops
-from armd_jax.config import Config, ModelConfig, check_streams
+from armd_jax.config import check_streams
 from armd_jax.data import corpus as corpus_lib
-from armd_jax.decode import diffusion, panels
-from armd_jax.decode import state as decode_state
-from armd_jax.decode.generate import compile_generate, prepare, task_of
-from armd_jax.decode.state import Task
+from armd_jax.decode import diffusion, step
+from armd_jax.decode.generate import compile_generate, plan_of, prepare, task_of
+from armd_jax.decode.network import Network
+from armd_jax.decode.sampling import Sampling
+from armd_jax.decode.state import Request, Task
 from armd_jax.errors import UserError
 from armd_jax.evaluation import likelihood
 from armd_jax.flags import flag
 from armd_jax.hardware import clock, machines
+from armd_jax.models.ar import AR as ARModel
+from armd_jax.models.armd import ARMD
 from armd_jax.objectives.mdlm import MDLM
 from armd_jax.order import left_to_right
 from armd_jax.parallel import sharding
@@ -46,8 +50,8 @@ class System:
   """A network and how many tokens it makes at once; its weights are prepared for decoding."""
 
   name: str
-  config: ModelConfig
-  params: Any
+  model: ARMD | ARModel
+  network: Network
   streams: int
 
 
@@ -96,9 +100,10 @@ def systems(
     config = config_lib.parse(raw).model
     trained = params if family == 'armd' else None
     weights = _random_parameters(config, vocab_size) if trained is None else trained
-    made[family] = config, prepare(config, weights)
+    network = models.build(config, vocab_size)
+    made[family] = network, prepare(network, weights)
   for count in streams:
-    check_streams(count, made['armd'][0].num_slots, '--streams')
+    check_streams(count, made['armd'][0].config.num_slots, '--streams')
   return [
     System(AR, *made['ar'], 1),
     *(System(f'ARMD S={count}', *made['armd'], count) for count in streams),
@@ -112,16 +117,16 @@ def _random_parameters(config, vocab_size):
   return jax.jit(network.init)(jax.random.key(0), tokens_1xN, order)['params']
 
 
-def compiled(system: System, vocab_size: int, batch_size: int) -> Timed:
+def compiled(system: System, batch_size: int) -> Timed:
   """A system for a batch of texts of the model's full length."""
-  num_slots = system.config.num_slots
+  num_slots = system.model.config.num_slots
   tokens_BxN = np.zeros((batch_size, num_slots), np.int32)
 
   def task(given, length, streams):
     given_BxN = np.arange(num_slots) < np.full((batch_size, 1), given)
     return task_of(given_BxN, np.full(batch_size, length), streams)
 
-  of = lambda task: compile_generate(system.config, vocab_size, system.params, task)
+  of = lambda task: compile_generate(system.model, system.network, task)
   everything = task(0, num_slots, system.streams)
   whole = of(everything)
   # Half a text given and one token asked for: the prefill, and one step.
@@ -132,25 +137,25 @@ def compiled(system: System, vocab_size: int, batch_size: int) -> Timed:
     steps=system.streams + num_slots // system.streams - 1,
     run=lambda: whole.run(tokens_BxN),
     prefill=lambda: half.run(tokens_BxN).tokens_BxN,
-    step_floor=step_floor(system, everything, vocab_size),
+    step_floor=step_floor(system, everything),
     compile_seconds=whole.seconds,
     memory_bytes=whole.bytes,
   )
 
 
-def step_floor(system: System, task: Task, vocab_size: int) -> tuple[int, float]:
+def step_floor(system: System, task: Task) -> tuple[int, float]:
   """See `Timed`; of a step in mid-text that makes S tokens of each text."""
-  config, _ = decode_state.decoding_form(system.config, {})
-  model, width = models.build(config, vocab_size), system.streams
-  tokens_BxN = np.zeros((len(task.first_B), config.num_slots), np.int32)
-  begin = lambda params: decode_state.start(model, params, task, tokens_BxN, 0, width)
-  middle_1 = np.array([config.num_slots // 2], np.int32)
-  state = jax.eval_shape(begin, system.params)
+  num_slots, width = task.order.num_slots, system.streams
+  tokens_BxN = np.zeros((len(task.first_B), num_slots), np.int32)
+  network = jax.eval_shape(Network.whole, system.network)  # as products, which are counted
+  plan = plan_of(system.model, task)
+  begin = lambda network: step.start(network, plan, task, tokens_BxN)
+  middle_1 = np.array([num_slots // 2], np.int32)
+  state = jax.eval_shape(begin, network)
   state = state.replace(filled_B=middle_1, committed_B=middle_1 + 1 - width)
-  step = lambda params, state: decode_state.predict(model, params, task, state, width)[0]
-  params = jax.eval_shape(panels.whole, system.params)  # as products, which are counted
-  weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
-  return weights, flops.count(step, params, state).visible
+  one_step = lambda network, state: step.predict(network, task, state, width)[0]
+  weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(network))
+  return weights, flops.count(one_step, network, state).visible
 
 
 def denoisers(
@@ -162,12 +167,12 @@ def denoisers(
   network, num_slots = models.build(config, vocab_size), config.num_slots
   tokens_BxN = np.zeros((batch_size, num_slots), np.int32)
   params = jax.jit(network.init)(jax.random.key(0), tokens_BxN[:1])['params']
-  task = tokens_BxN, tokens_BxN > 0, np.full(batch_size, num_slots)
-  given = MDLM(), config, vocab_size, params, *task
-  generate = functools.partial(diffusion.generate, *given, sampler='ancestral')
+  request = Request(tokens_BxN, tokens_BxN > 0, np.full(batch_size, num_slots))
+  method = MDLM()
 
   def timed(count):
-    run = functools.partial(generate, steps=count)
+    plan = diffusion.plan_of(method, network, count, 'ancestral')
+    run = functools.partial(diffusion.generate, network, params, request, Sampling(), plan)
     return Timed(name=f'MDLM T={count}', streams=1, steps=int(run().steps), run=run)
 
   return [timed(count) for count in steps]
@@ -251,26 +256,24 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def quality(
-  config: Config, vocab_size: int, params: Any, windows_WxN: np.ndarray, streams: Sequence[int]
+  model: ARMD, params: Any, windows_WxN: np.ndarray, streams: Sequence[int], mesh: Mesh
 ) -> list[dict[str, Any]]:
   """The exact NLL of every S, and where it goes.
 
   Args:
-    config, vocab_size, params: a trained ARMD model, whose parameters lie on the config's mesh.
+    model, params: as trained.
     windows_WxN: held-out token ids.
     streams: stride counts.
+    mesh: where the parameters are.
   Returns:
     A row per S, in nats per token, with standard errors over windows: nats, order_cost (one by one
     over left-to-right; also order_nats_per_junction, per text and each of its S - 1 junctions) and
     independence_cost (S at once over one by one).
   """
-  mesh = sharding.make_mesh(config.mesh)
   batch_size = 16 * sharding.batch_parts(mesh)
 
   def nats_W(protocol):
-    nll = likelihood.nll(
-      config.model, vocab_size, params, windows_WxN, protocol, mesh, batch_size=batch_size
-    )
+    nll = likelihood.nll(model, params, windows_WxN, protocol, mesh, batch_size=batch_size)
     return np.concatenate([nll_BxN.mean(axis=1, dtype=np.float64) for nll_BxN in nll])
 
   error = lambda x_W: float(x_W.std(ddof=1) / len(x_W) ** 0.5) if len(x_W) > 1 else None
@@ -289,7 +292,7 @@ def quality(
         'nats': float(parallel_W.mean()),
         'order_cost': order_cost,
         'order_cost_error': error(order_W),
-        'order_nats_per_junction': order_cost * config.model.num_slots / max(count - 1, 1),
+        'order_nats_per_junction': order_cost * model.config.num_slots / max(count - 1, 1),
         'independence_cost': float(independence_W.mean()),
         'independence_cost_error': error(independence_W),
       }
@@ -341,8 +344,8 @@ def main(options: Options) -> None:
   else:
     model, vocab_size = options.values()
   compared = systems(model, vocab_size, streams, params)
-  machine, shape = machines.machine(), compared[0].config
-  parameters = columns.num_parameters(jax.eval_shape(panels.whole, compared[-1].params))
+  machine, shape = machines.machine(), compared[0].model.config
+  parameters = columns.num_parameters(jax.eval_shape(Network.whole, compared[-1].network))
   sizes = ', '.join(map(str, batches))
   print(f'decoding: {timing.shape_line(shape, vocab_size, sizes)}, {parameters / 1e6:.1f}M')
   line = machines.machine_line(machine)
@@ -350,7 +353,7 @@ def main(options: Options) -> None:
   rows = []
   while batches:
     batch_size = batches.pop(0)
-    timed = [compiled(system, vocab_size, batch_size) for system in compared]
+    timed = [compiled(system, batch_size) for system in compared]
     timed += denoisers(model, vocab_size, batch_size, options.mdlm)
     if options.transformers:
       timed.append(Timed(**decode_peers.gpt2(shape, vocab_size, batch_size)))
@@ -366,7 +369,8 @@ def main(options: Options) -> None:
   print('GFLOP/s: of what no step does without, weights read once and matrix products')
   if params is not None and options.windows:
     windows_WxN = corpus_lib.load(config.data, config.model.length).held_out_WxN[: options.windows]
-    scores = quality(config, vocab_size, params, windows_WxN, streams)
+    network, mesh = models.build(config.model, vocab_size), sharding.make_mesh(config.mesh)
+    scores = quality(network, params, windows_WxN, streams, mesh)
     print(f'exact NLL of {len(windows_WxN)} held-out windows; costs in nats per token')
     print(quality_report(scores))
   numbers = {

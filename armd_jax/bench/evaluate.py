@@ -50,7 +50,7 @@ def measure(
   random = np.random.RandomState(0)
   windows_WxN = random.randint(0, 256, (batch_size * batches, model.length)).astype(np.int32)
   part = scores.Part(likelihood.LEFT_TO_RIGHT, windows_WxN)
-  forward = likelihood.scorer(model, tokenizer.vocab_size, mesh)
+  forward = likelihood.scorer(network, mesh)
   there = lambda x: sharding.put(np.asarray(x), sharding.batch_sharding(mesh))
   texts = [there(x) for x in np.split(windows_WxN, batches)]
   orders = part.protocol.order(model.num_slots, jax.random.split(jax.random.key(0), batch_size))
@@ -59,7 +59,8 @@ def measure(
   def evaluate():
     with tempfile.TemporaryDirectory() as folder:
       journal = Journal(pathlib.Path(folder) / 'partial', {})
-      scores.score(config, tokenizer, params, [part], batch_size=batch_size, journal=journal)
+      how = {'batch_size': batch_size, 'journal': journal}
+      scores.score(network, tokenizer, params, [part], mesh, **how)
 
   calls = {
     'forward': lambda: [forward(params, text_BxN, orders) for text_BxN in texts],

@@ -40,7 +40,7 @@ def lower(
   params = jax.eval_shape(lambda: models.init(network, jax.random.key(0)))
   task = generate.task_of(np.zeros(shape, bool), np.full(batch_size, config.num_slots), streams)
   with device.compiling_for(target.kernels):
-    return generate.lower_generate(config, vocab_size, jax.tree.map(on_target, params), task)
+    return generate.lower_generate(network, jax.tree.map(on_target, params), task)
 
 
 def of_step(

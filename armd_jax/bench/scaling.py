@@ -44,7 +44,7 @@ NOT_IN = {'train': ('armd_jax/decode/*.py',), 'generate': ()}
 # No row compiles another chip's kernels, another family, or what only CPUs decode by.
 KERNELS = {'gpu': 'armd_jax/attention/hopper*.py', 'tpu': 'armd_jax/attention/tpu*.py'}
 OTHERS = (
-  'armd_jax/decode/panels.py', 'armd_jax/families/__init__.py', 'armd_jax/models/ar.py',
+  'armd_jax/decode/cpu.py', 'armd_jax/families/__init__.py', 'armd_jax/models/ar.py',
   'armd_jax/models/denoiser.py',
 )  # fmt: skip
 # What compiles programs and reads them, but for the programs themselves.

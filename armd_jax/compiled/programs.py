@@ -19,8 +19,9 @@ from jax.sharding import Mesh
 from armd_jax import models, training
 from armd_jax.compiled import flops, hlo, roofline, targets
 from armd_jax.config import Config, MeshConfig
-from armd_jax.decode import generate
-from armd_jax.decode import state as decode_state
+from armd_jax.decode import generate, step
+from armd_jax.decode.network import Network
+from armd_jax.decode.state import Task
 from armd_jax.errors import UserError
 from armd_jax.hardware import device
 from armd_jax.hardware.chips import GIB
@@ -85,7 +86,7 @@ def lower_train(
     return training.train_step(config, vocab_size, mesh).lower(state, text_BxN)
 
 
-def decode_task(config: Config, batch: int) -> decode_state.Task:
+def decode_task(config: Config, batch: int) -> Task:
   """A text half of which is given, to be gone on with in DECODE_STREAMS streams."""
   slots = config.model.num_slots
   given_BxN = np.zeros((batch, slots), bool)
@@ -100,7 +101,7 @@ def lower_decode(
   params = training.abstract_state(config, vocab_size, mesh).ema
   task = decode_task(config, SEQUENCES_PER_DEVICE * sharding.batch_parts(mesh))
   with _kernels(target):
-    return generate.lower_generate(config.model, vocab_size, params, task, mesh)
+    return generate.lower_generate(models.build(config.model, vocab_size), params, task, mesh)
 
 
 def train_flops(config: Config, vocab_size: int) -> flops.MatmulFlops:
@@ -123,19 +124,18 @@ def decode_flops(config: Config, vocab_size: int, batch: int) -> dict[str, flops
   """Of all devices: the prefill, and one step of DECODE_STREAMS tokens per sequence in mid-text."""
   task = decode_task(config, 1)
   shapes = jax.eval_shape(lambda: training.init_state(config, vocab_size).params)
-  model_config = dataclasses.replace(config.model, scan_layers=False, remat='none')
-  params = jax.eval_shape(lambda p: decode_state.decoding_form(config.model, p)[1], shapes)
-  model = models.build(model_config, vocab_size)
+  model, form = models.build(config.model, vocab_size), generate.device_form()
+  network = jax.eval_shape(lambda params: Network.of(model, params, form), shapes)
   tokens_BxN = jnp.zeros((1, config.model.num_slots), jnp.int32)
-  prefill, width = generate.static_sizes(task)
-  start = lambda params, tokens: decode_state.start(model, params, task, tokens, prefill, width)
-  state = jax.eval_shape(start, params, tokens_BxN)
+  plan = generate.plan_of(model, task)
+  start = lambda network, tokens_BxN: step.start(network, plan, task, tokens_BxN)
+  state = jax.eval_shape(start, network, tokens_BxN)
   middle = (task.num_given_B + task.length_B) // 2
-  state = state.replace(filled_B=middle, committed_B=middle + 1 - width)
-  step = lambda params, state: decode_state.predict(model, params, task, state, width)[0]
+  state = state.replace(filled_B=middle, committed_B=middle + 1 - plan.width)
+  one_step = lambda network, state: step.predict(network, task, state, plan.width)[0]
   return {
-    'prefill': flops.count(start, params, tokens_BxN).times(batch),
-    'decode': flops.count(step, params, state).times(batch),
+    'prefill': flops.count(start, network, tokens_BxN).times(batch),
+    'decode': flops.count(one_step, network, state).times(batch),
   }
 
 

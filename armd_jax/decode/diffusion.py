@@ -15,6 +15,7 @@ run (MDLM's caching, section 4; RADD's E-NFEs): that changes the cost and not th
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -25,11 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from armd_jax import models
-from armd_jax.config import ModelConfig
-from armd_jax.decode import sampling
-from armd_jax.decode.generate import Generated
-from armd_jax.models.denoiser import MASK
+from armd_jax.config import DiffusionConfig
+from armd_jax.decode.sampling import Draws, Sampling, draw, slot_keys
+from armd_jax.decode.state import Request
+from armd_jax.decode.step import Generated
+from armd_jax.models.denoiser import MASK, Denoiser
 from armd_jax.objectives.diffusion import MaskedDiffusion
 from armd_jax.parallel import axes, sharding
 
@@ -49,113 +50,107 @@ class Denoised(Generated):
   step_BxN: Array
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What is static of a sampler.
+
+  Attributes:
+    method: its schedule, and what the network reads.
+    settings: of the process.
+    steps: K; texts of more tokens than steps get several in one step.
+    is_euler: whether slots are revealed at the rate of the process.
+    mesh: where the parameters are, which shares the batch; None: on one device.
+  """
+
+  method: MaskedDiffusion
+  settings: DiffusionConfig
+  steps: int
+  is_euler: bool
+  mesh: Mesh | None = None
+
+
+def plan_of(
+  method: MaskedDiffusion, model: Denoiser, steps: int, sampler: str, mesh: Mesh | None = None
+) -> Plan:
+  """The plan of a sampler: 'ancestral', 'tweedie' or 'euler', see the top of this module."""
+  return Plan(method, model.config.diffusion, steps, sampler == 'euler', mesh)
+
+
 def generate(
-  method: MaskedDiffusion,
-  config: ModelConfig,
-  vocab_size: int,
+  model: Denoiser,
   params: Any,
-  tokens_BxN: np.ndarray,
-  given_BxN: np.ndarray,
-  length_B: np.ndarray,
-  *,
-  steps: int,
-  sampler: str,
-  seed: int = 0,
+  request: Request,
+  sampling: Sampling,
+  plan: Plan,
   sequence_B: np.ndarray | None = None,
-  first_token: int | None = None,
-  temperature: float = 1.0,
-  top_p: float = 1.0,
-  mesh: Mesh | None = None,
 ) -> Denoised:
   """Fills in what is not given.
 
   Args:
-    method: its schedule, and what the network reads.
-    config, vocab_size, params: the network, as trained.
-    tokens_BxN: int32 in text order; only given positions are read.
-    given_BxN: bool, which are given.
-    length_B: int, tokens of each text; positions above are left alone.
-    steps: K; texts of more tokens than steps get several in one step.
-    sampler: 'ancestral', 'tweedie' or 'euler', see the top of this module.
-    seed: of all draws, which depend on (seed, sequence index) alone, never on the batch.
+    model, params: as trained.
+    request: what is given.
+    sampling: of the draw of a token, see `sampling.draw`; when slots are revealed does not depend
+      on temperature and top_p. Draws depend on (seed, sequence index) alone, never on the batch.
+      Its `stop` is not read.
+    plan: of the sampler. Every process of its mesh calls with the same arguments, and gets the
+      result.
     sequence_B: int, index of each sequence among all that are generated; 0.. if None.
-    first_token: token given before the text, for `bos='first_token_given'`.
-    temperature, top_p: of the draw of a token, see `sampling.draw`; when slots are revealed does
-      not depend on them.
-    mesh: where the parameters lie, which shares the batch; None: on one device. Every process calls
-      with the same arguments, and holds the result.
   Returns:
     The texts, and when the network ran for each token.
   """
-  batch = tokens_BxN.shape[0]
-  rows = [
-    tokens_BxN.astype(np.int32),
-    given_BxN,
-    length_B.astype(np.int32),
-    np.arange(batch) if sequence_B is None else sequence_B,
-  ]
-  if config.bos == 'first_token_given':
-    rows.append(np.full(batch, first_token, np.int32))
-  if mesh is not None:
-    rows = [sharding.put(sharding.filled_up(x, mesh), sharding.batch_sharding(mesh)) for x in rows]
-  generated = sample(
-    method,
-    models.build(config, vocab_size),
-    config.diffusion,
-    params,
-    *rows,
-    seed=np.uint32(seed % 2**32),
-    temperature=np.float32(temperature),
-    top_p=None if top_p == 1 else np.float32(top_p),
-    steps=steps,
-    is_euler=sampler == 'euler',
-    mesh=mesh,
-  )
+  batch = len(request.tokens_BxN)
+  draws = sampling.draws(batch, sequence_B)
+  ids = lambda x: x.astype(np.int32)
+  request = request.replace(tokens_BxN=ids(request.tokens_BxN), length_B=ids(request.length_B))
+  if plan.mesh is not None:
+    where = sharding.batch_sharding(plan.mesh)
+    put = lambda x: sharding.put(sharding.filled_up(x, plan.mesh), where)
+    request, draws = jax.tree.map(put, request), draws.replace(sequence_B=put(draws.sequence_B))
+  generated = sample(model, plan, params, request, draws)
   return jax.tree.map(lambda x: x[:batch] if x.ndim else x, generated)
 
 
-@functools.partial(
-  jax.jit, static_argnames=('method', 'model', 'settings', 'steps', 'is_euler', 'mesh')
-)
-def sample(method, model, settings, params, *rows, mesh=None, **options) -> Denoised:
-  """`generate`, for a network that is made already."""
-  with axes.on(mesh):
-    generated = _sample(method, model, settings, params, *rows, **options)
+@functools.partial(jax.jit, static_argnames=('model', 'plan'))
+def sample(model: Denoiser, plan: Plan, params: Any, request: Request, draws: Draws) -> Denoised:
+  """`generate`, of arrays that are laid out already."""
+  with axes.on(plan.mesh):
+    generated = _sample(model, plan, params, request, draws)
     return jax.tree.map(lambda x: axes.constrain(x, *[None] * x.ndim), generated)
 
 
-def _sample(
-  method, model, settings, params, tokens_BxN, given_BxN, length_B, sequence_B, first_B=None, *,
-  seed, temperature, top_p, steps, is_euler,
-) -> Denoised:  # fmt: skip
-  batch, num_slots = tokens_BxN.shape
+def _sample(model, plan, params, request, draws) -> Denoised:
+  settings, steps, length_B = plan.settings, plan.steps, request.length_B
+  batch, num_slots = request.tokens_BxN.shape
+  method = plan.method
   reads_noise = method.noise(settings, jnp.ones(batch)) is not None
   process = method.schedule(settings)
   is_real_BxN = jnp.arange(num_slots) < length_B[:, None]
-  text_BxN = jnp.where(is_real_BxN & ~given_BxN, MASK, jnp.where(is_real_BxN, tokens_BxN, 0))
-  reveal_key, draw_key = jax.random.split(jax.random.key(seed))
-  slot_keys_BxN = sampling.slot_keys(draw_key, sequence_B, jnp.arange(num_slots)[None])
-  reveal_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(reveal_key, sequence_B)
+  text_BxN = jnp.where(is_real_BxN, request.tokens_BxN, 0)
+  text_BxN = jnp.where(is_real_BxN & ~request.given_BxN, MASK, text_BxN)
+  reveal_key, draw_key = jax.random.split(jax.random.key(draws.seed))
+  slot_keys_BxN = slot_keys(draw_key, draws.sequence_B, jnp.arange(num_slots)[None])
+  reveal_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(reveal_key, draws.sequence_B)
 
   def run(text_BxN, t):
     """What every slot would become, how close a decision that was, and the log of what its scores
     sum to, over their due."""
     noise_B = method.noise(settings, jnp.full(batch, t)) if reads_noise else None
-    hidden_BxNxE = model.apply({'params': params}, text_BxN, noise_B, first_B, length_B)
+    hidden_BxNxE = model.apply({'params': params}, text_BxN, noise_B, request.first_B, length_B)
     # What is drawn and not used may be drawn again: a sequence's draws follow its own changes, so
     # that those of others, which make the network run, do not matter.
     left_B = jnp.sum(text_BxN == MASK, axis=1)
     keys_BxN = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))(slot_keys_BxN, left_B)
 
-    def draw(slot):
+    def draw_slot(slot):
       hidden_BxE, keys_B = slot
       logits_BxV = model.apply({'params': params}, hidden_BxE, method='logits')
-      drawn_Bx1, gap_Bx1 = sampling.draw(keys_B[:, None], logits_BxV[:, None], temperature, top_p)
+      how = draws.temperature, draws.top_p
+      drawn_Bx1, gap_Bx1 = draw(keys_B[:, None], logits_BxV[:, None], *how)
       excess_B = jax.nn.logsumexp(logits_BxV, axis=-1) - math.log(model.vocab_size)
       return drawn_Bx1[:, 0], gap_Bx1[:, 0], excess_B
 
     slots = (jnp.moveaxis(hidden_BxNxE, 1, 0), jnp.moveaxis(keys_BxN, 1, 0))
-    return jax.tree.map(jnp.transpose, jax.lax.map(draw, slots, batch_size=LOGITS_AT_ONCE))
+    return jax.tree.map(jnp.transpose, jax.lax.map(draw_slot, slots, batch_size=LOGITS_AT_ONCE))
 
   def body(state):
     step, text_BxN, appeared_BxN, predicted, is_new, runs, margin_B = state
@@ -166,7 +161,7 @@ def _sample(
       predicted = jax.lax.cond(is_new, lambda: run(text_BxN, t), lambda: predicted)
       runs += is_new
     drawn_BxN, gap_BxN, excess_BxN = predicted
-    if is_euler:
+    if plan.is_euler:
       probability = (t - s) * process.rate(t) / process.masked(t)
     else:
       probability = 1 - process.masked(s) / process.masked(t)

@@ -13,6 +13,8 @@ residual and applies gelu in the same launch (`COMPILER_OPTIONS`).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -22,6 +24,7 @@ import jax.numpy as jnp
 from armd_jax import attention
 from armd_jax.attention import hopper, hopper_cache
 from armd_jax.config import ModelConfig
+from armd_jax.decode.plan import Form
 from armd_jax.hardware import device
 from armd_jax.models.layers import Block, KVCache, View, make_norm
 
@@ -32,6 +35,41 @@ COMPILER_OPTIONS = {'xla_gpu_enable_triton_gemm': False, 'xla_gpu_enable_cublasl
 NAME = 'query_key_value'
 ROWS = 8  # that cuBLAS and the attention kernel take at once; other counts are copied and padded
 MOST_PADDED_ROWS = 128  # of a step, beyond which padding costs more than the copies it saves
+
+
+@dataclasses.dataclass(frozen=True)
+class GPU(Form):
+  """Of GPUs; weights are arranged, by `fuse`, on H100 alone."""
+
+  def for_steps(self, config: ModelConfig, rows: int) -> GPU:
+    return GPU(serve(config))
+
+  def arrange(self, params: Any) -> Any:
+    return fuse(params)
+
+  def whole(self, params: Any) -> Any:
+    return split(params)
+
+  def reading(self) -> contextlib.AbstractContextManager[None]:
+    """The rows of a step, all of a sequence, see the same keys (`step.predict`)."""
+    return nn.intercept_methods(_Layers())
+
+  def compiler_options(self, config: ModelConfig) -> dict[str, Any]:
+    return COMPILER_OPTIONS if serve(config) else {}
+
+  def narrowest(self, sequences: int) -> int:
+    """Two for one sequence: no product gets a single row. XLA would multiply elementwise and add
+    up, by way of arrays of the matrices' size, so that a step would read and write half as much
+    again as its weights."""
+    return 2 if sequences == 1 else 1
+
+  def step_rows(self, batch: int, width: int) -> tuple[int, int]:
+    """As many as take fewest launches."""
+    rows = -width // ROWS * -ROWS
+    if not self.arranges or 2 * batch * rows > MOST_PADDED_ROWS:
+      return width, width
+    several = ROWS // math.gcd(batch, ROWS)  # as many as a product takes at once
+    return rows, min(rows, -width // several * -several)
 
 
 def serve(config: ModelConfig) -> bool:
@@ -45,14 +83,8 @@ def serve(config: ModelConfig) -> bool:
   return attention.choose(config.attention, q, k, k) == 'pallas_hopper'
 
 
-def padded(params: Any, batch: int, width: int) -> int:
-  """Rows of a sequence and stream with which a step of `width` slots takes fewest launches."""
-  rows = -width // ROWS * -ROWS
-  return rows if _is_fused(params) and 2 * batch * rows <= MOST_PADDED_ROWS else width
-
-
 def fuse(params: Any) -> Any:
-  """Parameters in `decoding_form`, the projections of every layer as one matrix under `NAME`."""
+  """Unrolled parameters, the projections of every layer as one matrix under `NAME`."""
   if not isinstance(params, dict):
     return params
   if not {'query', 'key_value'} <= params.keys():
@@ -80,16 +112,6 @@ def split(params: Any) -> Any:
     query[names[name]] = q.reshape(*x.shape[:-1], heads, head_dim)
     key_value[names[name]] = kv.reshape(*x.shape[:-1], 2, -1, head_dim)
   return others | {'query': query, 'key_value': key_value}
-
-
-def _is_fused(params):
-  return isinstance(params, dict) and (NAME in params or any(map(_is_fused, params.values())))
-
-
-def reading() -> contextlib.AbstractContextManager[None]:
-  """Networks applied inside it take layers in this form, in steps whose rows, all of a sequence,
-  see the same keys (`state.predict`)."""
-  return nn.intercept_methods(_Layers())
 
 
 class _Layers:

@@ -9,7 +9,7 @@ from typing import TextIO
 import numpy as np
 
 from armd_jax.data.tokenizers import Tokenizer
-from armd_jax.decode.generate import Generated
+from armd_jax.decode.step import Generated
 
 
 def pieces(

@@ -9,30 +9,20 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from armd_jax.config import Config
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.decode import diffusion
-from armd_jax.decode.generate import Generated, generate, stream, task_of
+from armd_jax.decode.generate import generate, stream, task_of
+from armd_jax.decode.sampling import Sampling
+from armd_jax.decode.state import Request
+from armd_jax.decode.step import Generated
 from armd_jax.errors import UserError
+from armd_jax.models.ar import AR
+from armd_jax.models.armd import ARMD
+from armd_jax.models.denoiser import Denoiser
 from armd_jax.models.vocabulary import BOS
 from armd_jax.objectives.diffusion import MaskedDiffusion
-from armd_jax.parallel import sharding
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-  """Texts to complete, one per row.
-
-  Attributes:
-    tokens_BxN: int32 ids in text order, 0 where not given.
-    given_BxN: bool, which are given.
-    length_B: int32, tokens of each text; later positions stay empty.
-  """
-
-  tokens_BxN: np.ndarray
-  given_BxN: np.ndarray
-  length_B: np.ndarray
 
 
 def continue_prompts(prompts: list[str], num_slots: int, tokenizer: Tokenizer) -> Request:
@@ -93,111 +83,91 @@ def _empty(batch, num_slots):
   return Request(np.zeros(shape, np.int32), np.zeros(shape, bool), np.zeros(batch, np.int32))
 
 
-def complete(
-  config: Config,
-  tokenizer: Tokenizer,
-  params: Any,
-  request: Request,
-  *,
-  streams: int,
-  seed: int = 0,
-  temperature: float = 1.0,
-  top_p: float = 1.0,
-  stop: str = 'none',
-  watch: Callable[[Generated, np.ndarray], None] | None = None,
-) -> tuple[list[str], Generated]:
-  """Generates and decodes.
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+  """A trained model, which completes texts.
 
-  Args:
-    config, tokenizer, params: a trained model, whose parameters lie on the config's mesh.
-    request: from `continue_prompts` or `fill_gaps`.
-    streams: S, tokens generated at once.
-    seed, temperature, top_p: see `decode.generate.generate`.
-    stop: 'eos' cuts a text at its first generated EOS; 'none' runs to the end.
-    watch: is called with what there is every few steps, as `decode.generate.stream` yields it; the
-      texts are the same.
-  Returns:
-    The texts, and what the decoder returned.
+  Attributes:
+    model, params: as trained; the parameters are on the mesh.
+    tokenizer: text to ids and back.
+    mesh: made once by the program.
   """
-  first_is_given = config.model.bos == 'first_token_given'
-  task = task_of(
-    request.given_BxN, request.length_B, streams, tokenizer.eos_id if first_is_given else BOS
-  )
-  arguments = config.model, tokenizer.vocab_size, params, task, request.tokens_BxN
-  options = dict(
-    seed=seed,
-    temperature=temperature,
-    top_p=top_p,
-    stop_token=tokenizer.eos_id if stop == 'eos' else None,
-    mesh=sharding.make_mesh(config.mesh),
-  )
-  if watch is None:
-    generated = jax.block_until_ready(generate(*arguments, **options))
-  else:
-    for generated, known_BxN in stream(*arguments, **options):
-      watch(generated, known_BxN)
-  rows = zip(np.asarray(generated.tokens_BxN), np.asarray(generated.length_B), strict=True)
-  return [tokenizer.decode(ids_N[:length]) for ids_N, length in rows], generated
+
+  model: ARMD | AR | Denoiser
+  params: Any
+  tokenizer: Tokenizer
+  mesh: Mesh | None
+
+  def complete(
+    self,
+    request: Request,
+    streams: int,
+    sampling: Sampling,
+    watch: Callable[[Generated, np.ndarray], None] | None = None,
+  ) -> tuple[list[str], Generated]:
+    """Generates along a strided order.
+
+    Args:
+      request: from `continue_prompts` or `fill_gaps`.
+      streams: S, tokens generated at once.
+      sampling: how tokens are drawn and where a text ends.
+      watch: is called with what there is every few steps, as `decode.generate.stream` yields it;
+        the texts are the same.
+    Returns:
+      The texts, and what was generated.
+    """
+    first_is_given = self.model.config.bos == 'first_token_given'
+    first_token = self.tokenizer.eos_id if first_is_given else BOS
+    task = task_of(request.given_BxN, request.length_B, streams, first_token)
+    arguments = self.model, self.params, task, request.tokens_BxN, sampling
+    if watch is None:
+      generated = jax.block_until_ready(generate(*arguments, mesh=self.mesh))
+    else:
+      for generated, known_BxN in stream(*arguments, mesh=self.mesh):
+        watch(generated, known_BxN)
+    return self._texts(generated), generated
+
+  def denoise(
+    self, method: MaskedDiffusion, request: Request, steps: int, sampler: str, sampling: Sampling
+  ) -> tuple[list[str], diffusion.Denoised]:
+    """Generates by masked diffusion.
+
+    Args:
+      method: of the family.
+      request: from `continue_prompts` or `fill_gaps`.
+      steps: of the sampler; 0: as many as there are tokens to generate.
+      sampler: see `decode.diffusion`.
+      sampling: how tokens are drawn and where a text ends.
+    Returns:
+      The texts, and what was generated.
+    """
+    is_free_BxN = ~request.given_BxN
+    is_free_BxN &= np.arange(is_free_BxN.shape[1]) < request.length_B[:, None]
+    if self.model.config.bos == 'first_token_given':
+      first_B = np.full(len(request.length_B), self.tokenizer.eos_id, np.int32)
+      request = request.replace(first_B=first_B)
+    steps = steps or int(is_free_BxN.sum(axis=1).max())
+    plan = diffusion.plan_of(method, self.model, steps, sampler, self.mesh)
+    generated = diffusion.generate(self.model, self.params, request, sampling, plan)
+    if sampling.stop is not None:
+      is_stop_BxN = is_free_BxN & (np.asarray(generated.tokens_BxN) == sampling.stop)
+      stop_B = is_stop_BxN.argmax(axis=1)
+      generated = generated.replace(
+        length_B=np.where(is_stop_BxN.any(axis=1), stop_B, request.length_B)
+      )
+    return self._texts(generated), generated
+
+  def _texts(self, generated):
+    rows = zip(np.asarray(generated.tokens_BxN), np.asarray(generated.length_B), strict=True)
+    return [self.tokenizer.decode(ids_N[:length]) for ids_N, length in rows]
 
 
-def denoise(
-  method: MaskedDiffusion,
-  config: Config,
-  tokenizer: Tokenizer,
-  params: Any,
-  request: Request,
-  *,
-  steps: int,
-  sampler: str,
-  seed: int = 0,
-  temperature: float = 1.0,
-  top_p: float = 1.0,
-  stop: str = 'none',
-) -> tuple[list[str], diffusion.Denoised]:
-  """`complete` by a diffusion baseline.
-
-  Args:
-    method: of the family.
-    steps: of the sampler; 0: as many as there are tokens to generate.
-    sampler: see `decode.diffusion`.
-  """
-  is_free_BxN = ~request.given_BxN
-  is_free_BxN &= np.arange(is_free_BxN.shape[1]) < request.length_B[:, None]
-  generated = diffusion.generate(
-    method,
-    config.model,
-    tokenizer.vocab_size,
-    params,
-    request.tokens_BxN,
-    request.given_BxN,
-    request.length_B,
-    steps=steps or int(is_free_BxN.sum(axis=1).max()),
-    sampler=sampler,
-    seed=seed,
-    first_token=tokenizer.eos_id,
-    temperature=temperature,
-    top_p=top_p,
-    mesh=sharding.make_mesh(config.mesh),
-  )
-  tokens_BxN, length_B = np.asarray(generated.tokens_BxN), request.length_B
-  if stop == 'eos':
-    is_stop_BxN = is_free_BxN & (tokens_BxN == tokenizer.eos_id)
-    length_B = np.where(is_stop_BxN.any(axis=1), is_stop_BxN.argmax(axis=1), length_B)
-  texts = [tokenizer.decode(ids_N[:n]) for ids_N, n in zip(tokens_BxN, length_B, strict=True)]
-  return texts, generated.replace(length_B=length_B)
-
-
-def check_sampling(streams: int, temperature: float, top_p: float, num_samples: int) -> None:
-  """Refuses what cannot be sampled with.
+def check_counts(streams: int, num_samples: int) -> None:
+  """Refuses less than one.
 
   Raises:
-    UserError: naming the flag, its value and the fix.
+    UserError: naming the value and the fix.
   """
-  for name, value, fine, fix in (
-    ('streams', streams, streams >= 1, '1 or more'),
-    ('num_samples', num_samples, num_samples >= 1, '1 or more'),
-    ('temperature', temperature, temperature >= 0, '0 (most likely) or more'),
-    ('top_p', top_p, 0 < top_p <= 1, 'more than 0 and at most 1'),
-  ):
-    if not fine:
-      raise UserError(f'--{name} is {value}; write {fix}')
+  for name, value in (('streams', streams), ('num_samples', num_samples)):
+    if value < 1:
+      raise UserError(f'{name} is {value}; write 1 or more')

@@ -2,13 +2,54 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from armd_jax.errors import UserError
 from armd_jax.hardware import device
 
 Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How texts are drawn, checked.
+
+  Attributes:
+    seed: of all draws.
+    temperature: >= 0; 0 takes the most likely tokens.
+    top_p: nucleus of the distribution to draw from, in (0, 1].
+    stop: id of the token before which a text ends; None: none does.
+  Raises:
+    UserError: naming what cannot be sampled with, and the fix.
+  """
+
+  seed: int = 0
+  temperature: float = 1.0
+  top_p: float = 1.0
+  stop: int | None = None
+
+  def __post_init__(self):
+    for name, fine, fix in (
+      ('temperature', self.temperature >= 0, '0 (most likely) or more'),
+      ('top_p', 0 < self.top_p <= 1, 'more than 0 and at most 1'),
+    ):
+      if not fine:
+        raise UserError(f'{name} is {getattr(self, name)}; write {fix}')
+
+  def draws(self, batch: int, sequence_B: Array | None = None) -> Draws:
+    """As compiled functions take it, of sequences whose indices are 0.. if None."""
+    sequence_B = np.arange(batch) if sequence_B is None else np.asarray(sequence_B)
+    return Draws(
+      seed=np.uint32(self.seed % 2**32),
+      sequence_B=sequence_B.astype(np.int32),
+      temperature=np.float32(self.temperature),
+      top_p=None if self.top_p == 1 else np.float32(self.top_p),
+    )
 
 
 @flax.struct.dataclass

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from armd_jax import families
 from armd_jax.config import ModelConfig
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.errors import UserError
 from armd_jax.evaluation import likelihood
+from armd_jax.models.ar import AR
+from armd_jax.models.armd import ARMD
 from armd_jax.order import left_to_right
 from armd_jax.parallel import axes, sharding
 
@@ -85,8 +86,7 @@ def passages(rows: Sequence[str], tokenizer: Tokenizer, config: ModelConfig) -> 
 
 
 def score(
-  config: ModelConfig,
-  vocab_size: int,
+  model: ARMD | AR,
   params: Any,
   passages: Passages,
   mesh: Mesh,
@@ -97,7 +97,7 @@ def score(
   """Whether each last word is predicted, and its cost, batch by batch.
 
   Args:
-    config, vocab_size, params: the network, which can run left-to-right.
+    model, params: as trained; a network that can run left-to-right.
     passages: from `passages`.
     mesh: where; `batch_size` is a multiple of its data-parallel size.
     batch_size: passages per call; the last batch is filled up.
@@ -106,7 +106,7 @@ def score(
     [B, 2]: 1 or 0; nats of the word.
   """
   most = int(passages.count_W.max())
-  run = _run(config, vocab_size, mesh, most)
+  run = _run(model, mesh, most)
   rows = sharding.batch_sharding(mesh)
   arrays = passages.text_WxN, passages.first_W, passages.count_W
 
@@ -121,12 +121,11 @@ def score(
 
 
 @functools.lru_cache(maxsize=8)
-def _run(config, vocab_size, mesh, most):
+def _run(model, mesh, most):
   """Logits exist for the `most` slots alone in which a last word may stand."""
-  model = families.build(config, vocab_size)
 
   def run(params, text_BxN, first_B, count_B):
-    given = config.length - config.num_slots
+    given = model.config.length - model.config.num_slots
     first_token_B = text_BxN[:, 0] if given else None
     tokens_BxN = text_BxN[:, given:]
     num_slots = tokens_BxN.shape[1]

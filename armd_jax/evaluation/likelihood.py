@@ -15,6 +15,9 @@ from jax.sharding import Mesh
 
 from armd_jax import families
 from armd_jax.config import ModelConfig, OrderConfig, check_streams
+from armd_jax.models.ar import AR
+from armd_jax.models.armd import ARMD
+from armd_jax.models.denoiser import Denoiser
 from armd_jax.objectives import armd
 from armd_jax.order import (
   GenerationOrder,
@@ -104,8 +107,7 @@ def standard_suite(config: ModelConfig, streams: Sequence[int]) -> list[Protocol
 
 
 def nll(
-  config: ModelConfig,
-  vocab_size: int,
+  model: ARMD | AR | Denoiser,
   params: Any,
   windows_WxN: np.ndarray,
   protocol: Protocol,
@@ -119,7 +121,7 @@ def nll(
   """Negative log-likelihood of every scored token, batch by batch.
 
   Args:
-    config, vocab_size, params: the network.
+    model, params: as trained.
     windows_WxN: token ids in text order.
     protocol: how to measure.
     mesh: where; `batch_size` is a multiple of its data-parallel size.
@@ -132,11 +134,11 @@ def nll(
       bound spread evenly over its slots.
   """
   is_bound = protocol == DENOISING
-  score = (_score_bound if is_bound else scorer)(config, vocab_size, mesh)
+  score = (_score_bound if is_bound else scorer)(model, mesh)
   rows = sharding.batch_sharding(mesh)
   total = orders * len(windows_WxN)
   keys_W = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(total))
-  order = functools.partial(protocol.order, config.num_slots)
+  order = functools.partial(protocol.order, model.config.num_slots)
   make = jax.jit(jax.random.key_data if is_bound else order)
 
   def asked_for():
@@ -167,10 +169,9 @@ def pulled_ahead(items: Iterator[Any], count: int) -> Iterator[Any]:
 
 
 @functools.lru_cache(maxsize=8)
-def scorer(config, vocab_size, mesh):
+def scorer(model, mesh):
   """The compiled forward pass: a function of parameters, text_BxN and an order `[B, N]`, both over
   the mesh. One program serves every order, since orders are data."""
-  model = families.build(config, vocab_size)
 
   def score(params, text_BxN, order):
     weights_BxN = jnp.zeros(order.position_BxN.shape, jnp.float32)
@@ -183,18 +184,17 @@ def scorer(config, vocab_size, mesh):
 
 
 @functools.lru_cache(maxsize=8)
-def _score_bound(config, vocab_size, mesh):
+def _score_bound(model, mesh):
   """`scorer` of a family's own bound, which takes a key per sequence in place of an order."""
-  family = families.of(config)
-  model = family.network(config, vocab_size)
+  bound = families.of(model.config).bound
 
   def score(params, text_BxN, key_data_Bx2):
     keys_B = jax.random.wrap_key_data(key_data_Bx2)
     with axes.on(mesh):
-      nats_B = family.bound(
-        model, params, text_BxN, keys_B, config.diffusion, samples=TIMES, loss_chunk=64
+      nats_B = bound(
+        model, params, text_BxN, keys_B, model.config.diffusion, samples=TIMES, loss_chunk=64
       )
-    slots = config.num_slots
+    slots = model.config.num_slots
     return jnp.broadcast_to(nats_B[:, None] / slots, (len(nats_B), slots))
 
   rows = sharding.batch_sharding(mesh)

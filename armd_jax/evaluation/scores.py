@@ -11,14 +11,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from armd_jax.config import Config
+from armd_jax.config import ModelConfig
 from armd_jax.data.packing import text_bytes
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.evaluation import bounds, last_word, likelihood
 from armd_jax.evaluation.journal import Journal
+from armd_jax.models.ar import AR
+from armd_jax.models.armd import ARMD
+from armd_jax.models.denoiser import Denoiser
 from armd_jax.parallel import distributed, sharding
+
+Model = ARMD | AR | Denoiser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,26 +82,28 @@ class Score:
 
 
 def evaluate(
-  config: Config,
+  model: Model,
   tokenizer: Tokenizer,
   params: Any,
   windows_WxN: np.ndarray,
   streams: Sequence[int],
+  mesh: Mesh,
   *,
   batch_size: int = 16,
   seed: int = 0,
 ) -> list[Score]:
   """Scores windows under the standard suite of orders, random ones drawn once; see `score`."""
-  suite = likelihood.standard_suite(config.model, streams)
+  suite = likelihood.standard_suite(model.config, streams)
   parts = [Part(protocol, windows_WxN) for protocol in suite]
-  return score(config, tokenizer, params, parts, batch_size=batch_size, seed=seed)
+  return score(model, tokenizer, params, parts, mesh, batch_size=batch_size, seed=seed)
 
 
 def score(
-  config: Config,
+  model: Model,
   tokenizer: Tokenizer,
   params: Any,
   parts: Sequence[Part],
+  mesh: Mesh,
   *,
   batch_size: int = 16,
   seed: int = 0,
@@ -104,8 +112,9 @@ def score(
   """Scores windows.
 
   Args:
-    config, tokenizer, params: a trained model, whose parameters lie on the config's mesh.
+    model, tokenizer, params: as trained.
     parts: what to score, and how.
+    mesh: where the parameters are.
     batch_size: windows per call, rounded up to what the devices can share.
     seed: of random orders.
     journal: what was scored before, and where the rest is kept.
@@ -113,15 +122,13 @@ def score(
     A score per part; of uniform orders one for K = 1, 2, 4, ... of them, each a tighter bound.
   """
   journal = journal or Journal()
-  mesh = sharding.make_mesh(config.mesh)
   total = sum(part.orders * len(part.windows_WxN) for part in parts)
   scores = []
   with _progress(total, journal) as bar:
     for number, part in enumerate(parts):
       bar.set_postfix_str(' '.join(filter(None, (part.text, part.protocol.name))), refresh=False)
       nll = likelihood.nll(
-        config.model,
-        tokenizer.vocab_size,
+        model,
         params,
         part.windows_WxN,
         part.protocol,
@@ -133,13 +140,15 @@ def score(
       )
       _keep((nll_BxN.sum(axis=1, dtype=np.float64) for nll_BxN in nll), number, journal, bar)
       nats_KxW = journal.rows(number).reshape(part.orders, -1)
-      scores += _scores(part, nats_KxW, config, tokenizer)
+      scores += _scores(part, nats_KxW, model.config, tokenizer)
   return scores
 
 
-def _scores(part: Part, nats_KxW: np.ndarray, config: Config, tokenizer: Tokenizer) -> list[Score]:
-  windows, slots = len(part.windows_WxN), config.model.num_slots
-  num_bytes = text_bytes(part.windows_WxN[:, config.model.length - slots :], tokenizer)
+def _scores(
+  part: Part, nats_KxW: np.ndarray, config: ModelConfig, tokenizer: Tokenizer
+) -> list[Score]:
+  windows, slots = len(part.windows_WxN), config.num_slots
+  num_bytes = text_bytes(part.windows_WxN[:, config.length - slots :], tokenizer)
   if part.protocol == likelihood.UNIFORM and windows > 1:
     found = [(b.orders, b.nats, b.standard_error) for b in bounds.over_orders(nats_KxW)]
   else:
@@ -192,22 +201,20 @@ class LastWords:
 
 
 def score_last_words(
-  config: Config,
-  tokenizer: Tokenizer,
+  model: ARMD | AR,
   params: Any,
   passages: last_word.Passages,
+  mesh: Mesh,
   *,
   batch_size: int = 16,
   journal: Journal | None = None,
 ) -> LastWords:
   """Accuracy of last words; arguments as of `score`."""
   journal = journal or Journal()
-  mesh = sharding.make_mesh(config.mesh)
   count = len(passages.text_WxN)
   with _progress(count, journal) as bar:
     found = last_word.score(
-      config.model,
-      tokenizer.vocab_size,
+      model,
       params,
       passages,
       mesh,
@@ -272,10 +279,10 @@ def fingerprint(arrays: Iterable[np.ndarray]) -> str:
   return digest.hexdigest()[:16]
 
 
-def model_fingerprint(params: Any, config: Config) -> str:
-  """Hex digits that change with float32 parameters, however they lie on the config's mesh."""
+def model_fingerprint(params: Any, mesh: Mesh) -> str:
+  """Hex digits that change with float32 parameters, however they are laid out on the mesh."""
   bits = lambda x: jnp.sum(jax.lax.bitcast_convert_type(x, jnp.uint32), dtype=jnp.uint32)
-  everywhere = sharding.replicated(sharding.make_mesh(config.mesh))
+  everywhere = sharding.replicated(mesh)
   sums = jax.jit(
     lambda tree: jnp.stack([*map(bits, jax.tree.leaves(tree))]), out_shardings=everywhere
   )

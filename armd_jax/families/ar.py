@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from armd_jax.decode import requests
 from armd_jax.families.family import Family
-from armd_jax.families.ordered import SHOWN, loss
+from armd_jax.families.ordered import SHOWN, generate, loss
 from armd_jax.models.ar import AR
 
-FAMILY = Family(network=AR, loss=loss, generate=requests.complete, shown=SHOWN)
+FAMILY = Family(network=AR, loss=loss, generate=generate, shown=SHOWN)

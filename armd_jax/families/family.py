@@ -44,10 +44,9 @@ class Family:
     loss: `(model, params, text_MxN, draws, loss_chunk=, dropout_key=) -> (total, kinds_2xK)`: the
       mean nats per scored token, as these sequences' share of the whole batch's,
       and what `training.loss_and_gradients` returns of the kinds of orders; zeros without orders.
-    generate: `(config, tokenizer, params, request, **options) -> (texts, Generated)`. The options
-      are streams, seed, temperature, top_p and stop; without samplers also watch, see
-      `decode.requests.complete`; with samplers also steps and sampler, and it returns a
-      `decode.diffusion.Denoised`.
+    generate: `(decoder, request, sampling, streams=, ...) -> (texts, Generated)`, of a
+      `decode.requests.Decoder`. Without samplers it also takes `watch`; with samplers it also takes
+      `steps` and `sampler`, and returns a `decode.diffusion.Denoised`.
     shown: how a text is generated, in a sentence of the report, where `{length}` is its tokens.
     bound: `(model, params, text_BxN, keys_B, diffusion settings, samples=, loss_chunk=) -> nats_B`,
       the family's own upper bound on the negative log-likelihood; None: it is measured along orders

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from armd_jax.config import Config
-from armd_jax.data.tokenizers import Tokenizer
-from armd_jax.decode import requests
 from armd_jax.decode.diffusion import Denoised
-from armd_jax.decode.requests import Request
+from armd_jax.decode.requests import Decoder, Request
+from armd_jax.decode.sampling import Sampling
 from armd_jax.families.family import Draws, Family
 from armd_jax.models.denoiser import Denoiser
 from armd_jax.objectives.armd import ORDER_KINDS
@@ -53,22 +50,18 @@ def _loss(method, model, params, text_MxN, draws: Draws, **options) -> tuple[Arr
 
 def _generate(
   method: MaskedDiffusion,
-  config: Config,
-  tokenizer: Tokenizer,
-  params: Any,
+  decoder: Decoder,
   request: Request,
+  sampling: Sampling,
   *,
   default: str,
   streams: int = 1,
   steps: int = 0,
   sampler: str = '',
-  **sampling,
 ) -> tuple[list[str], Denoised]:
   """As many steps as reveal `streams` tokens each, unless their number is given."""
   is_free_BxN = ~request.given_BxN & (
     np.arange(request.given_BxN.shape[1]) < request.length_B[:, None]
   )
   steps = steps or -(-int(is_free_BxN.sum(axis=1).max()) // streams)
-  return requests.denoise(
-    method, config, tokenizer, params, request, steps=steps, sampler=sampler or default, **sampling
-  )
+  return decoder.denoise(method, request, steps, sampler or default, sampling)

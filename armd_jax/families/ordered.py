@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from armd_jax.decode.requests import Decoder, Request
+from armd_jax.decode.sampling import Sampling
+from armd_jax.decode.step import Generated
 from armd_jax.families.family import Draws
 from armd_jax.objectives import armd
 
@@ -27,3 +31,15 @@ def loss(model: Any, params: Any, text_MxN: Array, draws: Draws, **options) -> t
   is_kind_MxK = jax.nn.one_hot(kind_M, len(armd.ORDER_KINDS))
   nats_MxK = jnp.mean(nll_MxN, axis=1)[:, None] * is_kind_MxK
   return total, jnp.stack([jnp.sum(nats_MxK, axis=0), jnp.sum(is_kind_MxK, axis=0)])
+
+
+def generate(
+  decoder: Decoder,
+  request: Request,
+  sampling: Sampling,
+  *,
+  streams: int = 1,
+  watch: Callable[..., None] | None = None,
+) -> tuple[list[str], Generated]:
+  """Along a strided order of so many streams; see `Decoder.complete`."""
+  return decoder.complete(request, streams, sampling, watch)

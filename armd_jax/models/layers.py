@@ -60,63 +60,33 @@ class KVCache:
   """Keys and values of one layer: the first rows are filled, the others are never visible.
 
   Attributes:
-    k, v: `[B, K, G, D]`, as kernels read them; or heads first, `[B, G, K, D]`, and `[G, K, D]` of a
-      single sequence.
-    heads_first: as CPUs multiply them, which would turn whole caches around at every step.
+    k, v: `[B, K, G, D]`, as kernels read them.
   """
 
   k: Array
   v: Array
-  heads_first: bool = flax.struct.field(pytree_node=False)
 
   @classmethod
   def empty(cls, config: ModelConfig, batch: int, rows: int) -> KVCache:
     shape = batch, rows, config.num_kv_heads, config.head_dim
-    names = 'batch', None, axes.kv_heads(config.num_kv_heads), None
-    heads_first = device.current().platform == 'cpu'
-    if heads_first:
-      # XLA drops an axis of one sequence by itself, and then copies the caches at every step.
-      order = (0, 2, 1, 3) if batch > 1 else (2, 1, 3)
-      shape, names = (tuple(x[i] for i in order) for x in (shape, names))
-    zeros = axes.constrain(jnp.zeros(shape, config.dtype), *names)
-    return cls(zeros, zeros, heads_first)
-
-  @property
-  def rows(self) -> int:
-    """K, that there is room for."""
-    return self.k.shape[self._axis]
+    zeros = jnp.zeros(shape, config.dtype)
+    zeros = axes.constrain(zeros, 'batch', None, axes.kv_heads(config.num_kv_heads), None)
+    return cls(zeros, zeros)
 
   def write(self, k_BxWxGxD: Array, v_BxWxGxD: Array, offset_B: Array) -> KVCache:
     """Puts W rows at `offset_B` (`[1]` when all sequences are at the same place)."""
 
-    def put(cache, rows_BxWxGxD):
-      rows = rows_BxWxGxD.swapaxes(1, 2) if self.heads_first else rows_BxWxGxD
-      rows = rows if cache.ndim == 4 else rows[0]
-      write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=self._axis)
+    def put(cache_BxKxGxD, rows_BxWxGxD):
+      write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=-3)
       if len(offset_B) == 1:
-        return write(cache, rows, offset_B[0])
-      return jax.vmap(write)(cache, rows, offset_B)
+        return write(cache_BxKxGxD, rows_BxWxGxD, offset_B[0])
+      return jax.vmap(write)(cache_BxKxGxD, rows_BxWxGxD, offset_B)
 
     return self.replace(k=put(self.k, k_BxWxGxD), v=put(self.v, v_BxWxGxD))
 
   def read(self) -> tuple[Array, Array]:
     """k_BxKxGxD and v_BxKxGxD."""
-    if not self.heads_first:
-      return self.k, self.v
-    turned = lambda x: x.reshape(-1, *x.shape[-3:]).swapaxes(1, 2)
-    return turned(self.k), turned(self.v)
-
-  def with_room(self, rows: int) -> KVCache:
-    """The same, with room for so many rows, or more."""
-    if rows <= self.rows:
-      return self
-    more = [(0, 0)] * self.k.ndim
-    more[self._axis] = (0, rows - self.rows)
-    return self.replace(k=jnp.pad(self.k, more), v=jnp.pad(self.v, more))
-
-  @property
-  def _axis(self):
-    return -2 if self.heads_first else -3
+    return self.k, self.v
 
 
 def side_by_side(*streams: Any) -> Any:

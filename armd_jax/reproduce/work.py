@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from armd_jax import config as config_lib
-from armd_jax import training
+from armd_jax import families, training
 from armd_jax.bench import decode, train_step
 from armd_jax.config import Config
 from armd_jax.data import corpus as corpus_lib
@@ -69,21 +69,26 @@ def evaluate(piece: Piece, folder: pathlib.Path, data: config_lib.DataConfig) ->
   """
   found = {}
   for step in piece.steps:
-    config, vocab, params = _restored(folder, step)
+    config, mesh, params = _restored(folder, step)
+    model = families.build(config.model, _vocab_size(config))
     windows_WxN = _spread(corpus_of(data, config.model.length).held_out_WxN, piece.windows)
     if piece.streams:
-      found[str(step)] = decode.quality(config, vocab, params, windows_WxN, piece.streams)
+      found[str(step)] = decode.quality(model, params, windows_WxN, piece.streams, mesh)
     else:
-      found[str(step)] = _suite(config, params, windows_WxN, piece.draws)
+      found[str(step)] = _suite(config, params, windows_WxN, piece.draws, mesh)
   return found
 
 
 def _restored(folder, step):
   config = workdir_lib.read_config(folder)
-  vocab = get_tokenizer(config.data.tokenizer).vocab_size
-  abstract = training.abstract_state(config, vocab, sharding.make_mesh(config.mesh))
+  mesh = sharding.make_mesh(config.mesh)
+  abstract = training.abstract_state(config, _vocab_size(config), mesh)
   state, _ = checkpoint.Checkpoints(folder).restore(abstract, step)
-  return config, vocab, state.ema
+  return config, mesh, state.ema
+
+
+def _vocab_size(config):
+  return get_tokenizer(config.data.tokenizer).vocab_size
 
 
 def _spread(windows_WxN, count):
@@ -92,12 +97,13 @@ def _spread(windows_WxN, count):
   return np.stack([windows_WxN[i] for i in index_W])
 
 
-def _suite(config, params, windows_WxN, draws):
+def _suite(config, params, windows_WxN, draws, mesh):
   suite = likelihood.standard_suite(config.model, ())
   parts = [scores.Part(p, windows_WxN, '', 1 if p.streams else draws) for p in suite]
   journal, tokenizer = Journal(), get_tokenizer(config.data.tokenizer)
   how = dict(batch_size=BATCH, journal=journal)
-  found = scores.score(config, tokenizer, params, parts, **how)
+  model = families.build(config.model, tokenizer.vocab_size)
+  found = scores.score(model, tokenizer, params, parts, mesh, **how)
   errors = {}
   for number, part in enumerate(parts):
     nats_KxW = journal.rows(number).reshape(part.orders, -1) / config.model.num_slots
@@ -118,9 +124,10 @@ def speed(piece: Piece, folder: pathlib.Path) -> dict[str, Any]:
   Returns:
     machine, and rows of `bench.decode.measure`.
   """
-  config, vocab, params = _restored(folder, piece.steps[-1])
-  compared = decode.systems(dataclasses.asdict(config.model), vocab, piece.streams, params)
-  timed = [decode.compiled(system, vocab, 1) for system in compared]
+  config, _, params = _restored(folder, piece.steps[-1])
+  model = dataclasses.asdict(config.model)
+  compared = decode.systems(model, _vocab_size(config), piece.streams, params)
+  timed = [decode.compiled(system, 1) for system in compared]
   rows = decode.measure(timed, config.model.num_slots, 1, SAMPLE_REPEATS)
   names = ('system', 'streams', 'steps', 'seconds', 'tokens_per_second', 'over_first')
   return {

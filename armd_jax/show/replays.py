@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +13,7 @@ from armd_jax.config import Config
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.decode import requests
 from armd_jax.decode.generate import task_of
+from armd_jax.decode.sampling import Sampling
 from armd_jax.show.report_page import Replay
 
 _DRAWN = 16  # tokens of a drawn order
@@ -63,31 +63,27 @@ def steps_of(given_N: np.ndarray, streams: int) -> np.ndarray:
 
 
 def replays(
-  config: Config,
-  tokenizer: Tokenizer,
-  params: Any,
-  prompt: str,
-  streams: Sequence[int],
-  **options: Any,
+  decoder: requests.Decoder, prompt: str, streams: Sequence[int], sampling: Sampling
 ) -> tuple[list[Replay], str]:
   """One text for every S; of a family with samplers, one for every K = tokens / S steps.
 
   Args:
-    config, tokenizer, params: a trained model.
+    decoder: a trained model.
     prompt: what they go on from.
     streams: stride counts S.
-    options: of `sample.complete`.
+    sampling: how tokens are drawn.
   Returns:
     The texts, and how they were generated, in a sentence.
   Raises:
     UserError: the prompt leaves no room.
   """
-  request = requests.continue_prompts([prompt], config.model.num_slots, tokenizer)
-  arguments, length = (config, tokenizer, params, request), config.model.num_slots
-  family = families.of(config.model)
+  config, tokenizer = decoder.model.config, decoder.tokenizer
+  length = config.num_slots
+  request = requests.continue_prompts([prompt], length, tokenizer)
+  family = families.of(config)
   found = []
   for count in streams:
-    _, generated = family.generate(*arguments, streams=count, **options)
+    _, generated = family.generate(decoder, request, sampling, streams=count)
     if family.samplers:
       name = f'K = {-(-int((~request.given_BxN[0]).sum()) // count)}'
       step_N = np.asarray(generated.step_BxN[0])

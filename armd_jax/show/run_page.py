@@ -5,10 +5,10 @@ from __future__ import annotations
 import pathlib
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from armd_jax.config import Config
-from armd_jax.data.tokenizers import Tokenizer
+from armd_jax.decode.requests import Decoder
+from armd_jax.decode.sampling import Sampling
 from armd_jax.show import history, report_page
 from armd_jax.show.columns import num_parameters
 from armd_jax.show.replays import drawn_orders, replays
@@ -20,32 +20,32 @@ _FLAGS = {'S': 'streams', 'K': 'steps'}  # of `sample`, by what texts are told a
 def page(
   workdir: pathlib.Path,
   config: Config,
-  tokenizer: Tokenizer,
-  params: Any,
   step: int,
   records: Mapping[int, history.Record],
   measured: Measured,
+  decoder: Decoder,
+  sampling: Sampling,
   *,
   streams: Sequence[int] = (1, 2, 4, 8),
   prompt: str = '',
-  **options: Any,
 ) -> str:
   """A run as one HTML page.
 
   Args:
     workdir: of the run; its name is the title.
-    config, tokenizer, params, step: of the run, whose weights generate the texts that are replayed.
+    config, step: of the run.
     records: its log.
     measured: numbers of other programs.
+    decoder: the run's weights, which generate the texts that are replayed.
+    sampling: how their tokens are drawn.
     streams: stride counts S of the texts that are generated, see `replays`.
     prompt: what these go on from.
-    options: seed, temperature and top_p of them.
   Raises:
     UserError: an S does not suit the model, or numbers are not what they should be.
   """
-  command = _sample_command(workdir, prompt, options)
+  command = _sample_command(workdir, prompt, sampling)
   streams = [1] if config.model.orders == 'left_to_right' else streams
-  texts, how = replays(config, tokenizer, params, prompt, streams, **options)
+  texts, how = replays(decoder, prompt, streams, sampling)
   kind, _, number = texts[-1].name.partition(' = ')
   command += f' --{_FLAGS[kind]}={number}'
   sections = [report_page.replay_section(texts, how, command)]
@@ -63,10 +63,10 @@ def page(
   model = config.model
   lead = (
     f'{model.family.upper()}, {model.num_layers} layers x {model.embed_dim}, {model.num_heads} '
-    f'heads, {model.length:,} tokens of {tokenizer.name}; trained on {config.data.source}'
+    f'heads, {model.length:,} tokens of {decoder.tokenizer.name}; trained on {config.data.source}'
   )
   tiles = {
-    'parameters': _short(num_parameters(params)),
+    'parameters': _short(num_parameters(decoder.params)),
     'steps': f'{step:,}',
     'tokens read': _short(step * config.train.batch_size * model.length),
   }
@@ -75,8 +75,9 @@ def page(
   return report_page.page(workdir.absolute().name, lead, tiles, sections)
 
 
-def _sample_command(workdir, prompt, options):
-  arguments = {'workdir': workdir, **options} | ({'prompt': prompt} if prompt else {})
+def _sample_command(workdir, prompt, sampling):
+  arguments = {'workdir': workdir} | ({'prompt': prompt} if prompt else {})
+  arguments |= {name: getattr(sampling, name) for name in ('seed', 'temperature', 'top_p')}
   flags = [f'--{name}={value}' for name, value in arguments.items()]
   return shlex.join(['python', '-m', 'armd_jax.sample', *flags])
 

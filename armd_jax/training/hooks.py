@@ -18,6 +18,7 @@ from armd_jax import families
 from armd_jax.config import Config
 from armd_jax.data.corpus import Corpus
 from armd_jax.decode import requests
+from armd_jax.decode.sampling import Sampling
 from armd_jax.errors import CRASHED
 from armd_jax.evaluation import likelihood
 from armd_jax.parallel import distributed
@@ -45,13 +46,13 @@ class Hook:
 def evaluation(config: Config, corpus: Corpus, mesh: Mesh) -> Hook:
   """Logs `held_out`: nats per token of the averaged weights, left-to-right, or the bound of a
   diffusion baseline."""
+  model = families.build(config.model, corpus.tokenizer.vocab_size)
   batch_size = config.train.batch_size // config.train.accumulation
   windows_WxN = corpus.held_out_WxN[: config.train.eval_windows]
 
   def run(state):
     nll = likelihood.nll(
-      config.model,
-      corpus.tokenizer.vocab_size,
+      model,
       state.ema,
       windows_WxN,
       likelihood.standard_suite(config.model, ())[0],
@@ -63,16 +64,18 @@ def evaluation(config: Config, corpus: Corpus, mesh: Mesh) -> Hook:
   return Hook(config.train.eval_every, run)
 
 
-def samples(config: Config, corpus: Corpus) -> Hook:
+def samples(config: Config, corpus: Corpus, mesh: Mesh) -> Hook:
   """Logs `sample`: a text from the averaged weights, always with the same draws; left-to-right
   before the strided phase of training, and with the most streams of it from there on."""
-  generate = families.of(config.model).generate
+  family = families.of(config.model)
+  model = families.build(config.model, corpus.tokenizer.vocab_size)
   request = requests.continue_prompts([''], config.model.num_slots, corpus.tokenizer)
 
   def run(state):
+    decoder = requests.Decoder(model, state.ema, corpus.tokenizer, mesh)
     is_strided = 0 <= config.order.sbp_start < state.step
     streams = max(config.order.sbp_streams) if is_strided else 1
-    (text,), _ = generate(config, corpus.tokenizer, state.ema, request, streams=streams)
+    (text,), _ = family.generate(decoder, request, Sampling(), streams=streams)
     return {'sample': text}
 
   return Hook(config.train.sample_every, run)

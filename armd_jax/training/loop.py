@@ -98,7 +98,7 @@ def train(
     log = opened(distributed.together(make_log))
     notice = opened(distributed.StopNotice(mesh))
     profile = opened(hooks.Profile(config.train.profile_steps, workdir / 'profile'))
-    all_hooks = [hooks.evaluation(config, corpus, mesh), hooks.samples(config, corpus)]
+    all_hooks = [hooks.evaluation(config, corpus, mesh), hooks.samples(config, corpus, mesh)]
     saves = config.train.checkpoint_every, config.train.keep_every
     step_fn = training.train_step(config, vocab_size, mesh)
 

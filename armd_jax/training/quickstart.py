@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 
 from armd_jax import config as config_lib
+from armd_jax import families
 from armd_jax.cli import write_json
 from armd_jax.config import check_streams
 from armd_jax.data import corpus as corpus_lib
 from armd_jax.data.packing import text_bytes
-from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.decode import requests
+from armd_jax.decode.sampling import Sampling
 from armd_jax.errors import UserError
 from armd_jax.evaluation.ngram import witten_bell_nats
 from armd_jax.evaluation.scores import Score, evaluate, table
 from armd_jax.hardware import machines
+from armd_jax.parallel import sharding
 from armd_jax.show import plots
 from armd_jax.training import workdir as workdir_lib
 from armd_jax.training.loop import train
@@ -53,6 +55,7 @@ def quickstart(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, An
   corpus = corpus_lib.load(config.data, config.model.length)
   tokenizer = corpus.tokenizer
   held_out_WxN = corpus.held_out_WxN[:EVAL_WINDOWS]
+  model, mesh = families.build(config.model, tokenizer.vocab_size), sharding.make_mesh(config.mesh)
 
   _title('1. Train with the progressive permutation schedule')
   base = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=base_steps))
@@ -62,7 +65,7 @@ def quickstart(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, An
     before = [Score(**score) for score in json.loads(base_file.read_text())]
   else:
     params = train(base, workdir, corpus=corpus).ema
-    before = evaluate(config, tokenizer, params, held_out_WxN, STREAMS)
+    before = evaluate(model, tokenizer, params, held_out_WxN, STREAMS, mesh)
     write_json(base_file, [vars(s) for s in before])
 
   _title('2. Fine-tune for strided block-parallel generation (SBP)')
@@ -71,7 +74,7 @@ def quickstart(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, An
   trained = time.perf_counter()
 
   _title('3. Held-out nats per byte')
-  after = evaluate(config, tokenizer, params, held_out_WxN, STREAMS)
+  after = evaluate(model, tokenizer, params, held_out_WxN, STREAMS, mesh)
   print(table(after))
   ngrams = _ngrams(corpus, held_out_WxN)
   for name, nats in ngrams.items():
@@ -82,7 +85,8 @@ def quickstart(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, An
     print(f'  {name}: {change["before"]:.4f} -> {change["after"]:.4f} ({change["percent"]:+.2f}%)')
 
   _title('4. Generate')
-  speeds = [_generate(config, tokenizer, params, streams) for streams in STREAMS]
+  decoder = requests.Decoder(model, params, tokenizer, mesh)
+  speeds = [_generate(decoder, streams) for streams in STREAMS]
   for speed in speeds:
     speed['speedup'] = speed['tokens_per_second'] / speeds[0]['tokens_per_second']
     print(f'--- S = {speed["streams"]} ' + '-' * 60)
@@ -144,25 +148,24 @@ def _changes(before: list[Score], after: list[Score]) -> dict[str, dict[str, flo
   return changes
 
 
-def _generate(
-  config: config_lib.Config, tokenizer: Tokenizer, params: Any, streams: int
-) -> dict[str, Any]:
+def _generate(decoder: requests.Decoder, streams: int) -> dict[str, Any]:
   """One text of full length, and the median time of making it."""
-  request = requests.continue_prompts([''], config.model.num_slots, tokenizer)
+  num_slots = decoder.model.config.num_slots
+  request = requests.continue_prompts([''], num_slots, decoder.tokenizer)
   start = time.perf_counter()
-  (text,), generated = requests.complete(config, tokenizer, params, request, streams=streams)
+  (text,), generated = decoder.complete(request, streams, Sampling())
   first_call = time.perf_counter() - start
   seconds = []
   for seed in range(TIMED_REPEATS):
     start = time.perf_counter()
-    requests.complete(config, tokenizer, params, request, streams=streams, seed=seed)
+    decoder.complete(request, streams, Sampling(seed))
     seconds.append(time.perf_counter() - start)
   median = float(np.median(seconds))
   return {
     'streams': streams,
     'steps': int(generated.steps),
     'seconds': median,
-    'tokens_per_second': config.model.num_slots / median,
+    'tokens_per_second': num_slots / median,
     'compile_seconds': first_call - median,
     'text': text,
   }

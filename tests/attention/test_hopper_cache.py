@@ -17,7 +17,7 @@ def expected(qkv, rotation, offset_B, k, v, query_streams):
   heads = qkv.shape[3] - 2 * k.shape[2]
   q, new_k, new_v = jnp.split(qkv, [heads, heads + k.shape[2]], axis=3)
   turn = lambda x: layers.rotate(x, rotation)
-  cache = layers.KVCache(k, v, heads_first=False)
+  cache = layers.KVCache(k, v)
   cache = cache.write(turn(new_k)[:, 0], new_v[:, 0], offset_B)
   return turn(q)[:, qkv.shape[1] - query_streams :], cache.k, cache.v
 

@@ -10,7 +10,6 @@ import tiny
 from armd_jax import config as config_lib
 from armd_jax.bench import decode
 from armd_jax.config import MeshConfig, UserError
-from armd_jax.decode import panels
 from armd_jax.evaluation import likelihood
 from armd_jax.parallel import sharding
 
@@ -20,7 +19,7 @@ SHAPE = dict(num_layers=2, embed_dim=32, num_heads=2, length=16, pe_dim=8, dtype
 @pytest.fixture(scope='module')
 def timed():
   systems = decode.systems(SHAPE, 11, [1, 2, 4])
-  return [decode.compiled(system, 11, batch_size=2) for system in systems]
+  return [decode.compiled(system, batch_size=2) for system in systems]
 
 
 def test_rows(timed):
@@ -31,7 +30,7 @@ def test_rows(timed):
     assert row['tokens'] == 32 and row['tokens_per_second'] == row['tokens'] / row['seconds']
     assert row['seconds_per_sequence'] == row['seconds'] / 2
     assert min(row['seconds'], row['prefill_seconds'], row['compile_seconds']) > 0
-    weights = decode.systems(SHAPE, 11, [])[0].params
+    weights = decode.systems(SHAPE, 11, [])[0].network
     assert row['memory_bytes'] > sum(x.nbytes for x in jax.tree.leaves(weights))
   text = decode.report(rows)
   assert len(text.splitlines()) == 5 and 'ARMD S=4' in text
@@ -40,7 +39,7 @@ def test_rows(timed):
 def test_floor_of_a_step(timed):
   """AR: every matrix once, and two products with 9 keys of width 32 in both layers."""
   (bytes_, ar), *_, (_, four) = (one.step_floor for one in timed)
-  params = panels.whole(decode.systems(SHAPE, 11, [])[0].params)
+  params = decode.systems(SHAPE, 11, [])[0].network.whole()
   assert bytes_ == sum(x.nbytes for x in jax.tree.leaves(params))
   matrices = sum(x.size for x in jax.tree.leaves(params) if x.ndim > 1)
   assert ar == 2 * 2 * (matrices + 2 * 2 * 9 * 32)  # of two texts
@@ -59,15 +58,15 @@ def test_what_memory_does_not_hold_is_not_timed(timed, monkeypatch):
 
 def test_costs_of_order_and_independence_add_up():
   config = config_lib.parse({'model': SHAPE, 'order': {'rho': 0}})
-  params = tiny.init(config.model, 11)[1]
+  model, params = tiny.init(config.model, 11)
   windows_WxN = np.random.RandomState(0).randint(0, 11, (3, 16))
-  rows = decode.quality(config, 11, params, windows_WxN, [1, 4])
-  assert rows[0]['order_cost'] == rows[0]['independence_cost'] == 0
   mesh = sharding.make_mesh(MeshConfig())
+  rows = decode.quality(model, params, windows_WxN, [1, 4], mesh)
+  assert rows[0]['order_cost'] == rows[0]['independence_cost'] == 0
   nats = [
-    likelihood.mean_nats(
-      likelihood.nll(config.model, 11, params, windows_WxN, protocol, mesh, batch_size=3)
-    )[0]
+    likelihood.mean_nats(likelihood.nll(model, params, windows_WxN, protocol, mesh, batch_size=3))[
+      0
+    ]
     for protocol in (likelihood.LEFT_TO_RIGHT, *likelihood.strided_protocols(4))
   ]
   left_to_right, parallel, one_by_one = nats

@@ -47,7 +47,7 @@ def test_stamps_cover_the_code_of_a_row_and_no_other():
   assert {'decode/state.py', 'decode/generate.py', 'models/layers.py'} <= generate
   assert 'attention/tpu_call.py' in train - train_gpu
   assert 'attention/hopper_kernels.py' in (train_gpu & generate) - train
-  assert not {'training/metrics.py', 'objectives/mdlm.py', 'decode/panels.py'} & (train | generate)
+  assert not {'training/metrics.py', 'objectives/mdlm.py', 'decode/cpu.py'} & (train | generate)
 
 
 def test_stamps_follow_the_config_of_a_row(monkeypatch):

@@ -9,37 +9,33 @@ import pytest
 import tiny
 
 from armd_jax import models, order
-from armd_jax.decode import state as decode_state
-from armd_jax.decode.generate import static_sizes, task_of
+from armd_jax.decode import step
+from armd_jax.decode.generate import device_form, plan_of, task_of
+from armd_jax.decode.network import Network
+from armd_jax.decode.state import Task
 from armd_jax.models.vocabulary import BOS
 
-
-@functools.cache
-def compiled(config):
-  model = models.build(config, tiny.VOCAB)
-  start = functools.partial(decode_state.start, model)
-  return (
-    jax.jit(start, static_argnames=('prefill', 'width')),
-    jax.jit(functools.partial(decode_state.predict, model), static_argnames='width'),
-  )
+start = jax.jit(step.start, static_argnames='plan')
+predict = jax.jit(step.predict, static_argnames='width')
 
 
-def teacher_forced(config, params, task, tokens_BxN):
+def teacher_forced(config, params, task, tokens_BxN, form=None):
   """Logits of all generated slots, from cached steps that are fed the true tokens."""
-  config, params = decode_state.decoding_form(config, params)
-  start, step = compiled(config)
-  prefill, width = static_sizes(task)
-  state = start(params, task, tokens_BxN, prefill=prefill, width=width)
+  model = models.build(config, tiny.VOCAB)
+  network = Network.of(model, params, form or device_form())
+  plan = plan_of(model, task)
+  width = plan.width
+  state = start(network, plan, task, tokens_BxN)
   batch, num_slots = tokens_BxN.shape
   logits_BxNxV = np.full((batch, num_slots, tiny.VOCAB), np.nan, np.float32)
   padded_BxM = np.pad(tokens_BxN, ((0, 0), (0, width)))
-  while np.any(decode_state.next_width(task, state) > 0):
+  while np.any(step.next_width(task, state) > 0):
     filled_B = np.broadcast_to(state.filled_B, batch)
-    logits_BxWxV, width_B, state = step(params, task, state, width=width)
+    logits_BxWxV, width_B, state = predict(network, task, state, width=width)
     for b, count in enumerate(np.broadcast_to(width_B, batch)):
       logits_BxNxV[b, filled_B[b] : filled_B[b] + count] = logits_BxWxV[b, :count]
     slots_BxW = filled_B[:, None] + np.arange(width)
-    state = decode_state.fill(state, np.take_along_axis(padded_BxM, slots_BxW, axis=1), width_B)
+    state = step.fill(state, np.take_along_axis(padded_BxM, slots_BxW, axis=1), width_B)
   return logits_BxNxV
 
 
@@ -62,8 +58,8 @@ def assert_equal_on_generated(cached, expected, task):
 
 
 def task_for(generation_order, batch, num_given=0, first_token=BOS):
-  return decode_state.Task(
-    order=generation_order,
+  return Task.of(
+    generation_order,
     num_given_B=jnp.full(len(generation_order.block_BxN), num_given),
     length_B=jnp.full(len(generation_order.block_BxN), generation_order.num_slots),
     first_B=jnp.full(batch, first_token),

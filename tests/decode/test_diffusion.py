@@ -9,9 +9,10 @@ import pytest
 import tiny
 import toy
 
-from armd_jax import models
 from armd_jax.config import DiffusionConfig
 from armd_jax.decode import diffusion
+from armd_jax.decode.sampling import Sampling
+from armd_jax.decode.state import Request
 from armd_jax.families import FAMILIES
 from armd_jax.models.denoiser import MASK
 from armd_jax.objectives.d3pm import D3PM
@@ -28,21 +29,14 @@ SETTINGS = DiffusionConfig(d3pm_steps=STEPS)
 def sample(family, name, count, steps, settings=SETTINGS, sequence=None, given=None, text=None):
   logits = toy.exact() + (np.log(3) if family == 'sedd' else 0)
   none = np.zeros((count, toy.N), bool)
-  return diffusion.sample(
-    METHODS[family],
-    toy.network(),
-    settings,
-    jnp.asarray(logits),
-    jnp.asarray(np.zeros((count, toy.N), int) if text is None else text),
-    jnp.asarray(none if given is None else given),
-    jnp.full(count, toy.N),
-    jnp.arange(count) if sequence is None else sequence,
-    seed=1,
-    temperature=1.0,
-    top_p=None,
-    steps=steps,
-    is_euler=name == 'euler',
+  request = Request(
+    tokens_BxN=jnp.asarray(np.zeros((count, toy.N), int) if text is None else text),
+    given_BxN=jnp.asarray(none if given is None else given),
+    length_B=jnp.full(count, toy.N),
   )
+  plan = diffusion.Plan(METHODS[family], settings, steps, is_euler=name == 'euler')
+  draws = Sampling(seed=1).draws(count, sequence)
+  return diffusion.sample(toy.network(), plan, jnp.asarray(logits), request, draws)
 
 
 @pytest.mark.parametrize(
@@ -98,26 +92,25 @@ def test_given_tokens_stay_and_condition_the_rest():
 
 @functools.cache
 def network(family):
-  config = tiny.model_config(family=family, num_layers=1)
-  return config, tiny.init(config)[1]
+  return tiny.init(tiny.model_config(family=family, num_layers=1))
 
 
-def generate(config, params, text, given, length, steps=8, **options):
-  sampler = FAMILIES[config.family].samplers[0]
-  return diffusion.generate(
-    METHODS[config.family], config, tiny.VOCAB, params, text, given, length, steps=steps,
-    sampler=sampler, **options,
-  )  # fmt: skip
+def generate(model, params, request, sampling, steps=8, sequence_B=None):
+  family = model.config.family
+  plan = diffusion.plan_of(METHODS[family], model, steps, FAMILIES[family].samplers[0])
+  return diffusion.generate(model, params, request, sampling, plan, sequence_B)
 
 
 def test_batching_changes_nothing_and_padding_is_never_seen():
   """Not even when others' changes make the network run again."""
-  config, params = network('mdlm')
+  model, params = network('mdlm')
   text = np.asarray(jax.random.randint(jax.random.key(0), (3, 16), 0, tiny.VOCAB))
   given = np.zeros((3, 16), bool)
   given[1, :5] = True
   length = np.array([16, 16, 11])
-  together = np.asarray(generate(config, params, text, given, length, seed=3).tokens_BxN)
+  together = np.asarray(
+    generate(model, params, Request(text, given, length), Sampling(seed=3)).tokens_BxN
+  )
   np.testing.assert_array_equal(together[given], text[given])
   assert (together[0] >= 0).all() and (together[0] < tiny.VOCAB).all()
   for b in range(3):
@@ -125,24 +118,26 @@ def test_batching_changes_nothing_and_padding_is_never_seen():
     # What stands after the end of a text is its own business.
     other = np.where(np.arange(16) < length[b], text[row], (text[row] + 1) % tiny.VOCAB)
     alone = generate(
-      config, params, other, given[row], length[row], seed=3, sequence_B=np.array([b])
-    )
+      model, params, Request(other, given[row], length[row]), Sampling(seed=3),
+      sequence_B=np.array([b]),
+    )  # fmt: skip
     np.testing.assert_array_equal(
       np.asarray(alone.tokens_BxN)[0, : length[b]], together[b, : length[b]]
     )
-  again = np.asarray(generate(config, params, text, given, length, seed=4).tokens_BxN)
+  again = np.asarray(
+    generate(model, params, Request(text, given, length), Sampling(seed=4)).tokens_BxN
+  )
   assert (again[0] != together[0]).any()
 
 
 @pytest.mark.parametrize('family', ['mdlm', 'radd'])
 def test_tokens_appear_as_the_network_says_of_those_before(family):
   """A replay: what appeared after run r is what the network says, given what was there before r."""
-  config, params = network(family)
-  model = models.build(config, tiny.VOCAB)
+  model, params = network(family)
   given = np.zeros((1, 16), bool)
   given[0, [0, 5]] = True
   text, length = np.full((1, 16), 3), np.array([14])
-  found = generate(config, params, text, given, length, steps=6, temperature=0)
+  found = generate(model, params, Request(text, given, length), Sampling(temperature=0), steps=6)
   tokens_N, step_N = np.asarray(found.tokens_BxN)[0], np.asarray(found.step_BxN)[0]
   is_free_N = ~given[0] & (np.arange(16) < 14)
   runs = int(found.steps)
@@ -157,13 +152,10 @@ def test_tokens_appear_as_the_network_says_of_those_before(family):
 
 
 def test_temperature_and_nucleus_sharpen():
-  config, params = network('mdlm')
+  model, params = network('mdlm')
   nothing = np.zeros((100, 16), bool)
-  run = lambda **options: np.asarray(
-    generate(
-      config, params, np.zeros((100, 16), int), nothing, np.full(100, 16), **options
-    ).tokens_BxN
-  )
+  request = Request(np.zeros((100, 16), int), nothing, np.full(100, 16))
+  run = lambda **how: np.asarray(generate(model, params, request, Sampling(**how)).tokens_BxN)
 
   def entropy(tokens):
     p = np.bincount(tokens.ravel(), minlength=tiny.VOCAB) / tokens.size
@@ -176,9 +168,10 @@ def test_temperature_and_nucleus_sharpen():
 
 def test_a_first_token_that_is_given_conditions_the_text():
   config = tiny.model_config(family='mdlm', num_layers=1, bos='first_token_given', length=17)
-  params = tiny.init(config)[1]
-  nothing, text = np.zeros((4, 16), bool), np.zeros((4, 16), int)
+  model, params = tiny.init(config)
+  empty = Request(np.zeros((4, 16), int), np.zeros((4, 16), bool), np.full(4, 16))
+  first_B = lambda first: np.full(4, first, np.int32)
   run = lambda first: np.asarray(
-    generate(config, params, text, nothing, np.full(4, 16), first_token=first).tokens_BxN
+    generate(model, params, empty.replace(first_B=first_B(first)), Sampling()).tokens_BxN
   )
   assert (run(1) != run(2)).any()

@@ -1,7 +1,6 @@
 """Layers in few launches compute what they compute as they are written elsewhere."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,26 +11,26 @@ import tiny
 from attention import test_hopper, test_hopper_cache
 from decode import test_cached
 
-from armd_jax import models, order
+from armd_jax import order
 from armd_jax.attention import hopper, hopper_cache, reference
-from armd_jax.decode import fused, generate, panels
-from armd_jax.decode import state as decode_state
+from armd_jax.decode import fused, generate, step
+from armd_jax.decode.network import Network
+from armd_jax.decode.plan import Form
 from armd_jax.hardware import device
 
 
-def decoding_form(config):
-  config, params = decode_state.decoding_form(config, tiny.init(config)[1])
-  return config, jax.tree.map(lambda x: x + 0.1, params)  # biases, too
+def unrolled(config):
+  network = Network.of(*tiny.init(config), Form())
+  return network.model, jax.tree.map(lambda x: x + 0.1, network.params)  # biases, too
 
 
 @pytest.mark.parametrize('changes', [{}, {'style': 'gpt2'}, {'num_kv_heads': 2}], ids=str)
 def test_parameters_are_joined_and_taken_apart(changes):
-  _, params = decoding_form(tiny.model_config(**changes))
+  _, params = unrolled(tiny.model_config(**changes))
   joined = fused.fuse(params)
   assert jax.tree.structure(joined) != jax.tree.structure(params)
   assert jax.tree.structure(fused.fuse(joined)) == jax.tree.structure(joined)
-  for found in (fused.split(joined), panels.whole(joined)):
-    jax.tree.map(np.testing.assert_array_equal, found, params)
+  jax.tree.map(np.testing.assert_array_equal, fused.split(joined), params)
 
 
 @pytest.fixture
@@ -51,10 +50,11 @@ def plain_kernels(monkeypatch):
 
 
 def assert_steps_equal_the_full_pass(config, task, tokens_BxN):
-  config, params = decoding_form(config)
-  with device.compiling_for(device.HOPPER):  # whose caches have their heads behind
-    found = test_cached.teacher_forced(config, fused.fuse(params), task, tokens_BxN)
-    expected = test_cached.full(config, params, task, tokens_BxN)
+  model, params = unrolled(config)
+  form = fused.GPU(arranges=True)
+  with device.compiling_for(device.HOPPER):
+    found = test_cached.teacher_forced(model.config, params, task, tokens_BxN, form)
+    expected = test_cached.full(model.config, params, task, tokens_BxN)
   test_cached.assert_equal_on_generated(found, expected, task)
 
 
@@ -91,10 +91,10 @@ def test_ragged_batch(plain_kernels):
 
 
 def test_few_rows_are_padded_for_few_sequences_alone():
-  params = {'layer_0': {fused.NAME: {}}}
-  assert [fused.padded(params, 1, width) for width in (1, 8, 9)] == [8, 8, 16]
-  assert [fused.padded(params, batch, 4) for batch in (8, 9)] == [8, 4]
-  assert fused.padded({'layer_0': {'query': {}}}, 1, 1) == 1
+  rows = fused.GPU(arranges=True).step_rows
+  assert [rows(1, width) for width in (1, 8, 9)] == [(8, 8), (8, 8), (16, 16)]
+  assert [rows(batch, 4) for batch in (8, 9)] == [(8, 4), (4, 4)]
+  assert fused.GPU().step_rows(1, 1) == (1, 1)
 
 
 H100 = dict(
@@ -117,25 +117,27 @@ def test_served_are_layers_in_bfloat16_on_an_h100():
 
 def test_the_kernels_give_the_logits_of_layers_as_written():
   config = tiny.model_config(**H100)
-  config, params = decode_state.decoding_form(config, tiny.init(config)[1])
+  model, params = tiny.init(config)
   task = generate.task_of(np.zeros((2, 64), bool), np.full(2, 64), 4)
   tokens_BxN = np.asarray(jax.random.randint(jax.random.key(1), (2, 64), 0, tiny.VOCAB))
 
-  def steps(config, params):
-    model = models.build(config, tiny.VOCAB)
-    state = decode_state.start(model, params, task, tokens_BxN, 0, 4)
-    step = jax.jit(functools.partial(decode_state.predict, model), static_argnames='width')
+  def steps(model, params, form):
+    network = Network.of(model, params, form)
+    state = step.start(network, generate.plan_of(model, task), task, tokens_BxN)
+    predict = jax.jit(step.predict, static_argnames='width')
     found = []
     for width in (1, 1, 1, 1, 4, 4):
-      logits, width_B, state = step(params, task, state, width=width)
+      logits, width_B, state = predict(network, task, state, width=width)
       slots = state.filled_B[0] + np.arange(width)
-      state = decode_state.fill(state, tokens_BxN[:, slots], width_B)
+      state = step.fill(state, tokens_BxN[:, slots], width_B)
       found.append(logits[..., : tiny.VOCAB])
     return found
 
   with on_device.kernels('gpu', test_hopper._interpreting):
-    found = steps(config, fused.fuse(params))
+    found = steps(model, params, fused.GPU(arranges=True))
   plain = dataclasses.replace(config, attention='reference', dtype='float32')
-  expected = steps(plain, jax.tree.map(lambda x: x.astype(jnp.float32), params))
+  params = Network.of(model, params, Form()).params
+  params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+  expected = steps(model.clone(config=plain), params, Form())
   for a, b in zip(found, expected, strict=True):
     assert np.abs(a - b).max() < 0.05 * np.abs(b).max()

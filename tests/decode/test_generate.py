@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import tiny
 
-from armd_jax import models, order
+from armd_jax import order
 from armd_jax.attention import hopper
-from armd_jax.decode import generate as generate_module
-from armd_jax.decode.generate import generate, stream, task_of
-from armd_jax.decode.sampling import draw, nucleus
-from armd_jax.decode.state import Task, start
+from armd_jax.config import UserError
+from armd_jax.decode import cpu
+from armd_jax.decode.generate import generate, lower_generate, plan_of, prepare, stream, task_of
+from armd_jax.decode.sampling import Sampling, draw, nucleus
+from armd_jax.decode.state import Task
+from armd_jax.decode.step import start
 from armd_jax.hardware import device
 from armd_jax.models.vocabulary import BOS
 
@@ -28,12 +30,11 @@ TEXTS = np.array(list(itertools.product(range(3), repeat=4)))
 @functools.cache
 def trained_on_nothing():
   config = tiny.model_config(length=4, g0_chunk=2, num_layers=2)
-  return config, tiny.init(config, vocab_size=3, scale=4.0)[1]
+  return tiny.init(config, vocab_size=3, scale=4.0)
 
 
-def enumerate_texts(config, params, generation_order):
+def enumerate_texts(model, params, generation_order):
   """Probability of each of the 81 texts, from the full forward pass."""
-  model = models.build(config, 3)
   tokens = order.to_generation(jnp.asarray(TEXTS), generation_order)
 
   @jax.jit
@@ -46,7 +47,7 @@ def enumerate_texts(config, params, generation_order):
 
 
 def shared_task(generation_order, batch):
-  return Task(generation_order, jnp.zeros(1, int), jnp.full(1, 4), jnp.full(batch, BOS))
+  return Task.of(generation_order, jnp.zeros(1, int), jnp.full(1, 4), jnp.full(batch, BOS))
 
 
 # 'blocks' of seed 3 holds a block of two and two singletons.
@@ -54,12 +55,12 @@ def shared_task(generation_order, batch):
 def test_sampler_is_the_model(name):
   """200,000 samples against the enumerated distribution: chi-square with 80 degrees of freedom,
   whose 99.9% point is 124.8."""
-  config, params = trained_on_nothing()
+  model, params = trained_on_nothing()
   one = jax.tree.map(lambda x: x[:1], tiny.orders(num_slots=4, seed=3)[name])
-  p = enumerate_texts(config, params, one)
+  p = enumerate_texts(model, params, one)
   count = 200_000
   samples = generate(
-    config, 3, params, shared_task(one, count), np.zeros((count, 4), np.int32), seed=1
+    model, params, shared_task(one, count), np.zeros((count, 4), np.int32), Sampling(seed=1)
   )
   seen = np.bincount(np.asarray(samples.tokens_BxN) @ [27, 9, 3, 1], minlength=81)
   chi_square = ((seen - count * p) ** 2 / (count * p)).sum()
@@ -78,49 +79,48 @@ def ragged(streams=2, num_slots=tiny.NUM_SLOTS):
 @functools.cache
 def small():
   config = tiny.model_config(num_layers=2)
-  return config, tiny.init(config)[1]
+  return tiny.init(config)
 
 
 def test_batching_changes_nothing_and_given_tokens_stay():
-  config, params = small()
+  model, params = small()
   given, length = ragged()
   text = np.asarray(jax.random.randint(jax.random.key(0), (4, 16), 0, tiny.VOCAB))
-  together = generate(config, tiny.VOCAB, params, task_of(given, length, 2), text, seed=3)
+  together = generate(model, params, task_of(given, length, 2), text, Sampling(seed=3))
   together = np.asarray(together.tokens_BxN)
   np.testing.assert_array_equal(together[given], text[given])
   for b in (0, 2, 3):
     row = slice(b, b + 1)
     alone = generate(
-      config, tiny.VOCAB, params, task_of(given[row], length[row], 2), text[row], seed=3,
+      model, params, task_of(given[row], length[row], 2), text[row], Sampling(seed=3),
       sequence_B=np.array([b]),
     )  # fmt: skip
     np.testing.assert_array_equal(
       np.asarray(alone.tokens_BxN)[0, : length[b]], together[b, : length[b]]
     )
-  again = generate(config, tiny.VOCAB, params, task_of(given, length, 2), text, seed=4)
+  again = generate(model, params, task_of(given, length, 2), text, Sampling(seed=4))
   assert (np.asarray(again.tokens_BxN) != together).any()
 
 
 def test_temperature_zero_is_the_likeliest_and_ignores_the_seed():
-  config, params = small()
+  model, params = small()
   task = task_of(np.zeros((2, 16), bool), np.array([16, 16]), 1)
   run = lambda seed: generate(
-    config, tiny.VOCAB, params, task, np.zeros((2, 16), int), seed=seed, temperature=0
+    model, params, task, np.zeros((2, 16), int), Sampling(seed, temperature=0)
   )
   a, b = np.asarray(run(0).tokens_BxN), np.asarray(run(1).tokens_BxN)
   np.testing.assert_array_equal(a, b)
-  model = models.build(config, tiny.VOCAB)
   hidden = model.apply({'params': params}, jnp.asarray(a), order.left_to_right(16))
   best = model.apply({'params': params}, hidden, method='logits').argmax(-1)
   np.testing.assert_array_equal(best, a)
 
 
 def test_stop_cuts_at_the_first_stop_by_position():
-  config, params = small()
+  model, params = small()
   task = task_of(np.zeros((8, 16), bool), np.full(8, 16), 2)
   empty = np.zeros((8, 16), int)
-  free = generate(config, tiny.VOCAB, params, task, empty, seed=5)
-  stopped = generate(config, tiny.VOCAB, params, task, empty, seed=5, stop_token=2)
+  free = generate(model, params, task, empty, Sampling(seed=5))
+  stopped = generate(model, params, task, empty, Sampling(seed=5, stop=2))
   for row, length, full in zip(stopped.tokens_BxN, stopped.length_B, free.tokens_BxN, strict=True):
     expected = np.flatnonzero(np.asarray(full) == 2)
     expected = expected[0] if len(expected) else 16
@@ -130,21 +130,18 @@ def test_stop_cuts_at_the_first_stop_by_position():
 
 def test_stop_ends_early_only_when_nothing_is_missing_before_it():
   """Strided S=2 makes position 9 in step 2: a stop there must not end the batch, one at 1 must."""
-  config, params = small()
-  config_vocab = tiny.VOCAB
+  model, params = small()
   task = task_of(np.zeros((1, 16), bool), np.array([16]), 2)
-  free = generate(config, config_vocab, params, task, np.zeros((1, 16), int), seed=6)
+  free = generate(model, params, task, np.zeros((1, 16), int), Sampling(seed=6))
   text = np.asarray(free.tokens_BxN)[0]
   stop_first = generate(
-    config, config_vocab, params, task, np.zeros((1, 16), int), seed=6, stop_token=int(text[0])
+    model, params, task, np.zeros((1, 16), int), Sampling(seed=6, stop=int(text[0]))
   )
   assert int(stop_first.steps) == 1 and int(stop_first.length_B[0]) == 0
   # A token whose first occurrence, by position, is j needs the steps that fill positions 1..j+1.
   for token in set(text.tolist()) - {int(text[0])}:
     j = int(np.flatnonzero(text == token)[0])
-    stopped = generate(
-      config, config_vocab, params, task, np.zeros((1, 16), int), seed=6, stop_token=token
-    )
+    stopped = generate(model, params, task, np.zeros((1, 16), int), Sampling(seed=6, stop=token))
     assert int(stopped.length_B[0]) == j
     step_of = {p: s for s, p in enumerate([1, 9], 1)} | {
       p: 2 + (p - 1) % 8 for p in range(1, 17) if p not in (1, 9)
@@ -153,14 +150,14 @@ def test_stop_ends_early_only_when_nothing_is_missing_before_it():
 
 
 def test_a_stop_token_in_the_prompt_does_not_stop():
-  config, params = small()
+  model, params = small()
   given = np.zeros((1, 16), bool)
   given[0, :2] = True
   text = np.full((1, 16), 2)
-  free = generate(config, tiny.VOCAB, params, task_of(given, np.array([16]), 1), text, seed=1)
+  free = generate(model, params, task_of(given, np.array([16]), 1), text, Sampling(seed=1))
   tail = np.flatnonzero(np.asarray(free.tokens_BxN)[0, 2:] == 2)
   stopped = generate(
-    config, tiny.VOCAB, params, task_of(given, np.array([16]), 1), text, seed=1, stop_token=2
+    model, params, task_of(given, np.array([16]), 1), text, Sampling(seed=1, stop=2)
   )
   assert int(stopped.length_B[0]) == (2 + tail[0] if len(tail) else 16)
 
@@ -202,20 +199,19 @@ def test_draws_are_exact_in_the_tail():
 
 @pytest.mark.parametrize('bad', [{'temperature': -1.0}, {'top_p': 0.0}, {'top_p': 1.5}])
 def test_bad_settings_are_refused(bad):
-  config, params = small()
-  task = task_of(np.zeros((1, 16), bool), np.array([16]), 1)
-  with pytest.raises(ValueError, match='write'):
-    generate(config, tiny.VOCAB, params, task, np.zeros((1, 16), int), **bad)
+  ((name, value),) = bad.items()
+  with pytest.raises(UserError, match=f'{name} is {value}; write '):
+    Sampling(**bad)
 
 
 def test_streaming_tells_of_every_chunk_and_ends_with_the_same_texts():
-  config, params = small()
+  model, params = small()
   given, length = ragged()
   text = np.asarray(jax.random.randint(jax.random.key(0), (4, 16), 0, tiny.VOCAB))
-  arguments = config, tiny.VOCAB, params, task_of(given, length, 2), text
-  options = dict(seed=3, stop_token=2)
-  at_once = generate(*arguments, **options)
-  reports = list(stream(*arguments, chunk=3, **options))
+  sampling = Sampling(seed=3, stop=2)
+  arguments = model, params, task_of(given, length, 2), text, sampling
+  at_once = generate(*arguments)
+  reports = list(stream(*arguments, chunk=3))
   jax.tree.map(np.testing.assert_array_equal, reports[-1][0], at_once)
   assert [int(generated.steps) for generated, _ in reports[:-1]] == list(
     range(0, int(at_once.steps), 3)
@@ -234,12 +230,13 @@ def test_streaming_tells_of_every_chunk_and_ends_with_the_same_texts():
 @pytest.mark.parametrize('width', [1, 4])
 def test_kernels_take_caches_as_they_are(width):
   """Whole strips of keys, or every step would copy the caches to fill them up."""
-  config, params = small()
-  model = models.build(config, tiny.VOCAB)
-  task = shared_task(order.left_to_right(16), 2)
-  begin = lambda params: start(model, params, task, jnp.zeros((2, 16), int), 0, width)
+  model, params = small()
+  config = model.config
   with device.compiling_for(device.HOPPER):
-    caches = jax.eval_shape(begin, params).network.two_stream
+    task = task_of(np.zeros((2, 16), bool), np.full(2, 16), width)
+    begin = lambda network: start(network, plan_of(model, task), task, jnp.zeros((2, 16), int))
+    network = jax.eval_shape(functools.partial(prepare, model), params)
+    caches = jax.eval_shape(begin, network).network.two_stream
   assert caches
   for cache in caches:
     num_rows = cache.k.shape[1]
@@ -249,18 +246,16 @@ def test_kernels_take_caches_as_they_are(width):
 
 def test_caches_grow_with_the_text(monkeypatch):
   """Three sizes one after the other, and the texts of one size; another batch compiles anew."""
-  config, params = small()
+  model, params = small()
   run = lambda batch: generate(
-    config, tiny.VOCAB, params, task_of(np.zeros((batch, 16), bool), np.full(batch, 16), 2),
-    np.zeros((batch, 16), int), seed=5,
+    model, params, task_of(np.zeros((batch, 16), bool), np.full(batch, 16), 2),
+    np.zeros((batch, 16), int), Sampling(seed=5),
   )  # fmt: skip
   at_once = run(8)
-  monkeypatch.setattr(generate_module, 'ROOM', 8)
+  monkeypatch.setattr(cpu, 'ROOM', 8)
   rooms = []
-  grow = generate_module.with_room
-  monkeypatch.setattr(
-    generate_module, 'with_room', lambda state, room: rooms.append(room) or grow(state, room)
-  )
+  grow = cpu.with_room
+  monkeypatch.setattr(cpu, 'with_room', lambda state, room: rooms.append(room) or grow(state, room))
   growing = run(7)
   assert rooms == [8, 16, 24]
   np.testing.assert_array_equal(growing.tokens_BxN, at_once.tokens_BxN[:7])
@@ -270,16 +265,18 @@ def test_caches_grow_with_the_text(monkeypatch):
 @pytest.mark.parametrize(('family', 'streams'), [('ar', 1), ('armd', 1), ('armd', 2)])
 def test_no_product_of_a_single_row_on_a_gpu(family, streams):
   config = tiny.model_config(num_layers=2, family=family, attention='reference')
-  params = tiny.init(config)[1]
+  model, params = tiny.init(config)
   empty_1xN = np.zeros((1, tiny.NUM_SLOTS), np.int32)
   task = task_of(empty_1xN > 0, np.full(1, tiny.NUM_SLOTS), streams)
-  expected = generate(config, tiny.VOCAB, params, task, empty_1xN)
-  config = dataclasses.replace(config, attention='auto')
+  expected = generate(model, params, task, empty_1xN, Sampling())
+  model = model.clone(config=dataclasses.replace(config, attention='auto'))
+  both = task_of(np.zeros((2, tiny.NUM_SLOTS), bool), np.full(2, tiny.NUM_SLOTS), streams)
+  narrow = lambda task: plan_of(model, task).narrow
   jax.clear_caches()  # what was traced before would keep its form for a CPU
   with device.compiling_for(device.HOPPER):
-    lowered = generate_module.lower_generate(config, tiny.VOCAB, params, task)
-    found = generate(config, tiny.VOCAB, params, task, empty_1xN)
-    narrow = [generate_module.narrowest(batch) for batch in (1, 2)]
+    lowered = lower_generate(model, params, task)
+    found = generate(model, params, task, empty_1xN, Sampling())
+    assert [narrow(task), narrow(both)] == [2, 1]
   jax.clear_caches()
   pattern = r'dot_general .*, contracting_dims = \[(.*)\] x .*: \(tensor<(.*)xf32>, tensor<'
   rows = []
@@ -288,7 +285,7 @@ def test_no_product_of_a_single_row_on_a_gpu(family, streams):
     rows.append(math.prod(int(n) for i, n in enumerate(sizes.split('x')) if i not in inner))
   assert len(rows) >= 4 * config.num_layers
   assert min(rows) >= 2
-  assert narrow == [2, 1] and generate_module.narrowest(1) == 1
+  assert narrow(task) == 1
   # Of the same tokens in as many steps, up to rounding.
   np.testing.assert_array_equal(found.tokens_BxN, expected.tokens_BxN)
   assert found.steps == expected.steps

@@ -8,7 +8,7 @@ import numpy as np
 
 from armd_jax.data.tokenizers import ByteTokenizer
 from armd_jax.decode import live
-from armd_jax.decode.generate import Generated
+from armd_jax.decode.step import Generated
 
 TEXT = np.frombuffer(b'Once upon a time there was one. ', np.uint8).astype(np.int32)[None]
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
+from armd_jax import models
 from armd_jax.config import MeshConfig
 from armd_jax.errors import UserError
 from armd_jax.evaluation import last_word
@@ -58,7 +59,8 @@ def one_at_a_time(model, params):
 
 def score(config, params, passages, **options):
   mesh = sharding.make_mesh(MeshConfig())
-  batches = last_word.score(config, tiny.VOCAB, params, passages, mesh, batch_size=8, **options)
+  model = models.build(config, tiny.VOCAB)
+  batches = last_word.score(model, params, passages, mesh, batch_size=8, **options)
   return np.concatenate([*batches])
 
 

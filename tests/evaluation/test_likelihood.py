@@ -40,7 +40,7 @@ def network():
 def nll(params, protocol, texts=TEXTS, batch_size=27, **options):
   mesh = sharding.make_mesh(config_lib.MeshConfig())
   batches = likelihood.nll(
-    CONFIG, V, params, texts, protocol, mesh, batch_size=batch_size, **options
+    models.build(CONFIG, V), params, texts, protocol, mesh, batch_size=batch_size, **options
   )
   return np.concatenate([*batches])
 
@@ -107,7 +107,8 @@ def test_the_device_has_batches_before_it_while_results_are_read(network, monkey
 
   monkeypatch.setattr(likelihood, 'scorer', counting)
   mesh = sharding.make_mesh(config_lib.MeshConfig())
-  batches = likelihood.nll(CONFIG, V, params, TEXTS, likelihood.UNIFORM, mesh, batch_size=9)
+  model = models.build(CONFIG, V)
+  batches = likelihood.nll(model, params, TEXTS, likelihood.UNIFORM, mesh, batch_size=9)
   found = [(len(asked_for), next(batches)) for _ in range(9)]
   assert [count for count, _ in found] == [0, 3, 4, 5, 6, 7, 8, 9, 9]
   np.testing.assert_array_equal(
@@ -120,7 +121,7 @@ def test_the_device_has_batches_before_it_while_results_are_read(network, monkey
 
 @pytest.fixture(scope='module')
 def trained():
-  """(config, params, held-out windows): every letter is the one before or the next one of five."""
+  """(model, params, held-out windows): every letter is the one before or the next one of five."""
   raw = {
     'model': dict(
       length=8, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=32, dtype='float32', pe_dim=8,
@@ -149,16 +150,17 @@ def trained():
   state = params, optimizer.init(params)
   for i in range(120):
     state = step(state, jnp.array(windows_WxN[i % 8 * 64 : i % 8 * 64 + 64], jnp.int32))
-  return config, state[0], windows_WxN[512:]
+  return model, state[0], windows_WxN[512:]
 
 
 def test_the_any_order_bound_is_above_left_to_right_and_tightens(trained):
-  config, params, windows = trained
+  model, params, windows = trained
+  mesh = sharding.make_mesh(config_lib.MeshConfig())
   parts = [
     scores.Part(likelihood.LEFT_TO_RIGHT, windows),
     scores.Part(likelihood.UNIFORM, windows, orders=16),
   ]
-  exact, *found = scores.score(config, ByteTokenizer(), params, parts, batch_size=64)
+  exact, *found = scores.score(model, ByteTokenizer(), params, parts, mesh, batch_size=64)
   # The text's own: ln 5 for the first letter, ln 2 for each of the others.
   assert exact.nats_per_token == pytest.approx((np.log(5) + 7 * np.log(2)) / 8, rel=0.05)
   assert [s.orders for s in found] == [1, 2, 4, 8, 16]

@@ -7,9 +7,11 @@ import pytest
 import tiny
 
 from armd_jax import config as config_lib
+from armd_jax import models
 from armd_jax.data.tokenizers import ByteTokenizer
 from armd_jax.evaluation import journal as journal_lib
 from armd_jax.evaluation import last_word, likelihood, scores
+from armd_jax.parallel import sharding
 
 TOKENIZER = ByteTokenizer()
 RAW = {
@@ -17,6 +19,8 @@ RAW = {
   'order': {'rho': 2},
 }
 CONFIG = config_lib.parse(RAW)
+MODEL = models.build(CONFIG.model, TOKENIZER.vocab_size)
+MESH = sharding.make_mesh(CONFIG.mesh)
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +43,7 @@ def parts():
 
 
 def test_numbers_belong_together(params):
-  first, *others = scores.score(CONFIG, TOKENIZER, params, parts(), batch_size=4)
+  first, *others = scores.score(MODEL, TOKENIZER, params, parts(), MESH, batch_size=4)
   assert (first.text, first.name, first.kind) == ('One', 'left-to-right', 'exact')
   assert first.tokens == 7 * 8
   assert first.nats_per_byte == pytest.approx(first.nats_per_token * 8 / 7)  # EOS has no bytes
@@ -48,8 +52,8 @@ def test_numbers_belong_together(params):
   assert first.row()['perplexity'] == first.perplexity
   assert [(s.text, s.orders) for s in others] == [('Two', 1), ('Two', 2), ('Two', 4)]
   one_by_one = [
-    scores.score(CONFIG, TOKENIZER, params, [scores.Part(likelihood.LEFT_TO_RIGHT, w[None])])[0]
-    for w in windows()
+    scores.score(MODEL, TOKENIZER, params, [part], MESH)[0]
+    for part in (scores.Part(likelihood.LEFT_TO_RIGHT, w[None]) for w in windows())
   ]
   nats = np.array([s.nats_per_token for s in one_by_one])
   assert first.nats_per_token == pytest.approx(nats.mean(), rel=1e-5)
@@ -78,7 +82,7 @@ def crashing(path, after):
 @pytest.mark.parametrize('after', [0, 4, 7, 20])
 def test_goes_on_where_it_stopped(params, tmp_path, after):
   run = lambda journal: scores.score(
-    CONFIG, TOKENIZER, params, parts(), batch_size=4, seed=3, journal=journal
+    MODEL, TOKENIZER, params, parts(), MESH, batch_size=4, seed=3, journal=journal
   )
   expected = run(None)
   path = tmp_path / 'partial'
@@ -95,7 +99,7 @@ def test_last_words(params, tmp_path):
   rows = ['ab cd e', 'a bc', 'e f', 'd cba', 'b b']
   passages = last_word.passages(rows, TOKENIZER, CONFIG.model)
   run = lambda journal: scores.score_last_words(
-    CONFIG, TOKENIZER, params, passages, batch_size=2, journal=journal
+    MODEL, params, passages, MESH, batch_size=2, journal=journal
   )
   found = run(None)
   assert (found.passages, found.cut, found.accuracy) == (5, 0, 0)
@@ -106,7 +110,7 @@ def test_last_words(params, tmp_path):
 
 
 def test_model_fingerprint(params):
-  before = scores.model_fingerprint(params, CONFIG)
-  assert scores.model_fingerprint(params, CONFIG) == before
+  before = scores.model_fingerprint(params, MESH)
+  assert scores.model_fingerprint(params, MESH) == before
   changed = {**params, 'final_norm': {'scale': params['final_norm']['scale'].at[0].add(1e-6)}}
-  assert scores.model_fingerprint(changed, CONFIG) != before
+  assert scores.model_fingerprint(changed, MESH) != before

@@ -9,6 +9,7 @@ from tiny_gpt2 import N, V, arrays, reference, write
 
 from armd_jax import models
 from armd_jax.decode.generate import generate, task_of
+from armd_jax.decode.sampling import Sampling
 from armd_jax.errors import UserError
 from armd_jax.models import gpt2
 from armd_jax.models.vocabulary import BOS
@@ -71,8 +72,9 @@ def test_cached_decoding_is_the_same_model(loaded):
   given = np.zeros((2, N), bool)
   given[:, :2] = True
   found = generate(
-    config, V, params, task_of(given, np.full(2, N), 1), TOKENS[:2], temperature=0.0
-  ).tokens_BxN
+    models.build(config, V), params, task_of(given, np.full(2, N), 1), TOKENS[:2],
+    Sampling(temperature=0.0),
+  ).tokens_BxN  # fmt: skip
   for ids_N in np.asarray(found):
     best = reference(arrays(), np.append(V - 1, ids_N[:-1])).argmax(-1)
     np.testing.assert_array_equal(ids_N[2:], best[2:])

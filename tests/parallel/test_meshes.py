@@ -14,9 +14,11 @@ import tiny
 from parallel import test_axes
 
 from armd_jax import config as config_lib
-from armd_jax import training
+from armd_jax import models, training
 from armd_jax.decode import diffusion
 from armd_jax.decode.generate import generate, task_of
+from armd_jax.decode.sampling import Sampling
+from armd_jax.decode.state import Request
 from armd_jax.errors import UserError
 from armd_jax.evaluation import likelihood
 from armd_jax.hardware import device
@@ -228,7 +230,8 @@ def nats(mesh_sizes):
   params = jax.device_put(tiny.init(config)[1], sharding.tree_sharding(mesh, tiny.init(config)[1]))
   windows = np.random.default_rng(0).integers(0, tiny.VOCAB, (20, 16))
   protocols = likelihood.UNIFORM, *likelihood.strided_protocols(4)
-  run = lambda p: likelihood.nll(config, tiny.VOCAB, params, windows, p, mesh, batch_size=8)
+  model = models.build(config, tiny.VOCAB)
+  run = lambda p: likelihood.nll(model, params, windows, p, mesh, batch_size=8)
   return [np.concatenate(list(run(protocol))) for protocol in protocols]
 
 
@@ -241,7 +244,7 @@ def texts(mesh_sizes):
   """Tokens, lengths, steps and margins: a batch in step, and one of prompts, gaps and lengths."""
   config = tiny.model_config(num_kv_heads=2, vocab_multiple=8)
   mesh = on_mesh.mesh(mesh_sizes)
-  _, params = tiny.init(config)
+  model, params = tiny.init(config)
   params = jax.device_put(params, sharding.tree_sharding(mesh, params))
   text = np.random.default_rng(0).integers(0, tiny.VOCAB, (5, 16))
   empty, ragged = np.zeros((5, 16), bool), np.zeros((5, 16), bool)
@@ -252,7 +255,7 @@ def texts(mesh_sizes):
   for given, length in ((empty, np.full(5, 16)), (ragged, np.array([16, 16, 16, 11, 16]))):
     for streams in (1, 4):
       task = task_of(given, length, streams)
-      run = generate(config, tiny.VOCAB, params, task, text, seed=2, stop_token=3, mesh=mesh)
+      run = generate(model, params, task, text, Sampling(seed=2, stop=3), mesh=mesh)
       found.append(jax.device_get(run))
   return found
 
@@ -272,23 +275,14 @@ def denoised(mesh_sizes):
   """A diffusion baseline's bound of texts, and five texts it generates."""
   config = tiny.model_config(family='sedd', num_layers=1, vocab_multiple=8)
   mesh = on_mesh.mesh(mesh_sizes)
-  _, params = tiny.init(config)
+  model, params = tiny.init(config)
   params = jax.device_put(params, sharding.tree_sharding(mesh, params))
   text = np.random.default_rng(0).integers(0, tiny.VOCAB, (8, 16))
-  bound = likelihood.nll(config, tiny.VOCAB, params, text, likelihood.DENOISING, mesh, batch_size=8)
+  bound = likelihood.nll(model, params, text, likelihood.DENOISING, mesh, batch_size=8)
   given, length = text[:5] < 2, np.array([16, 16, 16, 11, 16])
-  run = diffusion.generate(
-    SEDD(),
-    config,
-    tiny.VOCAB,
-    params,
-    text[:5],
-    given,
-    length,
-    steps=6,
-    sampler='tweedie',
-    mesh=mesh,
-  )
+  plan = diffusion.plan_of(SEDD(), model, 6, 'tweedie', mesh)
+  request = Request(text[:5], given, length)
+  run = diffusion.generate(model, params, request, Sampling(), plan)
   return next(bound), jax.device_get(run)
 
 

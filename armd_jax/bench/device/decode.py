@@ -35,14 +35,14 @@ class Systems:
   def compiled(self, family: str, streams: int, batch: int):
     """The program that generates whole texts, and its `decode.System`."""
     system = self._by[family, streams]
-    slots = system.config.num_slots
+    slots = system.model.config.num_slots
     task = task_of(np.zeros((batch, slots), bool), np.full(batch, slots), streams)
-    return compile_generate(system.config, self.vocab_size, system.params, task), system
+    return compile_generate(system.model, system.network, task), system
 
 
 def measure(program, system: decode.System, batch: int, busy: int, dry: bool) -> dict:
   """Generates some batches; the numbers of a row."""
-  slots = system.config.num_slots
+  slots = system.model.config.num_slots
   tokens_BxN = np.zeros((batch, slots), np.int32)
   seconds, begin = [], time.perf_counter()
   most = MIN_TURNS if dry else TURNS
@@ -52,7 +52,7 @@ def measure(program, system: decode.System, batch: int, busy: int, dry: bool) ->
     seconds.append(time.perf_counter() - start)
   median = statistics.median(seconds[1:])
   steps = system.streams + slots // system.streams - 1
-  weights = sum(x.nbytes for x in jax.tree.leaves(system.params))
+  weights = sum(x.nbytes for x in jax.tree.leaves(system.network))
   chip = CHIPS.get(device.current().chip)
   return {
     'seconds': median,

@@ -1,25 +1,32 @@
-"""Matrices as a CPU multiplies them with few rows at the speed of its memory.
+"""What decoding does otherwise on CPUs, at the speed of their memory.
 
 XLA's products on CPUs copy a matrix before they multiply it with two rows or more, which takes
 longer than to read it. A product and a sum over the inner axis, which XLA makes one loop of, copy
 nothing, if the columns that the loop adds up at once lie side by side: in panels
 `[P, inner, PANEL]`. A step of decoding then costs little more than one read of the weights for up
 to eight rows (docs/decoding.md).
+
+Attention reads all keys that there is room for: caches have their heads first, and grow.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 from armd_jax.config import ModelConfig
-from armd_jax.decode import fused
-from armd_jax.hardware import device
+from armd_jax.decode.plan import Form, Plan
+from armd_jax.decode.state import CACHE_ROWS, DecodeState
+from armd_jax.models.layers import KVCache
 from armd_jax.models.vocabulary import Vocabulary
 
 Array = jax.Array
@@ -27,15 +34,97 @@ Array = jax.Array
 PANEL = 16  # columns: two vectors of eight floats
 MOST_ROWS = 64  # of a step: beyond, what multiplying costs hides the copy
 PARTS = 4  # that a single row is cut into, since XLA's loop is slow for one
+ROOM = 128  # rows by which caches grow, at least
 
 
-def serve(config: ModelConfig, rows: int) -> bool:
-  """Whether panels are faster here, for steps of so many rows."""
-  return device.current().platform == 'cpu' and config.dtype == 'float32' and rows <= MOST_ROWS
+@dataclasses.dataclass(frozen=True)
+class CPU(Form):
+  """Of CPUs; weights are arranged by `cut`."""
+
+  def for_steps(self, config: ModelConfig, rows: int) -> CPU:
+    return CPU(config.dtype == 'float32' and rows <= MOST_ROWS)
+
+  def arrange(self, params: Any) -> Any:
+    return cut(params)
+
+  def whole(self, params: Any) -> Any:
+    return whole(params)
+
+  def reading(self) -> contextlib.AbstractContextManager[None]:
+    return nn.intercept_methods(_apply)
+
+  def caches(self, empty: Any) -> Any:
+    return _map_caches(HeadsFirst.of, empty)
+
+  def run(
+    self, plan: Plan, start: Callable[[Plan], DecodeState], advance: Callable[..., DecodeState]
+  ) -> DecodeState:
+    rooms = _rooms(plan)
+    state = start(dataclasses.replace(plan, room=rooms[0]))
+    for room in rooms:
+      state = with_room(state, room)
+      is_full = lambda state, width, room=room: jnp.max(state.filled_B) + width > room
+      state = advance(plan, state, is_full)
+      # A loop per size: the heads, one row each, belong into the first.
+      plan = dataclasses.replace(plan, narrow=plan.width)
+    return state
+
+
+def _rooms(plan):
+  """Rows of the caches, one size after the other."""
+  first = plan.prefill + 2 * plan.width
+  step = max(ROOM, -(plan.room // 4) // CACHE_ROWS * -CACHE_ROWS)
+  return (*(room for room in range(step, plan.room, step) if room >= first), plan.room)
+
+
+def with_room(state: DecodeState, rows: int) -> DecodeState:
+  """The same state, its caches with room for so many rows."""
+  return state.replace(network=_map_caches(lambda cache: cache.with_room(rows), state.network))
+
+
+def _map_caches(function, tree):
+  is_cache = lambda x: isinstance(x, KVCache)
+  return jax.tree.map(lambda x: function(x) if is_cache(x) else x, tree, is_leaf=is_cache)
+
+
+@flax.struct.dataclass
+class HeadsFirst(KVCache):
+  """A cache as CPUs multiply it; they would turn whole caches around at every step otherwise.
+
+  Attributes:
+    k, v: `[B, G, K, D]`; `[G, K, D]` of a single sequence, whose axis XLA would drop by itself, and
+      then copy the caches at every step.
+  """
+
+  @classmethod
+  def of(cls, cache: KVCache) -> HeadsFirst:
+    turned = lambda x: x.swapaxes(1, 2) if len(x) > 1 else x[0].swapaxes(0, 1)
+    return cls(turned(cache.k), turned(cache.v))
+
+  def write(self, k_BxWxGxD: Array, v_BxWxGxD: Array, offset_B: Array) -> HeadsFirst:
+    def put(cache, rows_BxWxGxD):
+      rows = rows_BxWxGxD.swapaxes(1, 2)
+      rows = rows if cache.ndim == 4 else rows[0]
+      write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=-2)
+      if len(offset_B) == 1:
+        return write(cache, rows, offset_B[0])
+      return jax.vmap(write)(cache, rows, offset_B)
+
+    return self.replace(k=put(self.k, k_BxWxGxD), v=put(self.v, v_BxWxGxD))
+
+  def read(self) -> tuple[Array, Array]:
+    turned = lambda x: x.reshape(-1, *x.shape[-3:]).swapaxes(1, 2)
+    return turned(self.k), turned(self.v)
+
+  def with_room(self, rows: int) -> HeadsFirst:
+    """The same, with room for so many rows, or more."""
+    more = max(0, rows - self.k.shape[-2])
+    pad = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, more), (0, 0)])
+    return self.replace(k=pad(self.k), v=pad(self.v)) if more else self
 
 
 def cut(params: Any) -> Any:
-  """Parameters in `decoding_form` with `panels` in place of every kernel that can be cut into them,
+  """Unrolled parameters with `panels` in place of every kernel that can be cut into them,
   and beside the embedding, whose rows are looked up, too."""
   cut_ = {}
   for name, value in params.items():
@@ -56,8 +145,8 @@ def cut(params: Any) -> Any:
 
 
 def whole(params: Any) -> Any:
-  """What `cut` and `fused.fuse` return, as matrices again, for many rows."""
-  params, whole_ = fused.split(params), {}
+  """What `cut` returns, as matrices again."""
+  whole_ = {}
   for name, value in params.items():
     if isinstance(value, dict) and 'embedding' in value:
       value = {key: x for key, x in value.items() if key != 'panels'}
@@ -70,11 +159,6 @@ def whole(params: Any) -> Any:
       value = whole(value)
     whole_[name] = value
   return whole_
-
-
-def reading() -> contextlib.AbstractContextManager[None]:
-  """Networks applied inside it take parameters of any of these forms."""
-  return nn.intercept_methods(_apply)
 
 
 def product(x_RxI: Array, panels_PxIxC: Array) -> Array:

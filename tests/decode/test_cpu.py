@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tiny
 
-from armd_jax import models
-from armd_jax.decode import generate, panels
-from armd_jax.decode import state as decode_state
+from armd_jax.decode import cpu, generate
+from armd_jax.decode.network import Network
+from armd_jax.decode.plan import Form
 from armd_jax.hardware import device
 from armd_jax.order import left_to_right
 
@@ -18,9 +18,9 @@ from armd_jax.order import left_to_right
 def test_product(rows, inner):
   x_RxI = jax.random.normal(jax.random.key(0), (rows, inner))
   matrix_IxF = jax.random.normal(jax.random.key(1), (inner, 48))
-  cut = panels.cut({'up': {'kernel': matrix_IxF}})['up']['panels']
-  assert cut.shape == (3, inner, panels.PANEL)
-  np.testing.assert_allclose(panels.product(x_RxI, cut), x_RxI @ matrix_IxF, rtol=1e-5, atol=1e-5)
+  cut = cpu.cut({'up': {'kernel': matrix_IxF}})['up']['panels']
+  assert cut.shape == (3, inner, cpu.PANEL)
+  np.testing.assert_allclose(cpu.product(x_RxI, cut), x_RxI @ matrix_IxF, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('style', ['rope', 'gpt2'])
@@ -29,33 +29,37 @@ def test_networks_read_every_form(style, num_heads):
   config = tiny.model_config(
     num_layers=2, style=style, embed_dim=32, mlp_dim=32, vocab_multiple=16, num_heads=num_heads
   )
-  config, params = decode_state.decoding_form(config, tiny.init(config)[1])
-  params = jax.tree.map(lambda x: x + 0.1, params)  # biases, too
-  model, order = models.build(config, tiny.VOCAB), left_to_right(tiny.NUM_SLOTS)
+  network = Network.of(*tiny.init(config), Form())
+  params = jax.tree.map(lambda x: x + 0.1, network.params)  # biases, too
+  model, order = network.model, left_to_right(tiny.NUM_SLOTS)
   tokens_BxN = jnp.arange(2 * tiny.NUM_SLOTS).reshape(2, -1) % tiny.VOCAB
 
   @jax.jit
   def logits(params):
-    with panels.reading():
+    with cpu.CPU().reading():
       hidden_BxNxE = model.apply({'params': params}, tokens_BxN, order)
       return model.apply({'params': params}, hidden_BxNxE, method='logits')
 
-  cut = panels.cut(params)
+  cut = cpu.cut(params)
   names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(cut)}
   assert 'panels' in names and 'kernel' not in names
-  assert 'panels' in cut['vocabulary'] and 'panels' not in panels.whole(cut)['vocabulary']
+  assert 'panels' in cut['vocabulary'] and 'panels' not in cpu.whole(cut)['vocabulary']
   expected = logits(params)
-  for form in (cut, panels.whole(cut)):
+  for form in (cut, cpu.whole(cut)):
     np.testing.assert_allclose(logits(form), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_parameters_are_cut_for_few_rows_on_a_cpu_alone():
   config = tiny.model_config(num_layers=1, embed_dim=32)
-  params = tiny.init(config)[1]
-  is_cut = lambda params: any(
-    path[-1].key == 'panels' for path, _ in jax.tree_util.tree_leaves_with_path(params)
+  model, params = tiny.init(config)
+  is_cut = lambda network: any(
+    path[-1].key == 'panels' for path, _ in jax.tree_util.tree_leaves_with_path(network.params)
   )
-  assert is_cut(generate.prepare(config, params))
-  assert panels.serve(config, panels.MOST_ROWS) and not panels.serve(config, panels.MOST_ROWS + 1)
+  network = generate.prepare(model, params)
+  assert is_cut(network) and not is_cut(network.whole())
+  assert is_cut(Network.of(model, network, cpu.CPU(arranges=True)))
+  assert not is_cut(Network.of(model, network, cpu.CPU()))
+  assert cpu.CPU().for_steps(config, cpu.MOST_ROWS).arranges
+  assert not cpu.CPU().for_steps(config, cpu.MOST_ROWS + 1).arranges
   with device.compiling_for(device.HOPPER):
-    assert not panels.serve(config, 1)
+    assert not is_cut(generate.prepare(model, params))
