@@ -8,10 +8,17 @@ print(model.generate('Once upon a time', streams=4))
 from __future__ import annotations
 
 import pathlib
+import sys
 import typing
+
+from armd_jax.parallel import ends
 
 if typing.TYPE_CHECKING:
   from armd_jax.artifacts.loaded import Model
+
+# One of the programs is being started, and first imports for seconds.
+if sys.argv[:1] == ['-m'] and any(word.startswith('armd_jax.') for word in sys.orig_argv):
+  ends.leave_on_interrupt()
 
 
 def load(path: str | pathlib.Path) -> Model:

@@ -19,9 +19,9 @@ from absl import logging as absl_logging
 
 from armd_jax import flags
 from armd_jax.config import MeshConfig
-from armd_jax.errors import CRASHED, MetByAll, UserError
+from armd_jax.errors import CRASHED, USER_ERROR, MetByAll, UserError
 from armd_jax.files import paths, whole
-from armd_jax.parallel import ambient, distributed
+from armd_jax.parallel import ambient, distributed, ends
 
 
 def run(main: Callable[[flags.Options], None], options: type[flags.Options]) -> None:
@@ -39,6 +39,7 @@ def run(main: Callable[[flags.Options], None], options: type[flags.Options]) -> 
   logging.getLogger('absl').addFilter(lambda record: '/orbax/' not in record.pathname)
   sys.unraisablehook = _tell_unraisable
   ambient.settle()
+  ends.limit_interrupts()
 
   given = []
 
@@ -49,24 +50,20 @@ def run(main: Callable[[flags.Options], None], options: type[flags.Options]) -> 
 
   try:
     app.run(lambda _: main(*given), flags_parser=parse)
+  except KeyboardInterrupt:
+    ends.interrupted()
   except UserError as error:
-    # In this order: where there are no devices, nobody knows which process is the first.
-    if not isinstance(error, MetByAll) or distributed.is_first():
-      print(f'error: {error}', file=sys.stderr)
-    distributed.leave(1)
+    if isinstance(error, MetByAll) and distributed.own_number():
+      distributed.leave_after_another()
+    ends.leave(USER_ERROR, f'error: {error}')
   except Exception as error:
     if reason := _environment(error):
-      print(f'error: {reason}', file=sys.stderr)
-      distributed.leave(1)
-    if not jax.distributed.is_initialized():
-      raise
+      ends.leave(USER_ERROR, f'error: {reason}')
     traceback.print_exc()
-    print(
-      'error: this process failed, or lost another one; see what the first to end says, and start '
-      'all of them again to go on from the last checkpoint',
-      file=sys.stderr,
-    )
-    distributed.leave(CRASHED)
+    several = 'this process failed, or lost another one; see what the first to end says, and start '
+    several += 'all of them again to go on from the last checkpoint'
+    alone = 'this is a fault of the program itself; see the traceback above'
+    ends.leave(CRASHED, f'error: {several if jax.distributed.is_initialized() else alone}')
 
 
 def _environment(error: Exception) -> str | None:
@@ -115,6 +112,7 @@ class OnCluster:
       self.num_processes,
       self.process_id,
       self.devices_per_process,
+      distributed.shared_flags(vars(self)),
     )
     distributed.start(distributed.resolve(given, os.environ))
 

@@ -12,9 +12,12 @@ class MetByAll(UserError):
   """One that all processes of a job meet alike, so that the first one alone tells it."""
 
 
-# Exit codes beside 0 and the 1 of a UserError; launchers start the job again after both.
-STOPPED = 75  # told to stop by SIGTERM, and saved (EX_TEMPFAIL)
+USER_ERROR = 1  # exit code of a UserError
+
+# Other exit codes; launchers start the job again after the first two.
+STOPPED = 75  # told to stop by SIGTERM or Ctrl-C, and saved (EX_TEMPFAIL)
 CRASHED = 70  # an error of the program's own, another process lost, or a hung step (EX_SOFTWARE)
+INTERRUPTED = 130  # stopped by Ctrl-C, where there was nothing to save
 
 
 def sentence(error: BaseException) -> str:

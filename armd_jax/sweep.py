@@ -16,7 +16,6 @@ import dataclasses
 import importlib.util
 import pathlib
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 from armd_jax import cli
 from armd_jax.errors import UserError, sentence
 from armd_jax.flags import flag
+from armd_jax.parallel import ends
 
 
 def overrides_of(name: str) -> list[Mapping[str, Any]]:
@@ -101,7 +101,7 @@ def main(options: Options) -> None:
     print(shlex.join(command), flush=True)
     if options.dry_run:
       continue
-    code = subprocess.run(command).returncode
+    code = ends.run(command)
     if code:
       raise UserError(
         f'{shlex.join(command)} ended with code {code}; mend what it says, and give the same '

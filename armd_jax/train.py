@@ -1,7 +1,7 @@
 """Trains a model: `python -m armd_jax.train --config=experiments/quickstart.py --workdir=DIR`.
 
 The same command goes on from the last checkpoint, with the same data and randomness, as if the run
-had never stopped. SIGTERM saves, and ends it with exit code 75.
+had never stopped. SIGTERM and Ctrl-C save, and end it with exit code 75.
 """
 
 from __future__ import annotations

@@ -2,21 +2,22 @@
 
 A process of the job runs the user's command with flags of `armd_jax.parallel.distributed` added.
 How it ended is its exit code: 0, done; 1, an error that starting again would not mend; 75 (or 143
-before there is anything to save), told to stop by SIGTERM; anything else, a crash. Launchers start
-a job again after the latter two.
+before there is anything to save), told to stop by SIGTERM; 130, stopped by Ctrl-C; anything else, a
+crash. Launchers start a job again after 75, 143 and a crash.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from armd_jax.errors import STOPPED, UserError
+from armd_jax.errors import INTERRUPTED, STOPPED, UserError
 
 DONE, USER_ERROR = 0, 1
 TOLD_TO_STOP = (STOPPED, 128 + signal.SIGTERM)
@@ -55,12 +56,12 @@ def parser(description: str, platforms: Sequence[str]) -> argparse.ArgumentParse
     allow_abbrev=False,
   )
   add = result.add_argument
-  add('--processes', type=_at_least(1), required=True, help='processes of the job')
-  add('--devices-per-process', type=_at_least(1), required=True, help='devices that each one has')
+  add('--processes', type=at_least(1), required=True, help='processes of the job')
+  add('--devices-per-process', type=at_least(1), required=True, help='devices that each one has')
   add('--platform', choices=platforms, default=platforms[0], help='their kind')
   add('--name', default='armd', help='name of the job')
-  add('--max-restarts', type=_at_least(0), default=0, help='starts again after a crash')
-  add('--grace', type=_at_least(1), default=120, help='seconds to save in after SIGTERM')
+  add('--max-restarts', type=at_least(0), default=0, help='starts again after a crash')
+  add('--grace', type=at_least(1), default=120, help='seconds to save in after SIGTERM')
   add('--dry-run', action='store_true', help='print exactly what would run, and run nothing')
   add('command', nargs='*', help='what every process runs, after --')
   return result
@@ -71,7 +72,9 @@ class _Parser(argparse.ArgumentParser):
     raise UserError(f'{message}; see --help')
 
 
-def _at_least(least: int) -> Callable[[str], int]:
+def at_least(least: int) -> Callable[[str], int]:
+  """Reads a flag that is a whole number of at least this."""
+
   def read(text: str) -> int:
     if not text.isdecimal() or int(text) < least:
       raise argparse.ArgumentTypeError(f'{text!r} is no whole number of at least {least}')
@@ -84,7 +87,8 @@ def job(arguments: argparse.Namespace) -> Job:
   """The job that the flags describe.
 
   Raises:
-    UserError: no command, or a name that Slurm or Kubernetes would refuse.
+    UserError: no command, one that starts with no program, or a name that Slurm or Kubernetes
+      would refuse.
   """
   if not arguments.command:
     raise UserError('there is no command; write it after --, like -- python -m armd_jax.train ...')
@@ -92,6 +96,12 @@ def job(arguments: argparse.Namespace) -> Job:
     raise UserError(
       f'--name is {arguments.name!r}; write at most 40 lower case letters, digits and dashes, '
       'starting with a letter'
+    )
+  program = arguments.command[0]
+  if not program or program.startswith('-') or '=' in program:
+    raise UserError(
+      f'the command starts with {program!r}, which no shell takes for a program; write its path '
+      'after --'
     )
   fields = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Job)}
   return Job(**fields | {'command': tuple(arguments.command)})
@@ -128,9 +138,25 @@ def shell_line(command: Sequence[str], variables: dict[str, str]) -> str:
   return ' '.join([*(f'{k}={shlex.quote(v)}' for k, v in variables.items()), shlex.join(command)])
 
 
+def here_document(command: str, text: str) -> str:
+  """Lines of shell that give `text`, which ends with a newline, to a command's standard input."""
+  end = 'END'
+  while end in text.split('\n'):
+    end += '_'
+  return f"{command} <<'{end}'\n{text}{end}"
+
+
+def show(text: str) -> None:
+  """Prints what would run, byte by byte what was given, whatever the terminal's encoding."""
+  sys.stdout.buffer.write(os.fsencode(f'{text}\n'))
+  sys.stdout.flush()
+
+
 def starts_again(code: int, restarts: int, job: Job) -> bool:
   """Whether a job that ended with `code`, started again `restarts` times, is started once more."""
-  return code not in (DONE, USER_ERROR) and (code in TOLD_TO_STOP or restarts < job.max_restarts)
+  if code in (DONE, USER_ERROR, INTERRUPTED):
+    return False
+  return code in TOLD_TO_STOP or restarts < job.max_restarts
 
 
 def run(main: Callable[[Sequence[str]], int]) -> None:
@@ -140,3 +166,6 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(USER_ERROR)
+  except KeyboardInterrupt:
+    print('stopped by Ctrl-C', file=sys.stderr)
+    sys.exit(INTERRUPTED)

@@ -9,6 +9,7 @@ IMAGE is built from launch/Dockerfile. XPK lists, queues and deletes the job lik
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import subprocess
@@ -38,6 +39,13 @@ def main(arguments: Sequence[str]) -> int:
   add('--namespace', default='default', help='where the job lives')
   add('--queue', default='multislice-queue', help="Kueue's local queue; XPK's by default")
   parsed = parser.parse_args(arguments)
+  try:
+    '\n'.join([*parsed.command, *map(str, vars(parsed).values())]).encode()
+  except UnicodeEncodeError:
+    raise common.UserError(
+      'a flag or the command has bytes that are no UTF-8, which YAML cannot hold; give the files '
+      'other names'
+    ) from None
   text = yaml.safe_dump(
     manifest(
       common.job(parsed),
@@ -52,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     width=100,
   )
   if parsed.dry_run:
-    print(f"kubectl apply --filename=- <<'END'\n{text}END")
+    common.show(common.here_document('kubectl apply --filename=-', text))
     return common.DONE
   try:
     return subprocess.run(['kubectl', 'apply', '--filename=-'], input=text, text=True).returncode
@@ -148,12 +156,14 @@ def _check_nodes(job: common.Job, accelerator: str, topology: str) -> None:
 
 
 def _container(job: common.Job, image: str) -> dict[str, Any]:
+  # Kubernetes itself would fill in $(NAME), and take $$ for one dollar.
+  literal = dataclasses.replace(job, command=tuple(w.replace('$', '$$') for w in job.command))
   if job.platform == 'tpu':
-    command = common.on_cluster(job, 'gke')
+    command = common.on_cluster(literal, 'gke')
   else:
     first = f'{job.name}-{_REPLICATED_JOB}-0-0.{job.name}:{_PORT}'
     # Kubernetes gives the pods of an indexed job this variable, and fills it in.
-    command = common.explicit(job, first, '$(JOB_COMPLETION_INDEX)')
+    command = common.explicit(literal, first, '$(JOB_COMPLETION_INDEX)')
   variables = [{'name': k, 'value': v} for k, v in common.environment(job).items()]
   amount = {_RESOURCE[job.platform]: job.devices_per_process}
   return {

@@ -5,6 +5,7 @@
 
 Every line they print starts with the process's number. If one ends with an error, the others are
 ended too and its exit code is the job's. SIGTERM and Ctrl-C let them save; a second one does not.
+With this launcher end all of them, however it ended.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Sequence
 from typing import BinaryIO
 
 import common
 
+# Kills the process groups whose numbers it has read, once nobody can write to it any more.
+_GUARD = 'while read -r group; do all="$all -$group"; done; kill -9 $all'
 # Once a process has crashed the others cannot save; they get this long to say what they saw.
 _SECONDS_AFTER_A_CRASH = 5
 
@@ -28,15 +32,19 @@ _SECONDS_AFTER_A_CRASH = 5
 def main(arguments: Sequence[str]) -> int:
   """Runs the job, again after crashes; returns its exit code."""
   parser = common.parser(__doc__.splitlines()[0], ['cpu', 'gpu'])
-  parser.add_argument('--port', type=int, default=0, help='of process 0; 0 takes a free one')
+  parser.add_argument(
+    '--port', type=common.at_least(0), default=0, help='of process 0; 0 takes a free one'
+  )
   parsed = parser.parse_args(arguments)
+  if parsed.port >= 2**16:
+    raise common.UserError(f'--port is {parsed.port}; write one below {2**16}')
   job = common.job(parsed)
   restarts = 0
   while True:
     port = parsed.port or _free_port()
     processes = [_process(job, port, index) for index in range(job.processes)]
     if parsed.dry_run:
-      print(' &\n'.join([common.shell_line(*process) for process in processes]), '&\nwait')
+      common.show(' &\n'.join([common.shell_line(*p) for p in processes]) + ' &\nwait')
       return common.DONE
     code, told_to_stop = asyncio.run(_Running(job.grace).run(processes))
     if told_to_stop or not common.starts_again(code, restarts, job):
@@ -79,6 +87,14 @@ class _Running:
     for number in (signal.SIGINT, signal.SIGTERM):
       loop.add_signal_handler(number, self._on_signal, number)
     outputs = []
+    # A pipe closes however this process ends; its end would signal only those that it started.
+    guard = subprocess.Popen(
+      ['sh', '-c', _GUARD],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+      start_new_session=True,
+    )
     try:
       for index, (command, variables) in enumerate(commands):
         # A session of their own: the terminal's Ctrl-C comes to this process alone.
@@ -91,6 +107,8 @@ class _Running:
           start_new_session=True,
         )
         self._processes.append(process)
+        guard.stdin.write(f'{process.pid}\n'.encode())
+        guard.stdin.flush()
         if self._signals:  # they came while this one was being started
           self._send(signal.SIGTERM)
         prefix = f'[{index}] '.encode()
@@ -103,6 +121,9 @@ class _Running:
       ) from error
     finally:
       self._send(signal.SIGKILL)
+      guard.kill()  # rather than let it, when others may have got these numbers
+      guard.wait()
+      guard.stdin.close()
     await asyncio.gather(*outputs)
     if self._signals and self._signals[0] == signal.SIGINT:
       code = 128 + signal.SIGINT

@@ -9,6 +9,7 @@ time is up, on preemption and on `scontrol requeue` the job saves; it is then qu
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -32,10 +33,10 @@ def main(arguments: Sequence[str]) -> int:
     common.job(parsed), parsed.nodes, parsed.time, parsed.partition, parsed.sbatch
   )
   if parsed.dry_run:
-    print(f"sbatch <<'END'\n{script}END")
+    common.show(common.here_document('sbatch', script))
     return common.DONE
   try:
-    return subprocess.run(['sbatch'], input=script, text=True).returncode
+    return subprocess.run(['sbatch'], input=os.fsencode(script)).returncode
   except FileNotFoundError:
     raise common.UserError(
       'there is no sbatch here; run this on a login node of a Slurm cluster'
@@ -53,7 +54,7 @@ def batch_script(
     time, partition: of the job, or ''.
     options: more options of sbatch.
   Raises:
-    UserError: the nodes cannot share the processes.
+    UserError: the nodes cannot share the processes, or an option takes more than a line.
   """
   nodes = nodes or job.processes
   if nodes < 1 or job.processes % nodes:
@@ -75,8 +76,14 @@ def batch_script(
     f'--signal=TERM@{job.grace}',
     *options,
   ]
+  for option in all_options:
+    if not (option.startswith('-') and option.isprintable()):
+      raise common.UserError(
+        f'sbatch takes no {option!r}; write --time, --partition and --sbatch=--OPTION without line '
+        'breaks and control characters'
+      )
   variables = [f'export {k}={shlex.quote(v)}' for k, v in common.environment(job).items()]
-  head = [f'#SBATCH {option}' for option in all_options]
+  head = [f'#SBATCH {shlex.quote(option)}' for option in all_options]
   srun = f'srun --label --kill-on-bad-exit=0 --wait={_SECONDS_FOR_THE_OTHERS}'
   command = shlex.join(common.on_cluster(job, 'slurm'))
   return '\n'.join(['#!/bin/bash', *head, *variables, f'{srun} {command}', _end(job)])

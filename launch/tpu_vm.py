@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
   setup = setup_commands(job, where) if parsed.setup else []
   train = train_command(job, where)
   if parsed.dry_run:
-    print('\n'.join(map(shlex.join, [*setup, train])))
+    common.show('\n'.join(map(shlex.join, [*setup, train])))
     return common.DONE
   for command in setup:
     code = _call(command)

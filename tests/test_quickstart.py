@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from armd_jax import config as config_lib
-from armd_jax import evaluate, report, sample
+from armd_jax import evaluate, families, report, sample
 from armd_jax.artifacts import weights
 from armd_jax.decode import requests
 from armd_jax.decode.sampling import Sampling

@@ -70,12 +70,13 @@ class TrainingBatches(Iterator[Batch]):
 
 @contextlib.contextmanager
 def _shielded() -> Iterator[None]:
-  """Processes started inside never see SIGTERM; this one does afterwards.
+  """Processes started inside never see SIGTERM or SIGINT; this one does afterwards.
 
-  Slurm sends it to every process of a job, but the step that saves still needs its batch.
+  Slurm sends the one to every process of a job, a terminal the other, but the step that saves still
+  needs its batch.
   """
   resource_tracker.ensure_running()  # its start would end the block
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
   try:
     yield
   finally:

@@ -8,29 +8,39 @@ such processes.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
+import pathlib
+import re
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import clusters
+from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from armd_jax.errors import CRASHED, UserError, sentence
+from armd_jax.errors import CRASHED, USER_ERROR, MetByAll, UserError, sentence
+from armd_jax.parallel import ends, others
 
 # What each --cluster is called in jax, whose own detection reads the environment.
 _JAX_NAMES = {'slurm': 'slurm', 'tpu': 'gcetpu', 'gke': 'gketpu'}
 CLUSTERS = ('auto', 'none', *_JAX_NAMES)  # that --cluster names
 _SLURM_VARIABLES = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_LOCALID')
 _SHUTDOWN_SECONDS = 60
-_SECONDS_TO_TELL = 3
+_SECONDS_TO_TELL = 10
+# Flags that tell processes apart, or that the first one alone reads; --config is compared by what
+# it holds, where it is used.
+_OWN_FLAGS = ('cluster', 'coordinator', 'process_id', 'json')
+_PACKAGE = pathlib.Path(__file__).parents[1]
 
 T = TypeVar('T')
 
@@ -45,6 +55,7 @@ class Cluster:
     num_processes: processes of the job; 0: as many as the cluster says.
     process_id: this one, if explicit.
     devices_per_process: devices that every process must see; 0: any number.
+    flags: names and values of the program's flags, which all processes must share.
   """
 
   kind: str = 'none'
@@ -52,6 +63,13 @@ class Cluster:
   num_processes: int = 0
   process_id: int = -1
   devices_per_process: int = 0
+  flags: tuple[tuple[str, str], ...] = ()
+
+
+def shared_flags(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+  """Of all flags of a program, those that its processes must share, as `Cluster.flags`."""
+  own = lambda name: name in _OWN_FLAGS or name.partition('.')[0] == 'config'
+  return tuple((f'--{name}', str(value)) for name, value in sorted(values.items()) if not own(name))
 
 
 def resolve(given: Cluster, environment: Mapping[str, str]) -> Cluster:
@@ -64,8 +82,9 @@ def resolve(given: Cluster, environment: Mapping[str, str]) -> Cluster:
     UserError: the flags contradict each other or the environment.
   """
   if given.coordinator or given.process_id >= 0:
-    host, _, port = given.coordinator.rpartition(':')
-    if not (host and port.isdigit() and 0 <= given.process_id < given.num_processes):
+    is_address = re.fullmatch('.+:([0-9]{1,5})', given.coordinator)
+    is_port = is_address and 0 < int(is_address[1]) < 2**16
+    if not (is_port and 0 <= given.process_id < given.num_processes):
       raise UserError(
         f'--coordinator={given.coordinator} --num_processes={given.num_processes} '
         f'--process_id={given.process_id} name no process; write --coordinator=HOST:PORT and a '
@@ -97,22 +116,29 @@ def resolve(given: Cluster, environment: Mapping[str, str]) -> Cluster:
 
 
 def start(cluster: Cluster, timeout: int = 300) -> None:
-  """Joins the other processes, checks what each of them sees, and prints it once.
+  """Joins the other processes, checks what each of them is and sees, and prints it once.
 
   Call it before anything touches a device.
 
   Args:
     cluster: from `resolve`.
-    timeout: seconds to wait for the others.
+    timeout: seconds to wait for the others and for the devices.
   Raises:
-    UserError: on the first process at fault; the others exit with code 1. Where some never come,
-      all exit with code 70.
+    UserError: on the first process at fault; the others exit with code 1. Where the processes are
+      not those of one job, on all. Where some never come, all exit with code 70.
   """
-  if cluster.kind != 'none':
-    _join(cluster, timeout)
-  if reason := why_no_devices():
-    raise UserError(f'{_here(cluster)}: {reason}')
-  devices = jax.devices()
+  waits = _Waits(cluster, timeout)
+  try:
+    if cluster.kind != 'none':
+      _join(cluster, timeout, waits)
+    if reason := why_no_devices():
+      raise UserError(f'{_here(cluster)}: {reason}')
+    devices = jax.devices()
+    if jax.process_count() > 1:
+      agree('the code of armd_jax', {'sha256 of the package': package_sha256()})
+      agree('flags', dict(cluster.flags))
+  finally:
+    waits.close()
   processes = jax.process_count()
   if cluster.num_processes not in (0, processes):
     _refuse(
@@ -137,6 +163,37 @@ def start(cluster: Cluster, timeout: int = 300) -> None:
       print(table(hosts, devices), flush=True)
 
 
+class _Waits:
+  """Ends the process where it waits too long for the others or for its devices.
+
+  At their own time limits jax and its plugins abort the process, or have none.
+  """
+
+  def __init__(self, cluster: Cluster, seconds: int):
+    self._cluster, self._seconds = cluster, seconds
+    self.meeting: others.Meeting | None = None
+    self._timer = threading.Timer(seconds, self._give_up)
+    self._timer.daemon = True
+    self._timer.start()
+
+  def close(self) -> None:
+    self._timer.cancel()
+
+  def _give_up(self) -> None:
+    waited = f'error: {_here(self._cluster)} waited {self._seconds} s for'
+    if self._cluster.kind == 'none':
+      ends.leave(
+        CRASHED, f'{waited} the devices; end the program that has them, or check the driver'
+      )
+    missing = self.meeting.missing() if self.meeting else []
+    who = f' ({", ".join(map(str, missing))} did not come)' if missing else ''
+    ends.leave(
+      CRASHED,
+      f'{waited} the other processes{who}; check that all of them were started and can reach '
+      'process 0',
+    )
+
+
 def why_no_devices() -> str | None:
   """What keeps jax from its devices, and the fix; None where it has them. Starts them."""
   try:
@@ -153,45 +210,44 @@ def why_no_devices() -> str | None:
   return None
 
 
-def _join(cluster: Cluster, timeout: int) -> None:
-  explicit = cluster.kind == 'explicit'
+def _join(cluster: Cluster, timeout: int, waits: _Waits) -> None:
   local_devices = None
   if cluster.kind == 'slurm' and cluster.devices_per_process:
     # jax gives a Slurm task one GPU; here it takes its share of those that the node shows.
     first = int(os.environ['SLURM_LOCALID']) * cluster.devices_per_process
     local_devices = list(range(first, first + cluster.devices_per_process))
   jax.config.update('jax_enable_preemption_service', False)  # see StopNotice
-  # At its own time limit jax aborts the process, so this one ends first, with a sentence.
-  limit = threading.Timer(timeout, _give_up, (cluster, timeout))
-  limit.daemon = True
-  limit.start()
   try:
+    if cluster.kind == 'explicit':
+      found = cluster.coordinator, cluster.num_processes, cluster.process_id, local_devices
+    else:
+      # As jax would, but before it connects them.
+      given = os.environ.get('JAX_COORDINATOR_ADDRESS'), None, None, local_devices
+      found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        *given, _JAX_NAMES[cluster.kind], timeout
+      )
+    address, processes, process, local_devices = found
+    if None in (address, processes, process):
+      raise ValueError(f'jax finds no {cluster.kind} cluster here')
+    waits.meeting = others.Meeting(address, processes, process, _host())
+    waits.meeting.hold()
     jax.distributed.initialize(
-      coordinator_address=cluster.coordinator if explicit else None,
-      num_processes=cluster.num_processes if explicit else None,
-      process_id=cluster.process_id if explicit else None,
+      coordinator_address=address,
+      num_processes=processes,
+      process_id=process,
       local_device_ids=local_devices,
-      cluster_detection_method='deactivate' if explicit else _JAX_NAMES[cluster.kind],
+      cluster_detection_method='deactivate',
       initialization_timeout=timeout + 60,
       shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
     )
+  except UserError:
+    raise
   except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
     raise UserError(
       f'{_here(cluster)} cannot join the others: {sentence(error)}; check --cluster and the '
       'flags beside it'
     ) from error
-  finally:
-    limit.cancel()
-
-
-def _give_up(cluster: Cluster, timeout: int) -> None:
-  print(
-    f'error: {_here(cluster)} waited {timeout} s for the other processes; check that all of them '
-    'were started and can reach process 0',
-    file=sys.stderr,
-    flush=True,
-  )
-  os._exit(CRASHED)
+  others.Touch(_host())
 
 
 def _here(cluster: Cluster) -> str:
@@ -207,7 +263,7 @@ def _refuse(process: int, reason: str) -> None:
   """Ends all processes, each of which knows the reason; the one at fault tells it."""
   if jax.process_index() == process:
     raise UserError(reason)
-  _leave_after_another()
+  leave_after_another()
 
 
 def table(hosts: list[str], devices: list[jax.Device]) -> str:
@@ -226,6 +282,11 @@ def table(hosts: list[str], devices: list[jax.Device]) -> str:
   return '\n'.join('  '.join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
+def own_number() -> int:
+  """This process's number, which asks no device."""
+  return jax_distributed.global_state.process_id
+
+
 def is_first() -> bool:
   """Whether this process writes logs, pictures and config.json: one of a job does."""
   return jax.process_index() == 0
@@ -239,6 +300,54 @@ def gather_text(text: str) -> list[str]:
   bytes_100[: len(encoded)] = np.frombuffer(encoded, np.uint8)
   rows = np.atleast_2d(multihost_utils.process_allgather(bytes_100))
   return [row.tobytes().rstrip(b'\0').decode(errors='replace') for row in rows]
+
+
+def agree(what: str, facts: Mapping[str, Any]) -> None:
+  """Compares what must be the same on all processes, each of which must call it.
+
+  Args:
+    what: they are, for people.
+    facts: values by name, or such mappings of them, that have a text.
+  Raises:
+    MetByAll: processes differ; the first difference is named, with both values.
+  """
+  if jax.process_count() == 1:
+    return
+  encoded = json.dumps(_flat(facts)).encode()
+  digests = gather_text(hashlib.sha256(encoded).hexdigest())
+  other = next((p for p, digest in enumerate(digests) if digest != digests[0]), None)
+  if other is None:
+    return
+  lengths_P = multihost_utils.process_allgather(np.array(len(encoded)))
+  padded = np.zeros(lengths_P.max(), np.uint8)
+  padded[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+  rows = multihost_utils.process_allgather(padded)
+  first, second = (json.loads(rows[p, : lengths_P[p]].tobytes()) for p in (0, other))
+  name = next(name for name in [*first, *second] if first.get(name) != second.get(name))
+  values = (
+    f'{name} is {facts.get(name, "absent")} on process {p}'
+    for p, facts in ((0, first), (other, second))
+  )
+  raise MetByAll(
+    f'the processes differ in {what}: {" and ".join(values)}; start all of them with the same'
+  )
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
+  flat = {}
+  for name, value in facts.items():
+    inner = isinstance(value, Mapping)
+    flat |= _flat(value, f'{prefix}{name}.') if inner else {f'{prefix}{name}': str(value)}
+  return flat
+
+
+def package_sha256() -> str:
+  """Of the source files of this package, hex."""
+  digest = hashlib.sha256()
+  for path in sorted(_PACKAGE.rglob('*.py')):
+    digest.update(f'{path.relative_to(_PACKAGE)}\0'.encode())
+    digest.update(path.read_bytes())
+  return digest.hexdigest()
 
 
 def together(work: Callable[[], T]) -> T:
@@ -258,47 +367,51 @@ def together(work: Callable[[], T]) -> T:
     # wait for it in their next collective.
     failed_P = multihost_utils.process_allgather(np.array(error is not None))
     if failed_P.any() and jax.process_index() != np.argmax(failed_P):
-      _leave_after_another()
+      leave_after_another()
   if error is not None:
     raise error
   return result  # type: ignore[return-value]
 
 
-def _leave_after_another() -> None:
-  # The end of process 0 is that of all, so the one at fault gets the time to say what is wrong.
-  time.sleep(_SECONDS_TO_TELL)
-  leave(1)
-
-
-def leave(code: int) -> None:
-  """Exits with `code`; of several processes, without waiting for the others as jax would."""
-  if jax.distributed.is_initialized():
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-  sys.exit(code)
+def leave_after_another() -> NoReturn:
+  """Ends a process that has nothing to tell, as soon as the one at fault has told it."""
+  time.sleep(_SECONDS_TO_TELL)  # before which `others.Touch` ends it
+  ends.leave(USER_ERROR)
 
 
 class StopNotice:
-  """SIGTERM, which schedulers send before they take a machine away.
+  """SIGTERM, which schedulers send before they take a machine away, and Ctrl-C.
 
-  One process that gets it is enough: all of them learn of it, and stop after the same step.
+  One process that gets it is enough: all of them learn of it, and stop after the same step. A
+  second Ctrl-C is a KeyboardInterrupt; of a program of ours the end, see `ends`.
 
   Args:
     mesh: of the devices of all processes.
   """
 
   def __init__(self, mesh: Mesh):
-    self._noticed = False
-    self._previous = signal.signal(signal.SIGTERM, self._notice)
+    self._noticed: set[int] = set()
+    self._previous = {
+      number: signal.signal(number, self._notice)
+      for number in (signal.SIGTERM, signal.SIGINT)
+      # A command in the background does not hear of the terminal's Ctrl-C.
+      if signal.getsignal(number) is not signal.SIG_IGN
+    }
     # Not jax's own preemption service: it counts steps, and while orbax finishes a save in the
     # background it tells the service of an older one, after which a notice can be missed.
     self._devices = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
     self._asked = np.False_
 
-  def _notice(self, *_: Any) -> None:
-    self._noticed = True
+  def _notice(self, number: int, _: Any) -> None:
+    if number == signal.SIGINT in self._noticed:
+      raise KeyboardInterrupt
+    self._noticed.add(number)
+
+  @property
+  def cause(self) -> str:
+    """What to call the reason to stop, for people."""
+    return 'Ctrl-C' if signal.SIGINT in self._noticed else 'SIGTERM'
 
   def reached(self) -> bool:
     """Whether to save and stop; to be asked once a step, by every process.
@@ -307,12 +420,13 @@ class StopNotice:
     metrics, so that the devices never wait for the host.
     """
     if jax.process_count() == 1:
-      return self._noticed
-    local = np.full(len(self._devices.mesh.local_devices), self._noticed)
+      return bool(self._noticed)
+    local = np.full(len(self._devices.mesh.local_devices), bool(self._noticed))
     asked = jax.make_array_from_process_local_data(self._devices, local)
     agreed, self._asked = bool(self._asked), self._any(asked)
     return agreed
 
   def close(self) -> None:
-    """Gives SIGTERM back its former meaning."""
-    signal.signal(signal.SIGTERM, self._previous)
+    """Gives both signals back their former meaning."""
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)

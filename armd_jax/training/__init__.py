@@ -28,8 +28,8 @@ class TrainState:
 
   Attributes:
     step: int32 scalar, steps done.
-    skipped: int32 scalar, how many of them changed nothing else, since loss or gradient was not
-      finite.
+    skipped: int32 scalar, how many of them changed nothing else, since the loss, the gradient or
+      what they would have led to was not finite.
     params: float32.
     ema: float32, exponential moving average of params; what is evaluated and sampled from.
     opt_state: optax state.
@@ -146,15 +146,22 @@ def loss_and_gradients(
   return sums
 
 
+def _all_finite(tree: Any) -> Array:
+  return functools.reduce(
+    jnp.logical_and, [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
+  )
+
+
 def train_step(config: Config, vocab_size: int, mesh: Mesh):
   """The compiled step for a mesh: `step(state, text_BxN) -> (state, metrics)`.
 
-  The state is donated. A step whose loss or gradient is not finite only counts: the state moves on
-  to the next step's text and randomness, with the parameters it had.
+  The state is donated. A step whose loss, gradient, new parameters, averages or optimizer state are
+  not all finite only counts: the state moves on to the next step's text and randomness, with the
+  parameters it had.
 
   Metrics are float32 on the device: the scalars loss (nats per token), gradient_norm,
-  learning_rate, shuffled (k of this step, 0 once orders are strided) and skipped (steps so far
-  that only counted), and kinds_2xK of `loss_and_gradients`.
+  learning_rate, shuffled (k of this step, 0 once orders are strided), skipped (steps so far that
+  only counted) and finite (0 if this one did), and kinds_2xK of `loss_and_gradients`.
   """
   # How long to train and when to look does not change the step: one program serves all.
   return _train_step(config_lib.reset(config, 'host_only'), vocab_size, mesh)
@@ -171,11 +178,13 @@ def _train_step(config, vocab_size, mesh):
         config, vocab_size, state.params, state.step, text_BxN
       )
     gradient_norm = optax.tree.norm(gradients)
-    is_finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = ema_decay_at(config.optimizer, state.step)
     ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+    # An average of finite numbers is finite if its weights are, so that it need not be read.
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & jnp.isfinite(decay)
+    is_finite &= _all_finite((params, opt_state))
     skipped = state.skipped + 1 - is_finite
     new = TrainState(state.step + 1, skipped, params, ema, opt_state)
     counted = state.replace(step=new.step, skipped=skipped)
@@ -189,6 +198,7 @@ def _train_step(config, vocab_size, mesh):
       'learning_rate': learning_rate_at(config.optimizer)(state.step - state.skipped),
       'shuffled': shuffled,
       'skipped': skipped,
+      'finite': is_finite,
       'kinds_2xK': kinds_2xK,
     }
     metrics = {name: jnp.float32(value) for name, value in metrics.items()}

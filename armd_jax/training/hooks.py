@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import faulthandler
-import os
 import pathlib
 import sys
 import threading
@@ -21,7 +20,7 @@ from armd_jax.decode import requests
 from armd_jax.decode.sampling import Sampling
 from armd_jax.errors import CRASHED
 from armd_jax.evaluation import likelihood
-from armd_jax.parallel import distributed
+from armd_jax.parallel import distributed, ends
 from armd_jax.show.history import Record
 from armd_jax.training import TrainState
 
@@ -120,32 +119,31 @@ class Watchdog:
 
   Args:
     seconds: without progress; 0: for ever.
+    waits_for: what comes first, for people.
   """
 
-  def __init__(self, seconds: int):
+  def __init__(self, seconds: int, waits_for: str):
     self._seconds = seconds
-    self._progress = time.monotonic()
     self._closed = threading.Event()
+    self.progress(waits_for)
     if seconds:
       threading.Thread(target=self._watch, daemon=True).start()
 
-  def progress(self) -> None:
-    """Resets the timer."""
-    self._progress = time.monotonic()
+  def progress(self, waits_for: str) -> None:
+    """Resets the timer; `waits_for` names what comes next."""
+    self._last = time.monotonic(), waits_for
 
   def close(self) -> None:
     self._closed.set()
 
   def _watch(self) -> None:
     while not self._closed.wait(min(1.0, self._seconds / 4)):
-      if time.monotonic() - self._progress > self._seconds:
+      since, waits_for = self._last
+      if time.monotonic() - since > self._seconds:
         faulthandler.dump_traceback(sys.stderr)
-        print(
-          f'error: process {jax.process_index()} did not finish a step, an evaluation or a save '
-          f'in config.train.hang_seconds = {self._seconds}; its stacks are above; start the job '
-          'again to go on from the last checkpoint',
-          file=sys.stderr,
-          flush=True,
+        ends.leave(
+          CRASHED,
+          f'error: process {distributed.own_number()} waited for {waits_for} longer than '
+          f'config.train.hang_seconds = {self._seconds}; its stacks are above; start the job again '
+          'to go on from the last checkpoint',
         )
-        # No clean exit: that would wait for the threads that hang.
-        os._exit(CRASHED)

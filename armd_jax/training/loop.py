@@ -21,6 +21,8 @@ from armd_jax.show import columns, history
 from armd_jax.training import checkpoint, hooks, metrics
 from armd_jax.training import workdir as workdir_lib
 
+_READING = 'the text to be read and cut into tokens'
+
 
 @ambient.settled()
 def train(
@@ -41,17 +43,31 @@ def train(
     The state after the last step.
   Raises:
     UserError: bad config, text, or work directory; no space left; losses that are not finite.
-    SystemExit: with code 75, when SIGTERM came and the state was saved.
+    SystemExit: with code 75, when SIGTERM or Ctrl-C came and the state was saved.
   """
   workdir = workdir_lib.place(workdir)
+  # First, so that it is closed last: closing the others may hang, too.
+  with contextlib.closing(hooks.Watchdog(config.train.hang_seconds, _READING)) as watchdog:
+    return _train(config, workdir, corpus, overwrite, watchdog)
+
+
+def _train(
+  config: config_lib.Config,
+  workdir: pathlib.Path,
+  corpus: corpus_lib.Corpus | None,
+  overwrite: bool,
+  watchdog: hooks.Watchdog,
+) -> training.TrainState:
   with contextlib.ExitStack() as stack:
     enter, is_first = stack.enter_context, distributed.is_first()
     opened = lambda thing: enter(contextlib.closing(thing))
     held = lock.held(workdir / lock.FOLDER_LOCK, f'--workdir {workdir}')
     distributed.together(lambda: is_first and enter(held))
+    distributed.agree('the config', {'config': config_lib.to_dict(config)})
     corpus = corpus or distributed.together(
       lambda: corpus_lib.load(config.data, config.model.length)
     )
+    distributed.agree('the text', {f'sha256 of {corpus.description}': corpus.sha256})
     vocab_size = corpus.tokenizer.vocab_size
     mesh, (part, parts) = distributed.together(lambda: _mesh(config))
 
@@ -61,6 +77,7 @@ def train(
     kept = config.train.keep_last, config.train.keep_every, config.train.keep_best
     checkpoints = opened(checkpoint.Checkpoints(workdir, *kept))
     abstract = training.abstract_state(config, vocab_size, mesh)
+    watchdog.progress('the state to start from')
     # In this order, so that a job that is started again goes on where it was:
     # 1. this work directory's own checkpoint, with its place in the data;
     # 2. another run's, its step, optimizer and average included: fine-tuning goes on with them;
@@ -80,8 +97,7 @@ def train(
     distributed.together(lambda: is_new and enter(begun))
 
     # ----- what surrounds the steps, closed in reverse order
-    # First, so that it is closed last: closing the others may hang, too.
-    watchdog = opened(hooks.Watchdog(config.train.hang_seconds))
+    watchdog.progress('the first batch, or the step to compile')
     batches = opened(
       training_batches(
         corpus.train_WxN,
@@ -109,7 +125,7 @@ def train(
       state, step_metrics = step_fn(state, sharding.global_batch(mesh, batch.tokens_BxN))
       examples = (batch.index_B[0], batches.next_index - 1)  # as the first process sees them
       log.step(step, step_metrics, batches.input_seconds, examples)
-      watchdog.progress()
+      watchdog.progress('a step, an evaluation or a save')
       # Asked at every step, also by processes that got no signal: the answer is a collective.
       stop = notice.reached() and step < last_step
       due = [hook for hook in all_hooks if hook.is_due(step, last_step) and not stop]
@@ -124,19 +140,21 @@ def train(
         for hook in due:
           found |= (record := hook.run(state))
           log.record(step, record)
-          watchdog.progress()
+          watchdog.progress('an evaluation, a sample or a save')
         if save:
           # The loss counts among the best only if it was measured at this very step.
           arguments = step, state, batches.next_index, found.get('held_out')
           distributed.together(functools.partial(checkpoints.save, *arguments))
-          watchdog.progress()
+          watchdog.progress('a step')
       if stop:
         break
     distributed.together(checkpoints.wait)
 
   if step < last_step:
     if is_first:
-      print(f'stopped by SIGTERM; step {step} is saved, and the same command goes on from there')
+      print(
+        f'stopped by {notice.cause}; step {step} is saved, and the same command goes on from there'
+      )
     sys.exit(STOPPED)
   if is_first:
     _show(workdir, config)

@@ -246,7 +246,7 @@ class Log:
     values = jax.device_get(metrics)  # waits for the step
     now = time.perf_counter()
     done = {'values': values, 'input_seconds': input_seconds, 'examples': examples}
-    done['finite'] = bool(np.isfinite(values['loss']) and np.isfinite(values['gradient_norm']))
+    done['finite'] = bool(values['finite'])
     if self._since is not None:
       done['seconds'] = now - self._since
     self._since = now
@@ -258,8 +258,8 @@ class Log:
     self._not_finite = 0 if done['finite'] else self._not_finite + 1
     if self._not_finite >= self._config.train.max_not_finite:
       raise MetByAll(
-        f'loss or gradient was not finite in {self._not_finite} steps in a row, up to step {step}; '
-        'all were skipped, so checkpoints hold the last good parameters: lower '
+        f'loss, gradient or update was not finite in {self._not_finite} steps in a row, up to step '
+        f'{step}; all were skipped, so checkpoints hold the last good parameters: lower '
         'config.optimizer.learning_rate, or look at the text of the examples that '
         f'{self._workdir / "metrics.jsonl"} names'
       )

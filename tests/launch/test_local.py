@@ -63,6 +63,27 @@ def test_one_that_dies_ends_the_others_and_what_they_started(tmp_path, death, co
   assert not any(is_running(path) for path in tmp_path.iterdir())
 
 
+def test_a_launcher_that_is_killed_takes_all_with_it(tmp_path):
+  """The processes, which hear of no signal but SIGKILL, and what they started."""
+  script = (
+    f'trap "" TERM INT HUP; (trap "" TERM INT HUP; while :; do sleep 0.05; done) & '
+    f'echo $! > {tmp_path}/child$PROCESS; echo $$ > {tmp_path}/pid$PROCESS; '
+    'while :; do sleep 0.05; done'
+  )
+  process = subprocess.Popen(command(script, 2), stderr=subprocess.DEVNULL)
+  files = [tmp_path / f'{kind}{i}' for kind in ('child', 'pid') for i in range(2)]
+  for path in files:
+    wait_for(path)
+  time.sleep(0.5)
+  assert all(map(is_running, files))
+  process.kill()
+  process.wait()
+  deadline = time.time() + 5
+  while any(map(is_running, files)) and time.time() < deadline:
+    time.sleep(0.05)
+  assert not any(map(is_running, files))
+
+
 @pytest.mark.parametrize(
   ('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=['ctrl-c', 'sigterm']
 )

@@ -54,6 +54,9 @@ def test_kind_of_cluster(given, environment, kind):
   [
     (Cluster('slurm'), 'SLURM_JOB_ID is not set, .* start it with srun'),
     (Cluster('auto', 'host', 2, 0), 'write --coordinator=HOST:PORT'),
+    (Cluster('auto', 'host:0', 2, 0), 'write --coordinator=HOST:PORT'),
+    (Cluster('auto', 'host:65536', 2, 0), 'write --coordinator=HOST:PORT'),
+    (Cluster('auto', 'host:²', 2, 0), 'write --coordinator=HOST:PORT'),
     (Cluster('auto', 'host:1', 2, 2), 'a --process_id from 0 to --num_processes - 1'),
     (Cluster('auto', '', 2, 1), 'write --coordinator=HOST:PORT'),
     (Cluster('slurm', 'host:1', 2, 1), 'both say where the processes are; drop one'),
@@ -148,7 +151,10 @@ def test_devices_of_a_process_lie_side_by_side():
 # ----- one process that is told to stop
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+  ('number', 'name'), [(signal.SIGTERM, 'SIGTERM'), (signal.SIGINT, 'Ctrl-C')]
+)
+def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys, number, name):
   """Stopped after step 4, on which nothing else is due, and continued: the straight run's bits."""
   config = config_lib.parse(tiny_run.config(tmp_path))
   straight = loop.train(config, tmp_path / 'straight')
@@ -157,19 +163,153 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, monkeypatch, capsy
   def step_and_signal(self, step, *args):
     log_step(self, step, *args)
     if step == 4:
-      os.kill(os.getpid(), signal.SIGTERM)
+      os.kill(os.getpid(), number)
 
-  before = signal.getsignal(signal.SIGTERM)
+  before = signal.getsignal(number)
   with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
     patch.setattr(metrics.Log, 'step', step_and_signal)
     loop.train(config, tmp_path / 'run')
   assert stopped.value.code == 75
-  assert 'step 4 is saved' in capsys.readouterr().out
-  assert signal.getsignal(signal.SIGTERM) is before
+  assert f'stopped by {name}; step 4 is saved' in capsys.readouterr().out
+  assert signal.getsignal(number) is before
   assert checkpoint.Checkpoints(tmp_path / 'run').found() == [4]
   state = loop.train(config, tmp_path / 'run')
   jax.tree.map(np.testing.assert_array_equal, state, straight)
   assert tiny_run.losses(tmp_path / 'run') == tiny_run.losses(tmp_path / 'straight')
+
+
+def test_a_second_ctrl_c_is_an_interrupt():
+  notice = distributed.StopNotice(sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1]))
+  try:
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGINT)
+    assert notice.reached()
+    with pytest.raises(KeyboardInterrupt):
+      signal.raise_signal(signal.SIGINT)
+  finally:
+    notice.close()
+
+
+# ----- programs of two processes
+
+_JOB = """
+import os, signal, sys, time
+from armd_jax import cli
+from armd_jax.parallel import distributed
+from armd_jax.training import hooks
+
+def main():
+  distributed.start(distributed.Cluster('explicit', sys.argv[1], 2, me), timeout=200)
+  print('joined', flush=True)
+{body}
+
+me = int(sys.argv.pop())
+cli.run(main)
+"""
+
+
+def job(body):
+  """Runs two processes, each with its number as `me`; their exit codes, output and errors."""
+  body = '\n'.join(f'  {line}' for line in body.strip().splitlines())
+  address = f'127.0.0.1:{tiny_run.free_port()}'
+  script = _JOB.format(body=body).replace('sys.argv[1]', repr(address))
+  processes = [
+    subprocess.Popen(
+      [*tiny_run.PYTHON, '-c', script, str(me)],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      env=os.environ | tiny_run.VARIABLES | {'JAX_NUM_CPU_DEVICES': '1'},
+    )
+    for me in range(2)
+  ]
+  try:
+    return [(*process.communicate(timeout=300), process.returncode) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+
+
+def errors(text):
+  return [line for line in text.splitlines() if line.startswith('error: ')]
+
+
+def test_what_must_be_the_same_is_compared():
+  """Nested, long, and absent on one; equal facts are no difference."""
+  body = """
+distributed.agree('numbers', {'a': {'b': 1, 'c': (2, 3)}, 'long': 'x' * 1000})
+distributed.agree('the config', {'seed': 7, 'model': {'name': 'é' * 300, 'only': 1} if me else
+                                 {'name': 'é' * 301}})
+"""
+  (_, err, code), (_, other_err, other_code) = job(body)
+  assert code == other_code == 1
+  (line,) = errors(err)
+  assert 'Traceback' not in err + other_err and not errors(other_err)
+  assert line.startswith('error: the processes differ in the config: model.name is éé')
+  assert 'é on process 0 and model.name is é' in line and 'é on process 1; start all of' in line
+
+
+@pytest.mark.parametrize(('process', 'count'), [(0, 3), (1, 3)])
+def test_the_error_of_one_is_told_before_all_end(process, count):
+  """With one sentence and without an abort by jax, time after time."""
+  body = f"""
+from armd_jax.errors import UserError
+def work():
+  if me == {process}:
+    raise UserError('bad')
+distributed.together(work)
+"""
+  for _ in range(count):
+    found = job(body)
+    assert [code for *_, code in found] == [1, 1], found
+    assert [errors(err) for _, err, _ in found] == [
+      ['error: bad'] if me == process else [] for me in range(2)
+    ]
+    assert not any('Check failure' in err for _, err, _ in found)
+
+
+@pytest.mark.parametrize('lost', [0, 1])
+def test_a_process_that_crashes_ends_the_other(lost):
+  """By itself, so that it can tell."""
+  found = job(f"""
+if me == {lost}:
+  1 / 0
+time.sleep(200)
+""")
+  assert [code for *_, code in found] == [70, 70], found
+  assert 'ZeroDivisionError' in found[lost][1]
+  (line,) = errors(found[1 - lost][1])
+  assert f'process {lost} on ' in line and 'ended with exit code 70' in line
+
+
+def test_a_process_that_is_lost_ends_the_other_with_a_sentence():
+  """Killed, so that it tells nothing: jax aborts the other."""
+  found = job("""
+if me == 0:
+  os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(200)
+""")
+  assert [code for *_, code in found] == [-9, 70], found
+  (line,) = errors(found[1][1])
+  assert line.startswith('error: process 1 on ') and 'lost another one' in line
+
+
+@pytest.mark.parametrize('stopped', [0, 1])
+def test_a_process_that_is_stopped_ends_the_other_within_hang_seconds(stopped):
+  found = job(f"""
+watchdog = hooks.Watchdog(8, 'the state to start from')
+if me == {stopped}:
+  if not os.fork():  # which ends it after all
+    time.sleep(30)
+    os.kill(os.getppid(), signal.SIGKILL)
+    os._exit(0)
+  os.kill(os.getpid(), signal.SIGSTOP)
+distributed.gather_text('x')
+""")
+  assert found[stopped][2] == -9 and found[1 - stopped][2] == 70, found
+  (line,) = errors(found[1 - stopped][1])
+  assert 'waited for the state to start from longer than config.train.hang_seconds = 8' in line
 
 
 # ----- several processes
@@ -276,6 +416,18 @@ def test_an_error_of_one_process_ends_all_with_one_sentence(runs, tmp_path):
   assert done.returncode == 1
   errors = [line for line in done.stderr.splitlines() if 'error: ' in line]
   assert len(errors) == 1 and errors[0].startswith('[0] error: ') and 'config.seed' in errors[0]
+
+
+def test_processes_with_other_configs_are_told(runs, tmp_path):
+  """Before the text is read or the work directory made."""
+  train_command = tiny_run.train(runs / 'experiment.py', tmp_path / 'run')
+  script = 'case "$*" in *process_id=1*) set -- "$@" --config.seed=5;; esac; exec "$@"'
+  done = tiny_run.run(tiny_run.local(2, 2, ['sh', '-c', script, 'sh', *train_command]))
+  assert done.returncode == 1
+  (line,) = [line for line in done.stderr.splitlines() if 'error: ' in line]
+  assert line.startswith('[0] error: the processes differ in the config: ')
+  assert 'config.seed is 0 on process 0 and config.seed is 5 on process 1; start all' in line
+  assert not (tmp_path / 'run').exists()
 
 
 def test_processes_with_unequal_devices_are_told(runs, tmp_path):

@@ -43,10 +43,10 @@ def stuck_here():
   time.sleep(100)
 
 threading.Thread(target=stuck_elsewhere, daemon=True).start()
-watchdog = Watchdog(2)
+watchdog = Watchdog(2, 'the text')
 for _ in range(10):  # longer than it waits
   time.sleep(0.5)
-  watchdog.progress()
+  watchdog.progress('a step')
 print('still there', flush=True)
 if sys.argv[1] == 'hang':
   stuck_here()
@@ -62,9 +62,37 @@ def test_a_hang_ends_the_process_with_every_stack():
   assert done.stdout == 'still there\n'
   assert 'stuck_here' in done.stderr and 'stuck_elsewhere' in done.stderr
   (sentence,) = (line for line in done.stderr.splitlines() if line.startswith('error: '))
-  assert 'hang_seconds = 2' in sentence and 'start the job again' in sentence
+  assert 'process 0 waited for a step longer than config.train.hang_seconds = 2' in sentence
+  assert 'start the job again' in sentence
 
 
 def test_a_watchdog_that_is_closed_ends_nothing():
   done = subprocess.run([sys.executable, '-c', _HANGS, 'end'], capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+  ('module', 'name', 'waits_for'),
+  [
+    ('armd_jax.data.corpus', 'load', 'the text to be read'),
+    ('armd_jax.training', 'new_state', 'the state to start from'),
+    ('armd_jax.training.loop', 'training_batches', 'the first batch'),
+  ],
+)
+def test_training_is_watched_from_its_start(tmp_path, module, name, waits_for):
+  """Whatever part of it never returns; the step, which comes later, is in a drill."""
+  script = f"""
+import sys, time
+sys.path.insert(0, {str(tiny_run.ROOT / 'tests')!r})
+import importlib, pathlib, tiny_run
+from armd_jax import config
+from armd_jax.training import loop
+raw = tiny_run.config(pathlib.Path({str(tmp_path)!r}))
+raw.train.hang_seconds = 20 if {name!r} == 'training_batches' else 8
+setattr(importlib.import_module({module!r}), {name!r}, lambda *args, **more: time.sleep(1000))
+loop.train(config.parse(raw), {str(tmp_path / 'run')!r})
+"""
+  done = tiny_run.run([sys.executable, '-c', script])
+  assert done.returncode == 70
+  (sentence,) = (line for line in done.stderr.splitlines() if line.startswith('error: '))
+  assert f'process 0 waited for {waits_for}' in sentence and 'hang_seconds = ' in sentence

@@ -28,7 +28,8 @@ BATCH, SLOTS = 8, 16  # of small_config
 
 
 def step_metrics(loss, kinds=((0, 1.0, 0, 0), (0, 8, 0, 0)), **changes):
-  values = {'gradient_norm': 2.0, 'learning_rate': 1e-3, 'shuffled': 4.0, 'skipped': 0.0} | changes
+  values = {'gradient_norm': 2.0, 'learning_rate': 1e-3, 'shuffled': 4.0, 'skipped': 0.0}
+  values |= {'finite': np.float32(np.isfinite(loss))} | changes
   return {'loss': np.float32(loss), 'kinds_2xK': np.array(kinds, np.float32)} | values
 
 
@@ -115,7 +116,7 @@ def test_steps_that_are_not_finite_are_left_out_of_averages(tmp_path):
   assert 'loss_shuffled' not in second
 
 
-@pytest.mark.parametrize('bad', [{'loss': np.nan}, {'loss': 1.0, 'gradient_norm': np.inf}])
+@pytest.mark.parametrize('bad', [{'loss': np.nan}, {'loss': 1.0, 'finite': 0.0}])
 def test_too_many_in_a_row_end_the_run(tmp_path, bad):
   with log(tmp_path) as made:
     feed(made, range(1, 5), [np.nan, np.nan, 1.0, np.nan])  # never three in a row

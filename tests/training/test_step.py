@@ -170,6 +170,74 @@ def test_a_step_that_is_not_finite_only_counts(monkeypatch, poison):
   assert all(jax.tree.leaves(moved))
 
 
+def nothing_but_counters_moves(config):
+  """Three steps; returns the states and the last metrics."""
+  training._train_step.cache_clear()
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  step = training.train_step(config, tiny.VOCAB, mesh)
+  states = [training.new_state(config, tiny.VOCAB, mesh)]
+  for i in range(3):
+    text = jax.random.randint(jax.random.key(i), (8, 16), 0, tiny.VOCAB)
+    state, metrics = step(jax.tree.map(jnp.copy, states[-1]), text)
+    assert bool(metrics['finite']) == (state.skipped == states[-1].skipped)
+    if not metrics['finite']:
+      counted = states[-1].replace(step=state.step, skipped=state.skipped)
+      jax.tree.map(np.testing.assert_array_equal, state, counted)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+    states.append(state)
+  training._train_step.cache_clear()
+  return int(states[-1].skipped)
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'beta1': 1.0},
+    {'eps': np.nan},
+    {'clip_norm': np.nan},
+    {'weight_decay': 1e39},
+    {'ema_decay': np.nan},
+    {'eps': 0.0, 'clip_norm': 0.0},  # 0 / 0 in every element
+  ],
+  ids=str,
+)
+def test_an_update_that_is_not_finite_changes_nothing(change):
+  """Of numbers that no config file may hold: whatever reaches the step, the state stays finite."""
+  config = small_config(model__num_layers=1)
+  optimizer = dataclasses.replace(config.optimizer, **change)
+  assert nothing_but_counters_moves(dataclasses.replace(config, optimizer=optimizer)) == 3
+
+
+@pytest.mark.parametrize(
+  ('where', 'bad'), [('updates', np.nan), ('state', np.inf), ('one element', -np.inf)]
+)
+def test_an_optimizer_that_fails_once_is_passed_over(monkeypatch, where, bad):
+  """At its second update: that step only counts, the others move everything."""
+  genuine = training.make_optimizer
+
+  def failing(config):
+    inner = genuine(config)
+
+    def update(gradients, state, params):
+      inner_state, count = state
+      updates, inner_state = inner.update(gradients, inner_state, params)
+      poison = jnp.where(count == 1, bad, 0.0)
+      if where == 'updates':
+        updates = jax.tree.map(lambda x: x + poison, updates)
+      elif where == 'one element':
+        updates['bos'] = updates['bos'].at[3].add(poison)
+      else:
+        floats = lambda x: x + poison if jnp.issubdtype(x.dtype, jnp.floating) else x
+        inner_state = jax.tree.map(floats, inner_state)
+      return updates, (inner_state, count + 1)
+
+    return optax.GradientTransformation(lambda p: (inner.init(p), jnp.zeros((), jnp.int32)), update)
+
+  monkeypatch.setattr(training, 'make_optimizer', failing)
+  # Its count, too, is state, so that every later step meets the same failure.
+  assert nothing_but_counters_moves(small_config(model__num_layers=1)) == 2
+
+
 def test_recipe():
   config = OptimizerConfig(learning_rate=3e-4, warmup_steps=2500)
   rate = training.learning_rate_at(config)

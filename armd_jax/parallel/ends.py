@@ -1,0 +1,160 @@
+"""How a process ends: within seconds, whatever its threads still wait for.
+
+Python would first join every thread that is no daemon, and jax would wait for the other processes:
+orbax's threads wait five minutes for a folder that could not be made, and a process that has failed
+keeps all others from their barrier.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from armd_jax.errors import CRASHED, INTERRUPTED
+
+# From Ctrl-C to the end of a process whose main thread does not come out of its call, or whose
+# `finally` clauses wait.
+_SECONDS_TO_UNWIND = 5
+_BY_CTRL_C = 'stopped by Ctrl-C; the same command starts again, or goes on from what is saved'
+
+# Whoever holds it ends the process; it is never released. A signal's handler may take it twice.
+_ending = threading.RLock()
+_code: int | None = None
+_partings: list[Callable[[int], None]] = []
+_abort_handlers = []  # which C calls, and Python must not collect
+
+
+def before_leaving(part: Callable[[int], None]) -> None:
+  """Has `leave` call this with the exit code, last of all; it must return within seconds."""
+  _partings.append(part)
+
+
+def leave(code: int, sentence: str = '') -> NoReturn:
+  """Ends the process now, from any thread; of several calls the first counts.
+
+  Args:
+    code: the exit code.
+    sentence: printed to stderr.
+  """
+  global _code
+  _ending.acquire()
+  _code = code
+  try:
+    if sentence:
+      print(sentence, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for child in multiprocessing.active_children():
+      child.kill()
+    for part in _partings:
+      part(code)
+  finally:  # a closed pipe or a second Ctrl-C changes nothing: this is the end
+    os._exit(code)
+
+
+def leave_if_aborted(sentence: str) -> None:
+  """From now on an abort by a library, which would be a signal and a dump, is an end of ours.
+
+  jax's coordination client aborts the process, from a thread of its own, as soon as it learns that
+  another process is lost, and offers Python no other way to hear of it.
+
+  Args:
+    sentence: printed to stderr, unless the process is being ended already.
+  """
+
+  @ctypes.CFUNCTYPE(None, ctypes.c_int)
+  def handler(_):
+    if _code is None:
+      print(sentence, file=sys.stderr, flush=True)
+    os._exit(CRASHED if _code is None else _code)
+
+  _abort_handlers.append(handler)
+  # Python's own `signal` would only note the signal, after whose handler abort() ends the process.
+  libc = ctypes.CDLL(None)
+  libc.signal.restype = ctypes.c_void_p
+  libc.signal(int(signal.SIGABRT), handler)
+
+
+# ----- Ctrl-C
+
+
+def interrupted() -> NoReturn:
+  """Ends a process that Ctrl-C stopped, with its sentence."""
+  leave(INTERRUPTED, _BY_CTRL_C)
+
+
+def leave_on_interrupt() -> None:
+  """Has Ctrl-C end the process at once, as long as there is nothing to tidy up."""
+  if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: interrupted())
+
+
+def limit_interrupts() -> None:
+  """Ctrl-C is a KeyboardInterrupt again, which has seconds to unwind; a second one ends at once.
+
+  A main thread that computes or compiles hears of neither, so a thread of its own listens.
+  """
+  if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a command in the background
+    return
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  read, write = os.pipe()
+  os.set_blocking(write, False)
+  signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+  threading.Thread(target=_listen, args=(read,), daemon=True).start()
+
+
+def _listen(read: int) -> None:
+  interrupts = 0
+  while numbers := os.read(read, 64):
+    interrupts += numbers.count(signal.SIGINT)
+    if interrupts > 1:
+      interrupted()
+    # Where another handler is in place, the first one is its own: training saves.
+    if interrupts and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+      late = threading.Timer(_SECONDS_TO_UNWIND, interrupted)
+      late.daemon = True
+      late.start()
+
+
+def run(command: Sequence[str]) -> int:
+  """Runs a command to its end and returns its exit code; a signal that asks for the end of this
+  process is passed on once, and has effect here as soon as the command has saved and ended.
+
+  Raises:
+    KeyboardInterrupt: it was stopped by Ctrl-C.
+    SystemExit: by another signal.
+  """
+  # In a group of its own: a terminal's Ctrl-C would otherwise come to it a second time.
+  child = subprocess.Popen(command, process_group=0)
+  noticed = []
+
+  def pass_on(number, _):
+    noticed.append(number)
+    child.send_signal(number)
+
+  def kill(_):
+    if child.poll() is None:
+      os.killpg(child.pid, signal.SIGKILL)
+
+  numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+  heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+  previous = {number: signal.signal(number, pass_on) for number in heard}
+  _partings.append(kill)
+  try:
+    code = child.wait()
+  finally:
+    _partings.remove(kill)
+    for number, handler in previous.items():
+      signal.signal(number, handler)
+  if signal.SIGINT in noticed:
+    raise KeyboardInterrupt
+  if noticed:
+    sys.exit(128 + noticed[0])
+  return code

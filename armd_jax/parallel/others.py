@@ -1,0 +1,234 @@
+"""The other processes of a job: met before jax starts, told when this one fails, heard of when one
+of them does.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import socket
+import threading
+import time
+
+from jax._src import distributed as jax_distributed
+
+from armd_jax.errors import USER_ERROR, UserError
+from armd_jax.parallel import ends
+
+_SECONDS_TO_GREET = 2
+_SECONDS_FOR_LATE_ONES = 10  # to be told too that the job was refused
+_SECONDS_TO_PART = 5
+_SECONDS_TO_EXIT = 0.2  # from the last thing that a process does to its end
+_ENDED = 'armd_jax/ended'
+_MAX_BYTES = 2**16
+
+
+class Meeting:
+  """All processes of a job, before jax connects them.
+
+  jax ends with a signal and a stack dump where its port is in use, and where a process comes twice
+  or for a job of another size one of them aborts and the others wait for ever. So process 0 first
+  listens on that port itself, and the others tell it who they are.
+
+  Args:
+    address: HOST:PORT of process 0.
+    processes: of the job.
+    process: this one.
+    host: its machine, for people.
+  """
+
+  def __init__(self, address: str, processes: int, process: int, host: str):
+    name, _, port = address.rpartition(':')
+    self._address = name.strip('[]'), int(port)
+    self._processes, self._process, self._host = processes, process, host
+    self._met: dict[int, tuple[socket.socket, str]] = {}  # connection and host, by process
+
+  def missing(self) -> list[int]:
+    """Who has not come, as process 0 knows it."""
+    return sorted({*range(1, self._processes)} - {*self._met}) if self._process == 0 else []
+
+  def hold(self) -> None:
+    """Returns once all are there; waits for them without end.
+
+    Raises:
+      UserError: on all processes, if there are two of a number, or they disagree about how many
+        there are; on process 0, if its port is in use.
+    """
+    if self._process == 0:
+      self._receive()
+    else:
+      self._greet()
+
+  def _receive(self) -> None:
+    port = self._address[1]
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+      listener = socket.create_server(
+        ('', port), family=family, backlog=self._processes, dualstack_ipv6=both
+      )
+    except OSError as error:
+      raise UserError(
+        f'process 0 on {self._host} cannot listen on port {port} '
+        f'({os.strerror(error.errno)}); end what does, or give all processes another port'
+      ) from error
+    with listener:
+      while len(self._met) < self._processes - 1:  # of those that have not died meanwhile
+        if reason := self._accept(listener):
+          self._refuse(listener, reason)
+        self._met = {p: caller for p, caller in self._met.items() if _is_open(caller[0])}
+      for connection, _ in self._met.values():
+        _send(connection, {'refused': ''})
+        connection.close()
+
+  def _accept(self, listener: socket.socket) -> str:
+    """Hears who calls; returns why the job cannot be, if so."""
+    connection, _ = listener.accept()
+    hello = _receive_line(connection, _SECONDS_TO_GREET)
+    if not hello.keys() >= {'process', 'processes', 'host'}:  # a stranger
+      connection.close()
+      return ''
+    process, processes, host = hello['process'], hello['processes'], hello['host']
+    earlier = self._met.get(process)
+    reason = ''
+    if processes != self._processes:
+      reason = (
+        f'process {process} on {host} was started with --num_processes={processes}, process 0 on '
+        f'{self._host} with {self._processes}; give all the same'
+      )
+    elif earlier and _is_open(earlier[0]):
+      reason = (
+        f'two processes were started with --process_id={process}, on {earlier[1]} and on {host}; '
+        'give each one of its own'
+      )
+    # By the number of connections, so that a second one of a number is told of its refusal too.
+    self._met[len(self._met) + self._processes if reason else process] = connection, host
+    return reason
+
+  def _refuse(self, listener: socket.socket, reason: str) -> None:
+    deadline = time.monotonic() + _SECONDS_FOR_LATE_ONES
+    told = set()
+    while True:
+      for key, (connection, _) in self._met.items():
+        if key not in told:
+          _send(connection, {'refused': reason})
+      told |= self._met.keys()
+      listener.settimeout(max(deadline - time.monotonic(), 0.01))
+      if len(told) >= self._processes - 1:
+        break
+      try:
+        self._accept(listener)
+      except TimeoutError:
+        break
+    raise UserError(reason)
+
+  def _greet(self) -> None:
+    hello = {'process': self._process, 'processes': self._processes, 'host': self._host}
+    while True:
+      try:
+        with socket.create_connection(self._address, timeout=_SECONDS_TO_GREET) as connection:
+          _send(connection, hello)
+          answer = _receive_line(connection, None)
+      except OSError:  # process 0 is not there yet; `distributed.start` limits how long to wait
+        answer = {}
+      if answer.get('refused'):
+        raise UserError(answer['refused'])
+      if 'refused' in answer:
+        return
+      time.sleep(0.2)
+
+
+def _send(connection: socket.socket, message: dict[str, str | int]) -> None:
+  try:
+    connection.sendall(json.dumps(message).encode() + b'\n')
+  except OSError:  # it has ended; jax waits for it, and `distributed.start` limits that
+    return
+
+
+def _receive_line(connection: socket.socket, seconds: float | None) -> dict:
+  """A message; {} of one who speaks another language, or not at all."""
+  connection.settimeout(seconds)
+  try:
+    with connection.makefile('rb') as file:
+      message = json.loads(file.readline(_MAX_BYTES))
+  except (OSError, ValueError):
+    return {}
+  return message if isinstance(message, dict) else {}
+
+
+def _is_open(connection: socket.socket) -> bool:
+  connection.settimeout(0)
+  try:
+    return connection.recv(1, socket.MSG_PEEK) != b''
+  except BlockingIOError:
+    return True
+  except OSError:
+    return False
+
+
+class Touch:
+  """Has the end of one process, by an error, be that of all, each with its own sentence or none.
+
+  To be made once jax has connected them.
+
+  Args:
+    host: this process's, for people.
+  """
+
+  def __init__(self, host: str):
+    state = jax_distributed.global_state
+    self._client, self._process = state.client, state.process_id
+    self._processes, self._host = state.num_processes, host
+    self._closed = threading.Event()
+    self._listener = threading.Thread(target=self._listen, daemon=True)
+    ends.before_leaving(self._part)
+    ends.leave_if_aborted(
+      f'error: process {self._process} on {host} lost another one; see what the first to end says, '
+      'and start all of them again to go on from the last checkpoint'
+    )
+    # Before jax takes leave of the others, which is the end of its client.
+    atexit.register(self._close)
+    self._listener.start()
+
+  def _listen(self) -> None:
+    while not self._closed.wait(0.5):
+      try:
+        ended = self._client.key_value_dir_get(_ENDED)
+      except RuntimeError:  # process 0 is gone, which jax's own thread notices and ends this one
+        continue
+      for key, value in ended:
+        code, _, host = value.partition(' ')
+        if key.rpartition('/')[2] != str(self._process):
+          told = int(code) == USER_ERROR
+          process = key.rpartition('/')[2]
+          ends.leave(
+            int(code),
+            ''
+            if told
+            else f'error: process {process} on {host} ended with exit code {code}; see what it '
+            'says, and start all of them again to go on from the last checkpoint',
+          )
+
+  def _part(self, code: int) -> None:
+    # In a thread, since process 0 may have been stopped and never answer.
+    telling = threading.Thread(target=self._tell, args=(code,), daemon=True)
+    telling.start()
+    telling.join(_SECONDS_TO_PART)
+
+  def _tell(self, code: int) -> None:
+    deadline = time.monotonic() + _SECONDS_TO_PART
+    try:
+      self._client.key_value_set(f'{_ENDED}/{self._process}', f'{code} {self._host}', True)
+      # With process 0 ends what jax's clients are connected to, so it is the last to go.
+      for other in range(1, self._processes) if self._process == 0 else ():
+        left = max(deadline - time.monotonic(), 0.001)
+        self._client.blocking_key_value_get(f'{_ENDED}/{other}', int(1000 * left))
+      if self._process == 0:
+        time.sleep(_SECONDS_TO_EXIT)
+    except RuntimeError:  # one of them is lost, or too busy; there is nothing left to wait for
+      return
+
+  def _close(self) -> None:
+    self._closed.set()
+    self._listener.join()
