@@ -188,9 +188,11 @@ class DataConfig:
   """The text, its split and its tokens."""
 
   # A prepared corpus's folder, or a source as in armd_jax.data.sources.
-  source: str = field('stdlib', host_only=True, is_path=True)
+  source: str = field('stdlib', host_only=True, is_path=True, resumable=True)
   tokenizer: str = field('bytes', host_only=True)  # of armd_jax.data.tokenizers
   packing: str = one_of('joined', 'wrapped', host_only=True)  # see armd_jax.data.packing
+  # At rows without text: end, or leave them out.
+  bad_rows: str = one_of('stop', 'skip', host_only=True)
   # Share of the text's bytes held out, by document; none of a prepared corpus.
   held_out: float = field(0.05, above=0, below=1, host_only=True)
   workers: int = _of_loop(0, at_least=0, at_most=1024)  # processes that read ahead; 0: a thread

@@ -26,6 +26,7 @@ from armd_jax.evaluation import scores, suites
 from armd_jax.evaluation.journal import Journal
 from armd_jax.flags import flag
 from armd_jax.parallel import distributed, sharding
+from armd_jax.training import text as run_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,14 @@ def main(options: Options) -> None:
   given = {name: source for name, _, source in (text.partition('=') for text in options.texts)}
   task = distributed.together(
     lambda: suites.task_of(
-      options.suite, given, config, tokenizer, options.streams, options.orders, options.windows
+      options.suite,
+      given,
+      config,
+      tokenizer,
+      options.streams,
+      options.orders,
+      options.windows,
+      run_text.sha256_of(options.workdir),
     )
   )
   model = families.build(config.model, tokenizer.vocab_size)

@@ -15,6 +15,10 @@ from armd_jax.evaluation import judging
   [
     ('s.json', '{"texts": ["a b", "c"], "steps": 3}'),
     ('s.jsonl', '{"text": "a b"}\n{"text": "c"}\n'),
+    ('s.NDJSON', '{"text": "a b"}\r\n{"text": "c"}'),
+    ('s.json', '["a b", "c"]'),
+    ('s.csv', 'text\na b\nc\n'),
+    ('s.txt', 'a b\n\nc'),
   ],
 )
 def test_reads_what_sample_and_others_write(tmp_path, name, content):
@@ -22,14 +26,21 @@ def test_reads_what_sample_and_others_write(tmp_path, name, content):
   assert judging.read_texts(str(tmp_path / name)) == ['a b', 'c']
 
 
+def test_an_empty_sample_is_one(tmp_path):
+  (tmp_path / 's.jsonl').write_text('{"text": "a\u2028b"}\n{"text": ""}\n', 'utf-8')
+  assert judging.read_texts(str(tmp_path / 's.jsonl')) == ['a\u2028b', '']
+
+
 @pytest.mark.parametrize(
   ('name', 'content', 'sentence'),
   [
     ('absent.json', None, 'cannot be read'),
-    ('s.json', '{"texts": ', 'holds no texts; give what sample --json wrote'),
+    ('s.json', '{"texts": ', 's.json is no JSON'),
     ('s.json', '{"body": 1}', 'holds no texts; give what sample --json wrote'),
     ('s.json', '{"texts": []}', 'generate some'),
-    ('s.json', '{"texts": [1]}', 'generate some'),
+    ('s.json', '{"texts": [1]}', 'item 1 of .* is no text but a int'),
+    ('s.json', '{"texts": ["a", 1]}', 'item 2 of .* is no text but a int'),
+    ('s.jsonl', '{"text": "a"}\n{"text": null}', 'line 2 of .* has no text'),
     ('s.jsonl', '{"body": "x"}', 'holds no texts'),
   ],
 )

@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import pathlib
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from armd_jax import evaluate, families, report, sample
 from armd_jax.artifacts import weights
 from armd_jax.decode import requests
 from armd_jax.decode.sampling import Sampling
+from armd_jax.errors import UserError
 from armd_jax.parallel import sharding
 from armd_jax.show import replays
 from armd_jax.training.quickstart import quickstart
@@ -73,6 +75,18 @@ def test_a_second_call_goes_on_from_what_is_there(finished, capsys):
   again = quickstart(config, workdir)
   assert again['held_out'] == results['held_out']
   assert [s['text'] for s in again['generation']] == [s['text'] for s in results['generation']]
+
+
+def test_before_and_after_are_of_one_text(finished):
+  config, workdir, _ = finished
+  text = pathlib.Path(config.data.source)
+  words = text.read_text()
+  text.write_text(words.replace('alpha', 'aleph'))
+  try:
+    with pytest.raises(UserError, match='is of another text'):
+      quickstart(config, workdir)
+  finally:
+    text.write_text(words)
 
 
 def test_sample_goes_on_from_a_prompt(finished, tmp_path):

@@ -189,6 +189,17 @@ def test_the_second_in_a_work_directory_is_told_who_is_there(text, finished, tmp
   assert int(train(tiny_config(text, steps=41), workdir).step) == 41
 
 
+def test_another_text_is_refused_and_the_same_one_goes_on_elsewhere(text, finished, tmp_path):
+  workdir = copy(finished, tmp_path)
+  (tmp_path / 'other.txt').write_text(text.read_text().replace('alpha', 'aleph'))
+  (tmp_path / 'same.txt').write_text(text.read_text())
+  with pytest.raises(UserError, match=r'the run in .* is of another text .*other.txt'):
+    train(tiny_config(tmp_path / 'other.txt', steps=41), workdir)
+  assert int(final(workdir)[0].step) == 40
+  assert int(train(tiny_config(tmp_path / 'same.txt', steps=41), workdir).step) == 41
+  assert workdir_lib.read_config(workdir).data.source == str(tmp_path / 'same.txt')
+
+
 def test_longer_training_goes_on(text, finished, tmp_path):
   workdir = copy(finished, tmp_path)
   assert int(train(tiny_config(text, steps=41), workdir).step) == 41

@@ -68,9 +68,9 @@ def write(
     'streams': streams,
     'sha256': {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
   }
-  (folder / 'about.json').write_text(json.dumps(about, indent=2) + '\n')
-  script = pathlib.Path(stablehlo_run.__file__).read_text()
-  (folder / 'run.py').write_text(script)
+  (folder / 'about.json').write_text(json.dumps(about, indent=2) + '\n', encoding='utf-8')
+  script = pathlib.Path(stablehlo_run.__file__).read_text('utf-8')
+  (folder / 'run.py').write_text(script, encoding='utf-8')
 
 
 def _programs(config, vocab_size, params, first_token, streams, batch_size):

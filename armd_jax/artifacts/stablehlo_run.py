@@ -21,7 +21,7 @@ def main() -> None:
   parser.add_argument('--temperature', type=float, default=1.0)
   flags = parser.parse_args()
   here = pathlib.Path(__file__).parent
-  about = json.loads((here / 'about.json').read_text())
+  about = json.loads((here / 'about.json').read_text('utf-8'))
   for name, sha256 in about['sha256'].items():
     if hashlib.sha256((here / name).read_bytes()).hexdigest() != sha256:
       sys.exit(f'error: {name} is damaged; export again')

@@ -12,6 +12,7 @@ from armd_jax.data.packing import get_packing, pack
 from armd_jax.data.prepared import Prepared, is_prepared
 from armd_jax.data.sources import load_documents, split_documents
 from armd_jax.data.tokenizers import Tokenizer, get_tokenizer
+from armd_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Corpus:
       indexed (`prepared.Windows`); no document stands on both sides.
     tokenizer: what made the ids.
     description: where the text comes from, in words.
-    sha256: of the text, hex.
+    sha256: of the text, hex: the same wherever it is and whatever it is called. A run and every
+      number that was measured on the text store it; `check_same` compares.
   """
 
   train_WxN: np.ndarray | Sequence[np.ndarray]
@@ -51,7 +53,7 @@ def load(config: DataConfig, length: int) -> Corpus:
       description=prepared.description,
       sha256=prepared.sha256,
     )
-  documents = load_documents(config.source)
+  documents = load_documents(config.source, config.bad_rows)
   train_texts, held_out_texts = split_documents(documents, config.held_out)
   return Corpus(
     train_WxN=pack(train_texts, tokenizer, packing, 'the training text'),
@@ -60,3 +62,20 @@ def load(config: DataConfig, length: int) -> Corpus:
     description=documents.description,
     sha256=documents.sha256,
   )
+
+
+def check_same(then: str, corpus: Corpus, what: str) -> None:
+  """Refuses a text that is not the one it was.
+
+  Args:
+    then: `sha256` of the text that was read before.
+    corpus: the text as it is now.
+    what: what was made of it, such as 'the run in DIR'.
+  Raises:
+    UserError: it is another one.
+  """
+  if corpus.sha256 != then:
+    raise UserError(
+      f'{what} is of another text (sha256 {then[:16]}) than {corpus.description} is now (sha256 '
+      f'{corpus.sha256[:16]}); bring that text back, or train anew in another --workdir'
+    )

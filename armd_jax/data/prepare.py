@@ -4,8 +4,9 @@
   python -m armd_jax.data.prepare --source=tfds:lm1b --held_out_source=tfds:lm1b#test \\
                                   --tokenizer=bert-base-uncased --out=DIR
 
-The same command goes on where a stopped one was, and ends with the same bytes. Training takes the
-folder as its text: --config.data.source=DIR. What lies in it: `armd_jax.data.prepared`.
+The same command goes on where a stopped one was, and ends with the same bytes; so does one that
+names the same text in another place, while a text that has changed is refused. Training takes the
+folder as its text: --config.data.source=DIR. What is in it: `armd_jax.data.prepared`.
 """
 
 from __future__ import annotations
@@ -28,30 +29,21 @@ from array_record.python import array_record_module
 from etils import epath
 from tqdm import tqdm
 
-from armd_jax.data import prepared, sources, workers
+from armd_jax.data import parts as parts_lib
+from armd_jax.data import prepared, rows, sources, workers
 from armd_jax.data.packing import token_dtype
 from armd_jax.data.prepared import FORMAT, MANIFEST, RECORD_TOKENS, SIDES, UNFINISHED, Shard
-from armd_jax.data.readers import Span
 from armd_jax.data.tokenizers import Tokenizer, get_tokenizer
 from armd_jax.errors import UserError, sentence
 from armd_jax.flags import flag
 
 _MIB = 2**20
-_SPAN_BYTES = 16 * _MIB  # read at a time, which bounds a worker's memory
 _MOST_PARTS = 256  # training keeps every file open
 _PLAN = 'plan.json'
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-  """What one worker does at a time: some spans, into at most one file a side."""
-
-  spans: tuple[Span, ...]
-  side: str  # 'held_out', or 'train' with `held_out` of it taken out
-
-  @property
-  def num_bytes(self) -> int:
-    return sum(span.num_bytes for span in self.spans)
+# What may be otherwise when a preparation goes on, as long as the documents are the same.
+_PLACES = ('source', 'description', 'held_out_source', 'files')
+# Documents that are in no file, by the reason.
+_LEFT_OUT, _BAD, _ON_BOTH_SIDES = 'left_out', 'bad rows', 'held out as well'
 
 
 def prepare(
@@ -62,6 +54,7 @@ def prepare(
   column: str = '',
   held_out: float = 0.01,
   held_out_source: str = '',
+  bad_rows: str = 'stop',
   num_workers: int = 1,
   part_bytes: int = 8 * _MIB,
 ) -> dict[str, Any]:
@@ -71,9 +64,10 @@ def prepare(
     source: as in `armd_jax.data.sources`; tensorflow-datasets are downloaded if need be.
     tokenizer_name: as in `armd_jax.data.tokenizers`.
     out: the folder, local or `gs://`: new, empty, or holding this corpus, finished or not.
-    column: where jsonl, parquet and tensorflow-datasets hold the document.
+    column: where files with columns and tensorflow-datasets hold the document.
     held_out: share of the documents held out, chosen by their hashes.
-    held_out_source: a corpus to hold out instead.
+    held_out_source: a corpus to hold out instead; its documents are left out of `source`.
+    bad_rows: 'stop' or 'skip', what becomes of rows without text: see `armd_jax.data.rows`.
     num_workers: processes that tokenise; 1 is this one.
     part_bytes: least text in a file, in bytes; files are larger where there would be too many.
   Returns:
@@ -88,6 +82,7 @@ def prepare(
     raise UserError(f'--held_out is {held_out}; write a share between 0 and 1, like 0.01')
   if num_workers < 1:
     raise UserError(f'--workers is {num_workers}; write 1 or more')
+  on_bad = rows.on_bad(bad_rows)
   train = sources.open_source(source, column, prepare=True)
   opened = {'train': train}
   if held_out_source:
@@ -96,48 +91,40 @@ def prepare(
   parts = []
   for side, corpus in opened.items():
     size = max(part_bytes, -(-total // _MOST_PARTS))
-    parts += [Part(spans, side) for spans in _group(corpus.spans, size)]
+    parts += [parts_lib.Part(spans, side) for spans in parts_lib.group(corpus.spans, size)]
   plan = {
     'source': source,
     'description': train.description,
     'column': column,
     'held_out': held_out,
     'held_out_source': held_out_source,
+    'bad_rows': bad_rows,
     'tokenizer': tokenizer_name,
     'fingerprint': tokenizer.fingerprint,
-    'spans': hashlib.sha256(repr(parts).encode()).hexdigest(),
+    'spans': hashlib.sha256(repr([part.without_place() for part in parts]).encode()).hexdigest(),
+    'files': parts_lib.stamps(parts),
   }
   folder = epath.Path(out).expanduser()
   with _plain_errors(folder):
-    finished = _claim(folder, plan)
+    held_out_set = parts_lib.held_out_set(parts, bad_rows)
+    split = parts_lib.Split(held_out, held_out_set, on_bad)
+    finished = _claim(folder, plan, parts, split)
     if finished:
       return finished
-    _run(parts, folder, tokenizer_name, held_out, num_workers)
-    return _finish(folder, plan, len(parts))
+    _run(parts, folder, tokenizer_name, split, bad_rows, num_workers)
+    return _finish(folder, plan, parts)
 
 
-def _group(spans: Sequence[Span], part_bytes: int) -> Iterator[tuple[Span, ...]]:
-  """Neighbouring spans, together of about `part_bytes`."""
-  enough = 0.9 * part_bytes  # a span is a little shorter where the one before went on to a border
-  group = []
-  for whole in spans:
-    for span in whole.split(min(part_bytes, _SPAN_BYTES)):
-      group.append(span)
-      if sum(s.num_bytes for s in group) >= enough:
-        yield tuple(group)
-        group = []
-  if group:
-    yield tuple(group)
-
-
-def _claim(folder: epath.Path, plan: dict[str, Any]) -> dict[str, Any] | None:
+def _claim(
+  folder: epath.Path, plan: dict[str, Any], parts: Sequence[parts_lib.Part], split: parts_lib.Split
+) -> dict[str, Any] | None:
   """Makes the folder this plan's; the manifest if it is finished already."""
   there = None
   if (folder / MANIFEST).exists():
     prepared.Prepared(os.fspath(folder))  # says so if a file is missing
-    there = json.loads((folder / MANIFEST).read_text())
+    there = json.loads((folder / MANIFEST).read_text('utf-8'))
   elif (folder / UNFINISHED / _PLAN).exists():
-    there = {'plan': json.loads((folder / UNFINISHED / _PLAN).read_text())}
+    there = {'plan': json.loads((folder / UNFINISHED / _PLAN).read_text('utf-8'))}
   elif folder.exists() and any(path.name != UNFINISHED for path in folder.iterdir()):
     raise UserError(f'{folder} holds other files; give a new or an empty folder as --out')
   if there is None:
@@ -145,24 +132,40 @@ def _claim(folder: epath.Path, plan: dict[str, Any]) -> dict[str, Any] | None:
     _write_text(folder / UNFINISHED / _PLAN, json.dumps(plan, indent=2))
     return None
   for name, value in plan.items():
-    if there['plan'].get(name) != value:
+    if there['plan'].get(name) != value and name not in _PLACES:
       if name == 'spans':
-        raise UserError(
-          f'the files of {plan["source"]!r} are not those that {folder} was prepared from; use '
-          'another --out'
-        )
+        raise _other_text(plan, folder)
       old = there['plan'].get(name)
       raise UserError(
         f'{folder} was prepared with {name} {old!r}, not {value!r}; use another --out'
       )
+  if there['plan'].get('files') != plan['files']:
+    if not parts_lib.is_same_text(folder, there, parts, split):
+      raise _other_text(plan, folder)
+    there['plan'] = plan
+    is_finished = 'shards' in there
+    path = folder / MANIFEST if is_finished else folder / UNFINISHED / _PLAN
+    _write_text(path, json.dumps(there if is_finished else plan, indent=2) + '\n')
   return there if 'shards' in there else None
 
 
+def _other_text(plan: dict[str, Any], folder: epath.Path) -> UserError:
+  return UserError(
+    f'the files of {plan["source"]!r} are not those that {folder} was prepared from; use another '
+    '--out'
+  )
+
+
 def _run(
-  parts: Sequence[Part], folder: epath.Path, tokenizer_name: str, held_out: float, num_workers: int
+  parts: Sequence[parts_lib.Part],
+  folder: epath.Path,
+  tokenizer_name: str,
+  split: parts_lib.Split,
+  bad_rows: str,
+  num_workers: int,
 ) -> None:
   """Writes the files of all parts that have none yet."""
-  missing = [i for i in range(len(parts)) if not _is_done(folder, i)]
+  missing = [i for i in range(len(parts)) if not parts_lib.is_done(folder, i)]
   sizes = [part.num_bytes for part in parts]
   bar = tqdm(
     total=sum(sizes),
@@ -171,10 +174,11 @@ def _run(
     unit_scale=True,
     desc='prepare',
   )
-  job = lambda i: (parts[i], i, os.fspath(folder), held_out)
+  job = lambda i: (parts[i], i, os.fspath(folder))
+  worker = tokenizer_name, split.held_out, split.held_out_set, bad_rows
   with bar:
     if num_workers == 1:
-      _start_worker(tokenizer_name)
+      _start_worker(*worker)
       for i in missing:
         _write_part(*job(i))
         bar.update(sizes[i])
@@ -183,7 +187,7 @@ def _run(
       min(num_workers, max(1, len(missing))),
       multiprocessing.get_context('spawn'),
       _start_worker,
-      (tokenizer_name, True),
+      (*worker, True),
     )
     try:
       running = {pool.submit(_write_part, *job(i)): i for i in missing}
@@ -199,34 +203,44 @@ def _run(
       pool.shutdown(cancel_futures=True)
 
 
-_tokenizer: Tokenizer  # of a worker process, which builds it once
+_tokenizer: Tokenizer  # of a worker process, which builds both once
+_split: parts_lib.Split
 
 
-def _start_worker(tokenizer_name: str, is_process: bool = False) -> None:
-  global _tokenizer
+def _start_worker(
+  tokenizer_name: str,
+  held_out: float,
+  held_out_set: frozenset[bytes],
+  bad_rows: str,
+  is_process: bool = False,
+) -> None:
+  global _tokenizer, _split
   os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # a worker is one core
   if is_process:
     workers.exit_with_parent()
   _tokenizer = get_tokenizer(tokenizer_name)
+  _split = parts_lib.Split(held_out, held_out_set, rows.on_bad(bad_rows))
 
 
-def _write_part(part: Part, number: int, out: str, held_out: float) -> None:
+def _write_part(part: parts_lib.Part, number: int, out: str) -> None:
   """Writes the files of a part, then the note that they are whole."""
   folder = epath.Path(out)
   with _plain_errors(folder), _scratch(folder) as scratch:
-    writers = {side: _Writer(scratch / f'{side}-{number:05}.array_record') for side in SIDES}
-    for span in part.spans:
-      for text in span.documents():
-        digest = sources.hash_of(text)
-        is_held_out = part.side == 'held_out' or sources.is_held_out(digest, held_out)
-        writers['held_out' if is_held_out else 'train'].add(text, digest)
-    shards = {}
+    writers = {side: _Writer(scratch / parts_lib.file_name(side, number)) for side in SIDES}
+    on_both_sides, bad_before = 0, getattr(_split.on_bad, 'count', 0)
+    for side, text, digest in _split.documents(part):
+      if side:
+        writers[side].add(text, digest)
+      else:
+        on_both_sides += 1
+    bad = getattr(_split.on_bad, 'count', 0) - bad_before
+    shards = {_LEFT_OUT: {_BAD: bad, _ON_BOTH_SIDES: on_both_sides}}
     for side, writer in writers.items():
       shard = writer.close()
       if shard.tokens:
         _move(scratch / shard.file, folder / shard.file)
         shards[side] = dataclasses.asdict(shard)
-    _write_text(_note(folder, number), json.dumps(shards))
+    _write_text(parts_lib.note_path(folder, number), json.dumps(shards))
 
 
 class _Writer:
@@ -272,14 +286,27 @@ class _Writer:
     )
 
 
-def _finish(folder: epath.Path, plan: dict[str, Any], num_parts: int) -> dict[str, Any]:
+def _finish(
+  folder: epath.Path, plan: dict[str, Any], parts: Sequence[parts_lib.Part]
+) -> dict[str, Any]:
   """Writes the manifest out of the notes of all parts, which it replaces."""
-  notes = [json.loads(_note(folder, i).read_text()) for i in range(num_parts)]
+  if parts_lib.stamps(parts) != plan['files']:
+    raise UserError(
+      f'the files of {plan["source"]!r} have changed while they were read; leave them as they are, '
+      'and use another --out'
+    )
+  notes = [json.loads(parts_lib.note_path(folder, i).read_text('utf-8')) for i in range(len(parts))]
   shards = {side: [note[side] for note in notes if side in note] for side in SIDES}
   everything = [shard for side in SIDES for shard in shards[side]]
   if not everything:
     raise UserError(f'the text {plan["source"]!r} is empty; give one with documents in it')
-  digest = hashlib.sha256(''.join(shard['text_sha256'] for shard in everything).encode())
+  if plan['held_out_source'] and not shards['train']:
+    raise UserError(
+      f'every document of {plan["source"]!r} is in {plan["held_out_source"]!r} as well; give '
+      'another --source or --held_out_source'
+    )
+  hashes = {side: [shard['text_sha256'] for shard in shards[side]] for side in SIDES}
+  digest = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode())
   totals = {
     side: {
       name: sum(shard[name] for shard in shards[side])
@@ -292,26 +319,14 @@ def _finish(folder: epath.Path, plan: dict[str, Any], num_parts: int) -> dict[st
     'plan': plan,
     'text_sha256': digest.hexdigest(),
     'totals': totals,
+    _LEFT_OUT: {
+      reason: sum(note[_LEFT_OUT][reason] for note in notes) for reason in (_BAD, _ON_BOTH_SIDES)
+    },
     'shards': shards,
   }
   _write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + '\n')
   (folder / UNFINISHED).rmtree()
   return manifest
-
-
-def _note(folder: epath.Path, number: int) -> epath.Path:
-  return folder / UNFINISHED / f'part-{number:05}.json'
-
-
-def _is_done(folder: epath.Path, number: int) -> bool:
-  note = _note(folder, number)
-  if not note.exists():
-    return False
-  for shard in json.loads(note.read_text()).values():
-    path = folder / shard['file']
-    if not path.exists() or path.stat().length != shard['num_bytes']:
-      return False
-  return True
 
 
 @contextlib.contextmanager
@@ -336,7 +351,7 @@ def _write_text(target: epath.Path, text: str) -> None:
     dir=None if '://' in os.fspath(target) else target.parent
   ) as name:
     part = pathlib.Path(name) / target.name
-    part.write_text(text)
+    part.write_text(text, encoding='utf-8')
     _move(part, target)
 
 
@@ -362,6 +377,9 @@ def _report(manifest: dict[str, Any], out: str) -> None:
       f'{side:9} {total["documents"]:,} documents, {total["text_bytes"]:,} bytes of text, '
       f'{total["tokens"]:,} tokens, {len(manifest["shards"][side])} files'
     )
+  for reason, count in manifest[_LEFT_OUT].items():
+    if count:
+      print(f'left out  {count:,} documents: {reason}')
   print(f'tokenizer {plan["tokenizer"]}, {plan["fingerprint"][:16]}')
   print(f'text      sha256 {manifest["text_sha256"][:16]}')
   print(f'Train with --config.data.source={out} --config.data.tokenizer={plan["tokenizer"]}')
@@ -372,9 +390,12 @@ class Options:
   source: str = flag('The corpus: stdlib, tfds:NAME or a path or glob.')
   tokenizer: str = flag('bytes, gpt2 or bert-base-uncased.')
   out: str = flag('Folder of the prepared corpus.')
-  column: str = flag('Where jsonl, parquet and tfds hold the document.', '')
+  column: str = flag('Where tables and tfds hold the document.', '')
   held_out: float = flag('Share of the documents held out.', 0.01)
   held_out_source: str = flag('A corpus held out instead.', '')
+  bad_rows: str = flag(
+    'At rows without text: end, or leave them out.', 'stop', choices=rows.BAD_ROWS
+  )
   workers: int = flag('Processes that tokenise.', os.cpu_count())
 
 
@@ -386,6 +407,7 @@ def main(options: Options) -> None:
     column=options.column,
     held_out=options.held_out,
     held_out_source=options.held_out_source,
+    bad_rows=options.bad_rows,
     num_workers=options.workers,
   )
   _report(manifest, options.out)

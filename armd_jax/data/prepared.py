@@ -81,7 +81,7 @@ class Prepared:
     """
     self._folder = epath.Path(folder).expanduser()
     try:
-      self.manifest = json.loads((self._folder / MANIFEST).read_text())
+      self.manifest = json.loads((self._folder / MANIFEST).read_text('utf-8'))
     except FileNotFoundError:
       raise UserError(
         f'the preparation of {folder} is not finished; run the same armd_jax.data.prepare command '

@@ -4,7 +4,7 @@ A source is written as one of
 
   stdlib                     real English that needs no download: the prose inside CPython
   tfds:NAME, tfds:NAME#SPLIT a tensorflow-datasets set: tfds:lm1b#test, tfds:c4/en, tfds:pg19
-  PATH                       files of text, .jsonl or .parquet: a path or glob, local or gs://
+  PATH                       files of text, JSON, CSV or parquet: a path or glob, local or gs://
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from collections.abc import Iterable, Sequence
 
 from etils import epath
 
-from armd_jax.data import readers, stdlib_text, tfds_reader
+from armd_jax.data import readers, rows, stdlib_text, tfds_reader
+from armd_jax.data.text_files import TextSpan
 from armd_jax.errors import UserError
 
 STDLIB = 'stdlib'
@@ -70,8 +71,8 @@ def open_source(source: str, column: str = '', prepare: bool = False) -> Source:
     source: as at the top of this file; in a path `~` and `**` are understood and files are read in
       sorted order. Documents of a text file are separated by blank lines; a file without two of
       them has one document a line instead, and the description says so.
-    column: where jsonl, parquet and tensorflow-datasets hold the document; '': 'text' if there is
-      one, else the only one that holds text.
+    column: where files with columns and tensorflow-datasets hold the document; '': 'text' if there
+      is one, else the only one that holds text.
     prepare: download and prepare a tensorflow-datasets set that is not there.
   Raises:
     UserError: no such file, set, split or column.
@@ -88,16 +89,18 @@ def open_source(source: str, column: str = '', prepare: bool = False) -> Source:
   return Source(spans, f'{files}: {_rule(spans)}')
 
 
-def load_documents(source: str) -> Documents:
+def load_documents(source: str, bad_rows: str = 'stop') -> Documents:
   """Reads a corpus into memory.
 
   Args:
     source: as in `open_source`; 'stdlib' is about 2 MB, it varies with the version of Python.
+    bad_rows: 'stop' or 'skip', what becomes of rows without text: see `armd_jax.data.rows`.
   Raises:
     UserError: as `open_source`, and: not readable, nothing in it, or only one document.
   """
   opened = open_source(source)
-  texts = [text for span in opened.spans for text in span.documents()]
+  on_bad = rows.on_bad(bad_rows)
+  texts = [text for span in opened.spans for text in span.documents(on_bad)]
   if not texts:
     raise UserError(f'the text {source!r} is empty; give a file with at least two documents')
   if len(texts) == 1:
@@ -162,13 +165,12 @@ def is_held_out(digest: bytes, held_out_fraction: float) -> bool:
 
 def _rule(spans: Iterable[readers.Span]) -> str:
   """How the documents of files are told apart, in words."""
-  of_text = [span.by_line for span in spans if isinstance(span, readers.TextSpan)]
-  columns = {
-    span.column  # type: ignore[attr-defined]
-    for span in spans
-    if not isinstance(span, readers.TextSpan)
-  }
-  rules = [f'column {", ".join(map(repr, sorted(columns)))}'] if columns else []
+  of_text = [span.by_line for span in spans if isinstance(span, TextSpan)]
+  tables = [span for span in spans if not isinstance(span, TextSpan)]
+  columns = sorted({column for span in tables for column in span.columns})
+  rules = [f'column {", ".join(map(repr, columns))}'] if columns else []
+  if not all(span.columns for span in tables):
+    rules.append('one document an item')
   if of_text and not any(of_text):
     rules.append('documents separated by blank lines')
   elif of_text and all(of_text):
@@ -188,6 +190,8 @@ def _match(source: str) -> list[str]:
     example = os.path.join(source, '*.txt')
     raise UserError(f'the text {source!r} is a directory; name its files, such as {example!r}')
   if path.exists():  # before globbing: a file's name may hold a bracket
+    if '://' not in pattern and not os.path.isfile(pattern):
+      raise UserError(f'the text {source!r} is a pipe or a device; write it to a file first')
     return [pattern]
   if '://' in pattern:
     fixed = path

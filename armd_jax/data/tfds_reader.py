@@ -13,7 +13,8 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from armd_jax.data.readers import pick_column
+from armd_jax.data import rows
+from armd_jax.data.rows import OnBad, pick_column
 from armd_jax.errors import UserError, sentence
 
 # tensorflow-datasets whose documents stand in a column of another name, beside other columns.
@@ -31,21 +32,27 @@ class TfdsSpan:
   column: str
   num_bytes: int
 
-  def documents(self) -> Iterator[str]:
-    return (text for text in self.texts() if text.strip())
+  def documents(self, on_bad: OnBad = rows.stop) -> Iterator[str]:
+    return (text for text in self.texts(on_bad) if text.strip())
 
-  def texts(self) -> Iterator[str]:
+  def texts(self, on_bad: OnBad = rows.stop) -> Iterator[str]:
     """The column of every example, blank ones too."""
     examples = _examples(self.name, self.split_name)
     for index in range(self.begin, self.end):
       try:
-        text = examples[index][self.column].decode('utf-8')
+        data = examples[index][self.column]
       except Exception as error:  # whatever the C++ library raises for damaged files
         raise UserError(
           f'example {index} of {self.name!r} cannot be read ({sentence(error)}); delete '
           f'{_builder(self.name).data_dir} and prepare the set anew'
         ) from error
-      yield text
+      try:
+        text = data.decode('utf-8')
+      except UnicodeDecodeError:
+        problem = f'example {index} of {self.name!r} is not UTF-8'
+        on_bad(lambda p=problem: (p, 'prepare the set from other text'))
+      else:
+        yield text
 
   def split(self, num_bytes: int) -> Sequence[TfdsSpan]:
     count = self.end - self.begin

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Protocol
 
 import numpy as np
@@ -92,6 +93,11 @@ class ByteTokenizer:
     return ''.join(text.decode('utf-8', 'replace') for text in texts)
 
 
+# All that the \\s of GPT-2's pattern takes, in lengths that tiktoken's stack may not hold.
+_SPACE = '[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]'
+_LONG_SPACE = re.compile(_SPACE + '{1000,}')
+
+
 class Gpt2Tokenizer:
   """The byte-pair encoding of GPT-2: 50,256 pieces and EOS, `<|endoftext|>`; lossless.
 
@@ -128,7 +134,14 @@ class Gpt2Tokenizer:
     self.fingerprint = _fingerprint(r50k_pat_str, *table)
 
   def encode(self, text: str) -> np.ndarray:
-    return np.array(self._bpe.encode_ordinary(text), np.int32)
+    ids, begin = [], 0
+    for space in _LONG_SPACE.finditer(text):
+      # The pattern leaves the last one to what follows, if anything does; the others are a piece.
+      end = space.end() - (space.end() < len(text))
+      ids += self._bpe.encode_ordinary(text[begin : space.start()])
+      ids += self._bpe.encode_ordinary(text[space.start() : end])
+      begin = end
+    return np.array(ids + self._bpe.encode_ordinary(text[begin:]), np.int32)
 
   def decode(self, ids: np.ndarray) -> str:
     """The text of ids, int [N]: EOS becomes '', each malformed UTF-8 sequence U+FFFD."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from armd_jax import models
+from armd_jax.data import vocabularies
 from armd_jax.data.tokenizers import get_tokenizer, vocab_size
 from armd_jax.errors import UserError, sentence
 from armd_jax.evaluation import quality
@@ -23,6 +25,8 @@ from armd_jax.order import left_to_right
 Array = jax.Array
 
 _TOKENS_AT_ONCE = 8192  # of padded windows
+# Vocabularies of other kinds than GPT-2's, which only a tokenizer.json can be made of.
+_OTHER_VOCABULARIES = ('vocab.txt', 'spiece.model', 'sentencepiece.bpe.model', 'tokenizer.model')
 _LOSS_CHUNK = 64  # positions per window whose logits exist at once
 
 
@@ -65,7 +69,8 @@ class Gpt2Judge:
     return min(self.context, max(16, 1 << (length - 1).bit_length()))
 
 
-def _encoder(folder, size):
+def _encoder(folder: pathlib.Path, size: int) -> Callable[[str], np.ndarray]:
+  """From a text to ids, all of it and nothing else; refuses files that it would not use."""
   path = folder / 'tokenizer.json'
   if path.exists():
     import tokenizers
@@ -74,17 +79,49 @@ def _encoder(folder, size):
       found = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises Exception itself
       raise UserError(f'cannot read {path} ({sentence(error)}); fetch it anew') from error
-    if found.get_vocab_size() > size:
-      raise UserError(
-        f'{path} has {found.get_vocab_size()} tokens but the model {size}; take both from one model'
-      )
+    tokens = found.get_vocab()
+    if (needed := max(tokens.values(), default=-1) + 1) > size:
+      raise UserError(f'{path} has {needed} tokens but the model {size}; take both from one model')
+    for token, number in _read_json(folder / 'added_tokens.json').items():
+      if tokens.get(token) != number:
+        raise UserError(f'{folder / "added_tokens.json"} adds {token!r}, which {path} lacks')
+    # A number is of the whole text, and of the same pieces each time.
+    found.no_truncation()
+    found.no_padding()
+    if getattr(found.model, 'dropout', None):
+      model = found.model
+      model.dropout = None
+      found.model = model
     return lambda text: np.array(found.encode(text, add_special_tokens=False).ids, np.int64)
   if size != vocab_size('gpt2'):
     raise UserError(
       f"{folder} holds a model of {size} tokens, not GPT-2's {vocab_size('gpt2')}, and no "
       'tokenizer.json; put that of the model beside it'
     )
+  official = json.loads(vocabularies.GPT2.read())
+  is_own = (folder / 'vocab.json').exists() and _read_json(folder / 'vocab.json') != official
+  others = [folder / name for name in _OTHER_VOCABULARIES if (folder / name).exists()]
+  if _read_json(folder / 'added_tokens.json').items() - official.items():
+    others.append(folder / 'added_tokens.json')
+  if is_own or others:
+    raise UserError(
+      f"{folder / 'vocab.json' if is_own else others[0]} is not GPT-2's vocabulary; put the "
+      'tokenizer.json of the model beside it, which transformers makes by save_pretrained'
+    )
   return get_tokenizer('gpt2').encode
+
+
+def _read_json(path: pathlib.Path) -> dict[str, int]:
+  """Ids by token, none of a file that is not there."""
+  try:
+    ids = json.loads(path.read_text('utf-8'))
+  except FileNotFoundError:
+    return {}
+  except (OSError, ValueError, RecursionError) as error:
+    raise UserError(f'cannot read {path} ({sentence(error)}); fetch it anew') from error
+  if not isinstance(ids, dict) or not all(type(number) is int for number in ids.values()):
+    raise UserError(f'{path} is no vocabulary; fetch it anew')
+  return ids
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'vocab_size'))

@@ -42,14 +42,20 @@ class HuggingFaceJudge:
     options = {'gguf_file': file, 'local_files_only': True}
     try:
       self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-      model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, **options
+      model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, **options
       )
     except Exception as error:  # whatever transformers raises for files it cannot read
       raise UserError(
         f'{path!r} holds no causal language model that transformers can open '
         f'({sentence(error)}); give the folder of one, with its tokenizer'
       ) from error
+    for kind in ('missing_keys', 'unexpected_keys', 'mismatched_keys'):
+      for name in sorted(map(str, loading.get(kind) or ())):
+        raise UserError(
+          f'{path!r} and the model that its config names do not agree about {name} '
+          f'({kind.partition("_")[0]}); fetch all files from one model'
+        )
     self._model = model.eval()
     self.context = min(model.config.max_position_embeddings, 1024)
 

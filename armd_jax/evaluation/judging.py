@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import pathlib
 from collections.abc import Sequence
 
+from armd_jax.data import readers
 from armd_jax.errors import UserError
 from armd_jax.evaluation import quality
 from armd_jax.evaluation.gpt2_judge import Gpt2Judge
@@ -14,28 +13,23 @@ from armd_jax.models import gpt2
 
 
 def read_texts(path: str) -> list[str]:
-  """Texts of a file: JSON with a list 'texts', JSON lines with a 'text' each.
+  """Texts of a file, empty ones too: what `sample --json` wrote, or any file of `data.readers`.
 
   Raises:
-    UserError: the file cannot be read, or holds no texts.
+    UserError: the file cannot be read, has a row that is no text, or holds no texts.
   """
-  try:
-    data = pathlib.Path(path).read_text('utf-8')
-  except (OSError, UnicodeDecodeError) as error:
-    reason = getattr(error, 'strerror', None) or 'not UTF-8'
-    raise UserError(f'{path} cannot be read ({reason}); give a file of texts') from error
-  try:
-    if path.endswith('.jsonl'):
-      texts = [json.loads(line)['text'] for line in data.splitlines() if line.strip()]
-    else:
-      texts = json.loads(data)['texts']
-  except (ValueError, KeyError, TypeError) as error:
-    raise UserError(
-      f'{path} holds no texts; give what sample --json wrote, or .jsonl with a text a line'
-    ) from error
-  if not texts or not all(isinstance(text, str) for text in texts):
-    raise UserError(f'{path} holds no texts, or what is not text; generate some')
+  texts = list(readers.rows_span(path, _text_column).rows())
+  if not any(texts):
+    raise UserError(f'{path} holds no texts; generate some')
   return texts
+
+
+def _text_column(texts: list[str], _, where: str) -> tuple[str, ...]:
+  if 'text' not in texts:
+    raise UserError(
+      f'{where} holds no texts; give what sample --json wrote, or .jsonl with a text a line'
+    )
+  return ('text',)
 
 
 def open_judge(path: str) -> quality.Judge:

@@ -32,7 +32,9 @@ class Task:
   passages: last_word.Passages | None = None
 
 
-def likelihood_task(config: Config, streams: Sequence[int], orders: int, num_windows: int) -> Task:
+def likelihood_task(
+  config: Config, streams: Sequence[int], orders: int, num_windows: int, text_sha256: str = ''
+) -> Task:
   """Every kind of order on the run's own held-out text.
 
   Args:
@@ -40,20 +42,23 @@ def likelihood_task(config: Config, streams: Sequence[int], orders: int, num_win
     streams: stride counts S.
     orders: K, random orders per window.
     num_windows: of the first ones; 0: all.
+    text_sha256: of the text that the run was trained on, '' if that is not known.
   Raises:
-    UserError: an S does not divide the length, or the text is not there.
+    UserError: an S does not divide the length, or the text is not there or another one.
   """
   suite = likelihood.standard_suite(config.model, streams)
   if likelihood.UNIFORM in suite and config.order.rho > 1:
     suite.insert(-1, likelihood.shuffled_protocol(config.order))
   corpus = corpus_lib.load(config.data, config.model.length)
+  if text_sha256:
+    corpus_lib.check_same(text_sha256, corpus, 'the run')
   windows_WxN = corpus.held_out_WxN[: num_windows or None]
   parts = [
     scores.Part(protocol, windows_WxN, orders=1 if protocol.streams else orders)
     for protocol in suite
   ]
   described = (
-    f'held out of {corpus.description}',
+    f'held out of {corpus.description}, sha256 {corpus.sha256[:16]}',
     f'{len(windows_WxN)} windows of {config.model.length} tokens, BOS before each',
   )
   return Task(described, scores.fingerprint([windows_WxN]), parts=tuple(parts))
@@ -135,6 +140,7 @@ def task_of(
   streams: Sequence[int] | None,
   orders: int,
   num_windows: int,
+  text_sha256: str = '',
 ) -> Task:
   """The task of any suite.
 
@@ -145,6 +151,7 @@ def task_of(
     streams: stride counts S; None: those that the suite scores by itself.
     orders: K, random orders per window.
     num_windows: of the first ones of every text; 0: all.
+    text_sha256: of the text that the run was trained on, '' if that is not known.
   Raises:
     UserError: the suite needs texts, or takes none, or cannot be measured.
   """
@@ -154,7 +161,8 @@ def task_of(
       f'suite of {", ".join(protocols.PROTOCOLS)}'
     )
   if suite == LIKELIHOOD:
-    return likelihood_task(config, (2, 4, 8) if streams is None else streams, orders, num_windows)
+    streams = (2, 4, 8) if streams is None else streams
+    return likelihood_task(config, streams, orders, num_windows, text_sha256)
   if not given:
     raise UserError(
       f'--suite={suite} needs texts; write --texts=NAME=FILE,... with names of '

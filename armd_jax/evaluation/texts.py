@@ -8,16 +8,11 @@ Evaluations end every row with EOS, so what a row is belongs to the number.
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Sequence
+from collections.abc import Callable
 
-import pyarrow
-from etils import epath
-from pyarrow import parquet
-
-from armd_jax.data import tfds_reader
+from armd_jax.data import readers, tfds_reader
 from armd_jax.data.sources import TFDS
-from armd_jax.errors import UserError, sentence
+from armd_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,51 +60,27 @@ def read_rows(text: Text, source: str) -> list[str]:
 
   Args:
     text: which text the source holds.
-    source: a file of lines, .jsonl or .parquet, local or gs://, or 'tfds:NAME#SPLIT'.
+    source: a file of lines, JSON, CSV or parquet, local or gs://, or 'tfds:NAME#SPLIT'.
   Raises:
     UserError: it cannot be read, lacks the columns, or has no rows.
   """
   if source.startswith(TFDS):
-    rows = _tfds_rows(text, source)
+    found = _tfds_rows(text, source)
   else:
-    path = epath.Path(source)
-    try:
-      if path.suffix == '.parquet':
-        rows = _parquet_rows(text, path)
-      elif path.suffix == '.jsonl':
-        rows = _json_rows(text, path)
-      else:
-        rows = _lines(path.read_text(encoding='utf-8'))
-    except OSError as error:
-      raise UserError(
-        f'{text.title} cannot be read from {source!r} ({error.strerror or error}); give the path '
-        'of its file'
-      ) from error
-    except UnicodeDecodeError as error:
-      raise UserError(f'{source!r} is not UTF-8 text; convert it with iconv first') from error
+    choose = lambda _, there, where: _columns(text, there, where)
+    found = list(readers.rows_span(source, choose, by_line=True).rows(_stop))
   if text.keeps_newlines:
-    rows = [row if row.strip() else '' for row in rows]
+    found = [row if row.strip() else '' for row in found]
   else:
-    rows = [row.rstrip('\r\n') for row in rows if row.strip()]
-  if not any(rows):
+    found = [row.rstrip('\r\n') for row in found if row.strip()]
+  if not any(found):
     raise UserError(f'{source!r} holds no rows of {text.title}; give another file')
-  return rows
+  return found
 
 
-def _lines(data: str) -> list[str]:
-  # Not splitlines, which also cuts at characters that are no end of a line in a file of text.
-  *lines, last = data.split('\n')
-  return [f'{line}\n' for line in lines] + ([last] if last else [])
-
-
-def _joined(text: Text, rows: Sequence[dict], where: str) -> list[str]:
-  columns = _columns(text, list(rows[0]) if rows else [], where)
-  try:
-    return [' '.join(row[column] for column in columns) for row in rows]
-  except (KeyError, TypeError) as error:
-    raise UserError(
-      f'a row of {where} has no text in columns {", ".join(columns)}; repair the file'
-    ) from error
+def _stop(tell: Callable[[], tuple[str, str]]) -> None:
+  problem, _ = tell()
+  raise UserError(f'{problem}; repair the file, since a number is of all its rows')
 
 
 def _columns(text: Text, there: list[str], where: str) -> tuple[str, ...]:
@@ -123,26 +94,9 @@ def _columns(text: Text, there: list[str], where: str) -> tuple[str, ...]:
   )
 
 
-def _json_rows(text: Text, path: epath.Path) -> list[str]:
-  try:
-    rows = [json.loads(line) for line in path.read_text(encoding='utf-8').split('\n') if line]
-  except json.JSONDecodeError as error:
-    raise UserError(f'{path} is no JSON lines ({error.msg}); repair it') from error
-  return _joined(text, rows, str(path))
-
-
-def _parquet_rows(text: Text, path: epath.Path) -> list[str]:
-  try:
-    with path.open('rb') as file:
-      table = parquet.read_table(file)
-  except pyarrow.ArrowException as error:
-    raise UserError(f'{path} is no parquet file ({sentence(error)}); get it anew') from error
-  return _joined(text, table.to_pylist(), str(path))
-
-
 def _tfds_rows(text: Text, source: str) -> list[str]:
   name, _, split = source.removeprefix(TFDS).partition('#')
   there = tfds_reader.columns(name)
   columns = _columns(text, there, source)
   spans = [tfds_reader.tfds_span(name, split or 'test', c, prepare=False) for c in columns]
-  return [' '.join(row) for row in zip(*(span.texts() for span in spans), strict=True)]
+  return [' '.join(row) for row in zip(*(span.texts(_stop) for span in spans), strict=True)]

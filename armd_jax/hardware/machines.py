@@ -29,7 +29,7 @@ def machine() -> dict[str, Any]:
 
 def _cpu_name():
   try:
-    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+    lines = pathlib.Path('/proc/cpuinfo').read_text('utf-8').splitlines()
   except OSError:
     return None
   return next((line.split(':')[1].strip() for line in lines if line.startswith('model name')), None)

@@ -1,8 +1,10 @@
 """GPT-2's published weights as the AR model here: a folder with Hugging Face's names.
 
-The folder holds config.json and model.safetensors. GPT-2 (Radford et al. 2019) is `AR` in the
-style 'gpt2'. It has no vector for BOS: its training put the id 50256, the last of its vocabulary,
-between documents, whose embedding therefore stands in BOS's place.
+The folder holds config.json and model.safetensors, or the shards of it and their index. GPT-2
+(Radford et al. 2019) is `AR` in the style 'gpt2'. Whatever in the folder would change what the
+model computes, and is not used here, is refused by its name. GPT-2 has no vector for BOS: its
+training put the id 50256, the last of its vocabulary, between documents, whose embedding is
+therefore in BOS's place.
 """
 
 from __future__ import annotations
@@ -18,42 +20,67 @@ from armd_jax import config as config_lib
 from armd_jax.errors import UserError, sentence
 from armd_jax.models.layers import stack_of
 
-# What the computation here is fixed to, by the names of config.json, and GPT-2's defaults.
+# What the computation here is fixed to, by the names of config.json; GPT-2's defaults come first.
 _FIXED = {
-  'activation_function': 'gelu_new',  # the tanh form
-  'layer_norm_epsilon': 1e-5,
-  'scale_attn_weights': True,
-  'scale_attn_by_inverse_layer_idx': False,
-  'tie_word_embeddings': True,
-  'n_inner': None,
+  'activation_function': ('gelu_new', 'gelu_pytorch_tanh', 'gelu_fast'),  # all the tanh form
+  'layer_norm_epsilon': (1e-5,),
+  'scale_attn_weights': (True,),
+  'scale_attn_by_inverse_layer_idx': (False,),
+  'tie_word_embeddings': (True,),
+  'add_cross_attention': (False,),
 }
+# What decides nothing here: names, training, other heads, how transformers generates.
+_UNUSED = {
+  'model_type', 'architectures', 'vocab_size', 'n_positions', 'n_ctx', 'n_embd', 'n_layer',
+  'n_head', 'n_inner', 'attn_pdrop', 'embd_pdrop', 'resid_pdrop', 'initializer_range',
+  'reorder_and_upcast_attn', 'use_cache', 'summary_type', 'summary_use_proj',
+  'summary_activation', 'summary_first_dropout', 'summary_proj_to_labels', 'bos_token_id',
+  'eos_token_id', 'pad_token_id', 'sep_token_id', 'decoder_start_token_id', 'torch_dtype',
+  'dtype', 'torchscript', 'transformers_version', '_name_or_path', 'name', '_num_labels',
+  'num_labels', 'id2label', 'label2id', 'problem_type', 'finetuning_task', 'task_specific_params',
+  'output_past', 'output_attentions', 'output_hidden_states', 'return_dict', 'use_bfloat16',
+  'gradient_checkpointing', 'tokenizer_class', 'prefix', 'language', 'license', 'tags',
+  'do_sample', 'early_stopping', 'length_penalty', 'max_length', 'min_length',
+  'no_repeat_ngram_size', 'num_beams', 'num_beam_groups', 'num_return_sequences',
+  'repetition_penalty', 'temperature', 'top_k', 'top_p', 'typical_p', 'diversity_penalty',
+  'encoder_no_repeat_ngram_size', 'bad_words_ids', 'remove_invalid_values',
+  'chunk_size_feed_forward', 'output_scores', 'return_dict_in_generate',
+  '_attn_implementation_autoset',
+}  # fmt: skip
+# Masks that old files keep beside the weights.
+_CONSTANTS = ('bias', 'masked_bias')
+_WEIGHTS, _INDEX = 'model.safetensors', 'model.safetensors.index.json'
+# Changes of the weights that others keep beside them.
+_ADDED = ('adapter_config.json', 'adapter_model.safetensors', 'adapter_model.bin')
 
 
 def is_gpt2(path: str | pathlib.Path) -> bool:
-  """Whether a folder says that it holds one whose weights are in model.safetensors."""
+  """Whether a folder says that it holds one whose weights are in files of safetensors."""
+  path = pathlib.Path(path)
   try:
-    described = json.loads((pathlib.Path(path) / 'config.json').read_text())
-  except (OSError, ValueError):
+    described = json.loads((path / 'config.json').read_text('utf-8'))
+  except (OSError, ValueError, RecursionError):
     return False
   is_one = isinstance(described, dict) and described.get('model_type') == 'gpt2'
-  return is_one and (pathlib.Path(path) / 'model.safetensors').exists()
+  return is_one and any((path / name).exists() for name in (_WEIGHTS, _INDEX))
 
 
 def load(folder: str | pathlib.Path) -> tuple[config_lib.ModelConfig, int, Any]:
   """A model's config, its vocabulary size and its parameters.
 
   Args:
-    folder: holds config.json and model.safetensors.
+    folder: holds config.json and model.safetensors, or its shards and their index.
   Returns:
-    The config is float32 without dropout; parameters are float32.
+    The config is float32 without dropout; parameters are float32, of files in float16, bfloat16,
+    float32 or float64.
   Raises:
-    UserError: a file is missing or damaged, is no GPT-2, or lacks an array or has one of another
-      shape than config.json says.
+    UserError: a file is missing or damaged, is no GPT-2, or lacks an array, has one of another
+      shape than config.json says, or anything that is not used.
   """
   folder = pathlib.Path(folder)
   described = _described(folder)
   config = _config(folder, described)
-  arrays = _arrays(folder / 'model.safetensors')
+  file, arrays = _all_arrays(folder)
   vocab_size, width, heads = described['vocab_size'], config.embed_dim, config.num_heads
   used = set()
 
@@ -62,8 +89,13 @@ def load(folder: str | pathlib.Path) -> tuple[config_lib.ModelConfig, int, Any]:
     if found is None or found.shape != shape:
       what = 'lacks' if found is None else f'has {found.shape} for'
       raise UserError(
-        f'{folder / "model.safetensors"} {what} {name} of shape {shape}, which config.json says; '
+        f'{file} {what} {name} of shape {shape}, which config.json says; '
         'take both files from one model'
+      )
+    if found.dtype.name not in ('float16', 'bfloat16', 'float32', 'float64'):
+      raise UserError(
+        f'{file} holds {name} as {found.dtype.name}, which is not read; fetch the weights in '
+        'float16 or float32'
       )
     used.add(name)
     return found.astype(np.float32)
@@ -104,10 +136,16 @@ def load(folder: str | pathlib.Path) -> tuple[config_lib.ModelConfig, int, Any]:
     'stack': stack_of(config, [layer(number) for number in range(config.num_layers)]),
     'final_norm': norm('ln_f'),
   }
-  for name in sorted(set(arrays) - used):
-    # Constants that some files keep, and the tied head.
-    if not name.endswith(('.attn.bias', '.attn.masked_bias')) and name != 'lm_head.weight':
-      raise UserError(f'{folder / "model.safetensors"} holds {name}, which GPT-2 has not')
+  if 'lm_head.weight' in arrays and not np.array_equal(
+    take('lm_head.weight', vocab_size, width), embedding_VxE
+  ):
+    raise UserError(
+      f"{file} holds a lm_head.weight of its own, but GPT-2's head is its embedding wte.weight; "
+      'name the folder of a plain GPT-2'
+    )
+  constants = [f'h.{n}.attn.{name}' for n in range(config.num_layers) for name in _CONSTANTS]
+  for name in sorted(set(arrays) - used - set(constants)):
+    raise UserError(f'{file} holds {name}, which GPT-2 has not; name the folder of a plain GPT-2')
   return config, vocab_size, params
 
 
@@ -115,20 +153,32 @@ def _described(folder: pathlib.Path) -> dict[str, Any]:
   """What config.json says."""
   path = folder / 'config.json'
   try:
-    described = json.loads(path.read_text())
-  except (OSError, ValueError) as error:
+    described = json.loads(path.read_text('utf-8'))
+  except (OSError, ValueError, RecursionError) as error:
     raise UserError(
       f'cannot read {path} ({sentence(error)}); name a folder with the config.json and '
       'model.safetensors of a GPT-2'
     ) from error
   if not isinstance(described, dict) or described.get('model_type') != 'gpt2':
     raise UserError(f"{path} does not say model_type 'gpt2'; name the folder of a GPT-2")
-  for name, value in _FIXED.items():
-    if described.get(name, value) != value:
+  width = described.get('n_embd')
+  inner = (None, 4 * width) if isinstance(width, int) else (None,)
+  fixed = _FIXED | {'n_inner': inner, 'n_ctx': (described.get('n_positions'),)}
+  for name, values in fixed.items():
+    if described.get(name, values[0]) not in values:
       raise UserError(
-        f'{path} says {name} = {described[name]!r}, but only {value!r} is known here; name the '
+        f'{path} says {name} = {described[name]!r}, but only {" or ".join(map(repr, values))} is '
+        'known here; name the folder of a plain GPT-2'
+      )
+  for name in sorted(described.keys() - fixed.keys() - _UNUSED):
+    if described[name]:  # what is off, empty or null changes nothing
+      raise UserError(
+        f'{path} says {name} = {str(described[name])[:40]!r}, which is not known here; name the '
         'folder of a plain GPT-2'
       )
+  for name in _ADDED:
+    if (folder / name).exists():
+      raise UserError(f'{folder / name} would change the model; merge it into the weights first')
   return described
 
 
@@ -145,10 +195,45 @@ def _config(folder: pathlib.Path, described: dict[str, Any]) -> config_lib.Model
   return config_lib.parse(raw | {'order': {'rho': 0}}).model
 
 
-def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """All arrays of a file, by name without the prefix that some files have."""
+def _all_arrays(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, np.ndarray]]:
+  """All arrays, by name without the prefix that some files have; and the file that names them."""
+  whole, index = folder / _WEIGHTS, folder / _INDEX
+  if whole.exists() or not index.exists():
+    file, arrays = whole, _arrays(whole)
+  else:
+    file, arrays = index, {}
+    file_of = _file_of_array(index)
+    for name in sorted(set(file_of.values())):
+      found = _arrays(folder / name)
+      listed = {array for array, where in file_of.items() if where == name}
+      if found.keys() != listed:
+        odd = min(found.keys() ^ listed)
+        raise UserError(
+          f'{folder / name} and {index} do not agree about {odd}; fetch all of them anew'
+        )
+      arrays |= found
+  plain = {name.removeprefix('transformer.'): x for name, x in arrays.items()}
+  if len(plain) < len(arrays):
+    twice = next(name for name in plain if f'transformer.{name}' in arrays and name in arrays)
+    raise UserError(f'{file} holds {twice} twice, with a prefix and without; fetch it anew')
+  return file, plain
+
+
+def _file_of_array(index: pathlib.Path) -> dict[str, str]:
+  """The name of its file by the name of each array."""
   try:
-    arrays = safetensors.numpy.load_file(path)
-  except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
+    file_of = json.loads(index.read_text('utf-8'))['weight_map']
+    names = list(file_of.values())
+  except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+    raise UserError(f'cannot read {index} ({sentence(error)}); fetch it anew') from error
+  for name in names:
+    if not isinstance(name, str) or pathlib.PurePath(name).name != name:
+      raise UserError(f'{index} names {name!r}, which is no file beside it; fetch it anew')
+  return file_of
+
+
+def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+  try:
+    return safetensors.numpy.load_file(path)
+  except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
     raise UserError(f'cannot read {path} ({sentence(error)}); fetch it anew') from error
-  return {name.removeprefix('transformer.'): x for name, x in arrays.items()}

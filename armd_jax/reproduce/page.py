@@ -66,7 +66,7 @@ def write(numbers: dict[str, Any], out: pathlib.Path) -> None:
   cli.write_json(out / 'records' / 'reproduction.json', numbers)
   results = Results(numbers)
   drawn = pictures.draw(results, out)
-  (out / 'reproduction.md').write_text(text(results, drawn))
+  (out / 'reproduction.md').write_text(text(results, drawn), encoding='utf-8')
 
 
 def text(results: Results, drawn: Sequence[tuple[str, str]]) -> str:

@@ -32,7 +32,7 @@ def execute(piece: Piece, place: Place, key: str) -> dict[str, Any]:
   log.parent.mkdir(parents=True, exist_ok=True)
   begin = time.perf_counter()
   with (
-    log.open('w') as file,
+    log.open('w', encoding='utf-8') as file,
     contextlib.redirect_stdout(file),
     contextlib.redirect_stderr(file),
   ):

@@ -18,7 +18,7 @@ from armd_jax.errors import STOPPED, UserError
 from armd_jax.files import lock
 from armd_jax.parallel import ambient, distributed, sharding
 from armd_jax.show import columns, history
-from armd_jax.training import checkpoint, hooks, metrics
+from armd_jax.training import checkpoint, hooks, metrics, text
 from armd_jax.training import workdir as workdir_lib
 
 _READING = 'the text to be read and cut into tokens'
@@ -73,7 +73,7 @@ def _train(
 
     # ----- where to go on from; all that may be wrong is looked at before anything is changed
     # One process changes the folder; the others wait, and fail with it where it fails.
-    is_new = distributed.together(lambda: is_first and _is_new(workdir, config, overwrite))
+    is_new = distributed.together(lambda: is_first and _is_new(workdir, config, corpus, overwrite))
     kept = config.train.keep_last, config.train.keep_every, config.train.keep_best
     checkpoints = opened(checkpoint.Checkpoints(workdir, *kept))
     abstract = training.abstract_state(config, vocab_size, mesh)
@@ -95,6 +95,7 @@ def _train(
       return state
     begun = workdir_lib.begun(workdir, config, overwrite)
     distributed.together(lambda: is_new and enter(begun))
+    distributed.together(lambda: is_first and text.keep(workdir, config, corpus))
 
     # ----- what surrounds the steps, closed in reverse order
     watchdog.progress('the first batch, or the step to compile')
@@ -198,7 +199,9 @@ def _restore_other(
   return state, next_index
 
 
-def _is_new(workdir: pathlib.Path, config: config_lib.Config, overwrite: bool) -> bool:
+def _is_new(
+  workdir: pathlib.Path, config: config_lib.Config, corpus: corpus_lib.Corpus, overwrite: bool
+) -> bool:
   """Whether a run begins in the folder, or the one that is there goes on.
 
   Raises:
@@ -209,6 +212,7 @@ def _is_new(workdir: pathlib.Path, config: config_lib.Config, overwrite: bool) -
   if overwrite or not (workdir / 'config.json').exists():
     return True
   workdir_lib.check_same_run(workdir, config)
+  text.check(workdir, corpus)
   return False
 
 

@@ -24,6 +24,7 @@ from armd_jax.evaluation.scores import Score, evaluate, table
 from armd_jax.hardware import machines
 from armd_jax.parallel import sharding
 from armd_jax.show import plots
+from armd_jax.training import text
 from armd_jax.training import workdir as workdir_lib
 from armd_jax.training.loop import train
 
@@ -62,7 +63,8 @@ def quickstart(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, An
   base_file = workdir / 'base_scores.json'
   if base_file.exists():  # a restarted run is past this stage, and its checkpoint may be gone
     workdir_lib.check_same_run(workdir, config)
-    before = [Score(**score) for score in json.loads(base_file.read_text())]
+    text.check(workdir, corpus)  # or the numbers before would be of another text than those after
+    before = [Score(**score) for score in json.loads(base_file.read_text('utf-8'))]
   else:
     params = train(base, workdir, corpus=corpus).ema
     before = evaluate(model, tokenizer, params, held_out_WxN, STREAMS, mesh)

@@ -1,6 +1,7 @@
 """The folder of a run: whose it is, what it holds, and what of it may go.
 
-A work directory holds config.json, as the run was started with it; `checkpoints/` (see
+A work directory holds config.json, as the run was started with it; text.json, which names its text;
+`checkpoints/` (see
 `armd_jax.training.checkpoint`); metrics.jsonl, `tensorboard/`, `profile/` and training.png; and
 while `--overwrite` replaces a run, that run in `.replaced/` until the new one has saved.
 """
@@ -23,7 +24,7 @@ from armd_jax.files import paths, whole
 REPLACED, _MOVING = '.replaced', '.replaced-moving'
 # What a run leaves in its folder. Nothing else is ever moved or deleted, whatever its place.
 _MADE = (
-  'config.json', 'metrics.jsonl', 'training.png', 'tensorboard/events.out.tfevents.*',
+  'config.json', 'text.json', 'metrics.jsonl', 'training.png', 'tensorboard/events.out.tfevents.*',
   'profile/plugins', 'checkpoints/[0-9]*',
 )  # fmt: skip
 

@@ -3,16 +3,20 @@
 import hashlib
 import json
 import os
+import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import corpora
+import numpy as np
 import pytest
 
-from armd_jax.data import prepare, sources
+from armd_jax.data import prepare, prepared, sources, tokenizers
+from armd_jax.data.packing import Packing
 from armd_jax.errors import UserError
 
 TEXTS = corpora.documents(400)
@@ -82,7 +86,43 @@ def test_a_source_of_its_own_is_held_out(source, tmp_path):
   other = corpora.write_jsonl(tmp_path / 'test.jsonl', TEXTS[:20])
   manifest = run(source, tmp_path / 'out', held_out_source=other)
   assert manifest['totals']['held_out']['documents'] == 20
-  assert manifest['totals']['train']['documents'] == 400
+  both = sum(text in TEXTS[:20] for text in TEXTS)
+  assert manifest['totals']['train']['documents'] == 400 - both
+  assert manifest['left_out'] == {'bad rows': 0, 'held out as well': both}
+
+
+@pytest.mark.parametrize('num_workers', [1, 2])
+def test_no_text_is_trained_on_and_held_out(source, tmp_path, num_workers):
+  """Whatever kinds of files the two are, and whatever blanks are around a document."""
+  held = [f'  {text} \n' for text in TEXTS[100:150]]
+  other = corpora.write_jsonl(tmp_path / 'test.jsonl', held)
+  run(source, tmp_path / 'out', held_out_source=other, num_workers=num_workers)
+  corpus = prepared.Prepared(str(tmp_path / 'out'))
+  stream = {}
+  for side in ('train', 'held_out'):
+    windows = corpus.windows(side, tokenizers.ByteTokenizer(), Packing(1))[:]
+    text = bytes(np.where(windows == 256, 0, windows).astype(np.uint8).ravel()).decode()
+    stream[side] = {document.strip() for document in text.split('\0')[:-1]}
+  assert stream['held_out'] == {text.strip() for text in held}
+  assert stream['train'] == {text.strip() for text in TEXTS} - stream['held_out']
+
+
+def test_a_source_that_is_all_held_out(source, tmp_path):
+  with pytest.raises(UserError, match=r'every document of .* as well; give another'):
+    run(source, tmp_path / 'out', held_out_source=source)
+
+
+@pytest.mark.parametrize('num_workers', [1, 2])
+def test_bad_rows_are_left_out_by_choice(tmp_path, num_workers):
+  lines = [json.dumps({'text': f'text {i}'}) for i in range(50)]
+  lines[7] = lines[30] = '{"text": null}'
+  (tmp_path / 'a.jsonl').write_text('\n'.join(lines))
+  options = {'part_bytes': 300, 'num_workers': num_workers}
+  with pytest.raises(UserError, match=r"line 8 of .*a.jsonl has no text .* with bad_rows='skip'"):
+    run(str(tmp_path / 'a.jsonl'), tmp_path / 'out', **options)
+  manifest = run(str(tmp_path / 'a.jsonl'), tmp_path / 'skip', bad_rows='skip', **options)
+  assert sum(total['documents'] for total in manifest['totals'].values()) == 48
+  assert manifest['left_out']['bad rows'] == 2
 
 
 def test_every_text_leaves_a_trace_in_the_hash(tmp_path):
@@ -110,7 +150,7 @@ def test_a_bucket_takes_the_same_files(source, expected, tmp_path, monkeypatch):
   assert found == expected
 
 
-def interrupt(source, out, after):
+def interrupt(source, out, after, **changes):
   """Prepares in this process, and fails in the midst of the part after `after` parts."""
   write = prepare._write_part
   done = []
@@ -122,7 +162,7 @@ def interrupt(source, out, after):
 
   with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
     patch.setattr(prepare, '_write_part', fail)
-    run(source, out)
+    run(source, out, **changes)
 
 
 @pytest.mark.parametrize('after', [0, 1, 7])
@@ -216,6 +256,66 @@ def test_a_newer_version_of_a_tokenizer_is_another_one(source, tmp_path, monkeyp
     run(source, tmp_path / 'out')
 
 
+@pytest.mark.parametrize(
+  ('finished', 'side'), [(True, 'source'), (False, 'source'), (True, 'held_out_source')]
+)
+@pytest.mark.parametrize('write', [corpora.write_text, corpora.write_jsonl])
+def test_another_text_of_the_same_size_is_refused(tmp_path, finished, side, write):
+  paths = {'source': tmp_path / f'a.{write.__name__[6:]}', 'held_out_source': tmp_path / 'b.txt'}
+  for name, texts in (('source', TEXTS), ('held_out_source', ['one', 'two'])):
+    (write if name == 'source' else corpora.write_text)(paths[name], texts)
+  both = {name: str(path) for name, path in paths.items()}
+  if finished:
+    run(**both, out=tmp_path / 'out')
+  else:
+    interrupt(both['source'], tmp_path / 'out', 5, held_out_source=both['held_out_source'])
+  about, data = paths[side].stat(), paths[side].read_bytes()
+  changed = [text.replace('last', 'lost') for text in TEXTS] if side == 'source' else ['one', 'tow']
+  (write if side == 'source' else corpora.write_text)(paths[side], changed)
+  assert paths[side].stat().st_size == about.st_size
+  os.utime(paths[side], ns=(about.st_atime_ns, about.st_mtime_ns))
+  files = lambda: {p: p.read_bytes() for p in (tmp_path / 'out').rglob('*') if p.is_file()}
+  before = files()
+  with pytest.raises(
+    UserError, match=r'are not those that .* was prepared from; use another --out'
+  ):
+    run(**both, out=tmp_path / 'out')
+  assert files() == before
+  paths[side].write_bytes(data)  # and with the first text again, it goes on
+  run(**both, out=tmp_path / 'out')
+
+
+@pytest.mark.parametrize('finished', [True, False])
+def test_the_same_text_in_another_place_goes_on(source, expected, tmp_path, finished):
+  folder = pathlib.Path(source).parent
+  if finished:
+    run(source, tmp_path / 'out')
+  else:
+    interrupt(source, tmp_path / 'out', 7)
+  moved = shutil.copytree(folder, tmp_path / 'moved')
+  manifest = run(f'{moved}/*', tmp_path / 'out')
+  found, wanted = contents(tmp_path / 'out'), dict(expected)
+  assert json.loads(found.pop('manifest.json')) == manifest
+  assert manifest['text_sha256'] == json.loads(wanted.pop('manifest.json'))['text_sha256']
+  assert manifest['plan']['source'] == f'{moved}/*' and found == wanted
+
+
+def test_a_text_that_changes_while_it_is_read(tmp_path, monkeypatch):
+  source = corpora.write_text(tmp_path / 'a.txt', TEXTS)
+  write = prepare._write_part
+
+  def and_change(part, number, out):
+    write(part, number, out)
+    if number == 3:
+      corpora.write_text(tmp_path / 'a.txt', [text.replace('last', 'lost') for text in TEXTS])
+
+  monkeypatch.setattr(prepare, '_write_part', and_change)
+  with pytest.raises(UserError, match='have changed while they were read; leave them'):
+    run(source, tmp_path / 'out')
+  with pytest.raises(UserError, match='are not those that'):
+    run(source, tmp_path / 'out')
+
+
 def test_a_source_that_has_changed(tmp_path):
   source = corpora.write_text(tmp_path / 'a.txt', TEXTS)
   interrupt(source, tmp_path / 'out', 3)
@@ -255,7 +355,7 @@ def test_no_room_or_no_right_to_write(source, tmp_path, monkeypatch):
     ({'source': 'none.txt'}, "no file matches the text '.*/none.txt'"),
     ({'source': 'bad.jsonl'}, 'line 3 of .*/bad.jsonl is no JSON'),
     ({'source': 'bad.jsonl', 'num_workers': 2}, 'line 3 of .*/bad.jsonl is no JSON'),
-    ({'column': 'body'}, "no text in column 'body' but only id, text"),
+    ({'column': 'body'}, "no text in column 'body' but id, text"),
     ({'out': 'good.jsonl/x'}, r'cannot write to .* \(Not a directory\)'),
     ({'held_out': 2}, '--held_out is 2; write a share'),
     ({'num_workers': 0}, '--workers is 0; write 1 or more'),

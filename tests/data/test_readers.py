@@ -96,11 +96,13 @@ def test_the_column_is_text_or_the_only_one(tmp_path):
 
 
 BAD_LINES = [
-  ('{"text": "b"', 'line 3 of .* is no JSON .*; repair or delete that line'),
+  ('{"text": "b"', 'line 3 of .* is no JSON .*; repair or delete it'),
   ('[1]', 'line 3 of .* has no text in column .text. but no fields;'),
   ('{"body": "b"}', 'line 3 of .* has no text in column .text. but only body; .* --column'),
   ('{"text": 5}', 'line 3 of .* has no text in column .text. but a int there;'),
-  ('{"text": null}', 'line 3 of .* has no text in column .text. but'),
+  ('{"text": null}', 'line 3 of .* has no text in column .text. but null there'),
+  ('[' * 100_000, 'line 3 of .* is no JSON .*nested too deeply'),
+  ('{"text": ' + '1' * 5000 + '}', 'line 3 of .* is no JSON .*digits'),
 ]
 
 

@@ -1,6 +1,8 @@
 """Tokenizers: what every vocabulary must obey, the byte vocabulary, and the official ids."""
 
 import functools
+import re
+import sys
 import unicodedata
 
 import corpora
@@ -128,6 +130,32 @@ def test_gpt2_ids_are_the_official_ones():
   ]
   for text in [*real_texts(), *odd]:
     assert gpt2.encode(text).tolist() == reference.encode(text).ids, text
+
+
+SPACES = ''.join(c for c in map(chr, range(sys.maxunicode + 1)) if c.isspace())
+MIXED = st.text(st.sampled_from([*SPACES, *"  \n\n\nas'1!\u200b"]))
+
+
+@corpora.needs_shared
+@hypothesis.settings(derandomize=True, max_examples=500, deadline=None)
+@hypothesis.given(text=MIXED)
+def test_gpt2_cuts_long_space_where_its_pattern_does(text):
+  """With every run of two and more cut apart, ids are those of the text in one piece."""
+  gpt2 = tokenizer_of('gpt2')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(tokenizers, '_LONG_SPACE', re.compile(tokenizers._SPACE + '{2,}'))
+    assert gpt2.encode(text).tolist() == gpt2._bpe.encode_ordinary(text)
+
+
+@corpora.needs_shared
+@pytest.mark.parametrize('space', ['\n', ' ', '\r\n', '\u3000', '\t \xa0'])
+def test_gpt2_takes_any_amount_of_space(space):
+  gpt2 = tokenizer_of('gpt2')
+  text = f'a{space * (1_000_000 // len(space))}b'
+  assert gpt2.decode(gpt2.encode(text)) == text
+  for count in (333, 500, 999, 1000, 1001, 5000):
+    text = f'a {space * count}b {space * count}1'
+    assert gpt2.encode(text).tolist() == gpt2._bpe.encode_ordinary(text)
 
 
 @corpora.needs_shared

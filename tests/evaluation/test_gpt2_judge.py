@@ -2,6 +2,7 @@
 
 import json
 
+import corpora
 import numpy as np
 import pytest
 import tokenizers
@@ -65,6 +66,45 @@ def test_transformers_says_the_same_of_texts(gpt2, folder):
   assert ours_say.corpus_perplexity == pytest.approx(they_say.corpus_perplexity, rel=1e-4)
   np.testing.assert_allclose(ours_say.perplexities, they_say.perplexities, rtol=1e-4)
   np.testing.assert_allclose(gpt2.features(WINDOWS), theirs.features(WINDOWS), atol=1e-4)
+
+
+def test_all_of_a_text_is_scored_whatever_the_tokenizer_was_last_used_for(gpt2, folder, tmp_path):
+  """Truncation, padding and dropout of pieces are kept in tokenizer.json."""
+  write(tmp_path, arrays())
+  words = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
+  words.enable_truncation(3)
+  words.enable_padding(length=12)
+  words.save(str(tmp_path / 'tokenizer.json'))
+  other = judging.open_judge(str(tmp_path))
+  for count in (1, 3, 5, 40):
+    text = ' '.join((WORDS * 4)[:count])
+    np.testing.assert_array_equal(other.encode(text), gpt2.encode(text))
+    assert len(other.encode(text)) == count
+
+
+def test_pieces_are_the_same_each_time(tmp_path):
+  write(tmp_path, arrays())
+  ids = {piece: number for number, piece in enumerate(['a', 'b', 'ab', 'abab'])}
+  model = tokenizers.models.BPE(ids, [('a', 'b'), ('ab', 'ab')], dropout=0.5)
+  tokenizers.Tokenizer(model).save(str(tmp_path / 'tokenizer.json'))
+  encode = judging.open_judge(str(tmp_path)).encode
+  assert all(encode('abab' * 9).tolist() == [3] * 9 for _ in range(20))
+
+
+@corpora.needs_shared
+@pytest.mark.parametrize('name', ['vocab.json', 'vocab.txt', 'added_tokens.json', 'merges.txt'])
+def test_a_vocabulary_that_is_not_used_is_refused(tmp_path, monkeypatch, name):
+  monkeypatch.setenv('ARMD_JAX_VOCABULARIES', str(corpora.SHARED / 'tokenizers'))
+  official = json.loads((corpora.SHARED / 'tokenizers/gpt2/encoder.json').read_text('utf-8'))
+  (tmp_path / 'vocab.json').write_text(json.dumps(official))
+  assert gpt2_judge._encoder(tmp_path, 50257)('Hello world').tolist() == [15496, 995]
+  swapped = official | {'Hello': official['world'], 'world': official['Hello']}
+  (tmp_path / name).write_text(json.dumps(swapped | {'new': 3} if name[0] == 'a' else swapped))
+  if name == 'merges.txt':  # the order of GPT-2's merges is that of its ids
+    assert gpt2_judge._encoder(tmp_path, 50257)('Hello world').tolist() == [15496, 995]
+    return
+  with pytest.raises(UserError, match=f"{name} is not GPT-2's vocabulary; put the tokenizer.json"):
+    gpt2_judge._encoder(tmp_path, 50257)
 
 
 def test_a_vocabulary_of_another_model_is_refused(folder, tmp_path):

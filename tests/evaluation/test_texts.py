@@ -42,12 +42,16 @@ def test_columns(tmp_path, name, line, expected):
 @pytest.mark.parametrize(
   ('file', 'content', 'sentence'),
   [
-    ('absent.txt', None, 'LAMBADA cannot be read from .*absent.txt.* give the path'),
+    ('absent.txt', None, 'absent.txt. cannot be read .* check its name'),
     ('empty.txt', b'\n \n', 'holds no rows of LAMBADA; give another file'),
-    ('latin.txt', b'caf\xe9', 'is not UTF-8 text'),
-    ('bad.jsonl', b'{"text": ', 'is no JSON lines'),
+    ('latin.txt', b'caf\xe9', 'line 1 of .* is not UTF-8'),
+    ('bad.jsonl', b'{"text": ', 'line 1 of .* is no JSON'),
     ('other.jsonl', b'{"body": "x"}', 'has the columns body, but LAMBADA is read from text or'),
-    ('hole.jsonl', b'{"text": "x"}\n{"text": null}', 'a row of .* has no text in columns text'),
+    (
+      'hole.jsonl',
+      b'{"text": "x"}\n{"text": null}',
+      'line 2 of .* has no text in column .text. but null',
+    ),
     ('bad.parquet', b'PAR1', 'is no parquet file'),
   ],
 )

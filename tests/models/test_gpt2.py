@@ -1,10 +1,13 @@
 """GPT-2's weights compute what GPT-2 computes; what is no GPT-2 is refused in one sentence."""
 
 import functools
+import json
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 from tiny_gpt2 import N, V, arrays, reference, write
 
 from armd_jax import models
@@ -92,6 +95,15 @@ def test_what_is_no_gpt2_is_refused(tmp_path):
   refuses(r'holds h.1.attn.c_attn.bias, which GPT-2 has not', n_layer=1)
   refuses("model_type 'gpt2'; name the folder of a GPT-2", model_type='llama')
   refuses("says activation_function = 'relu', but only 'gelu_new'", activation_function='relu')
+  refuses('says n_inner = 65, but only None or 64 is known', n_inner=65)
+  refuses('says n_ctx = 4, but only 8', n_ctx=4)
+  refuses('says add_cross_attention = True', add_cross_attention=True)
+  refuses('says quantization_config = .*, which is not known', quantization_config={'bits': 4})
+  head = {'lm_head.weight': arrays()['wte.weight'] + 1}
+  refuses('a lm_head.weight of its own', arrays() | head)
+  refuses(r'holds h.2.attn.bias, which', arrays() | {'h.2.attn.bias': np.ones((1, 1, N, N))})
+  refuses('holds wte.weight twice', arrays() | {'transformer.wte.weight': arrays()['wte.weight']})
+  refuses('wte.weight as int8', arrays() | {'wte.weight': arrays()['wte.weight'].astype(np.int8)})
   refuses('has no whole number n_head', n_head=None)
   write(tmp_path, arrays())
   whole = (tmp_path / 'model.safetensors').read_bytes()
@@ -100,6 +112,73 @@ def test_what_is_no_gpt2_is_refused(tmp_path):
     gpt2.load(tmp_path)
   with pytest.raises(UserError, match='cannot read'):
     gpt2.load(tmp_path / 'nowhere')
+
+
+def close(folder, arrays=arrays(), atol=1e-4):  # noqa: B008
+  config, _, params = gpt2.load(folder)
+  expected = reference(arrays, np.append(V - 1, TOKENS[0, :-1]))
+  np.testing.assert_allclose(logits(config, params, BOS, TOKENS[:1])[0], expected, atol=atol)
+
+
+@pytest.mark.parametrize(
+  'described',
+  [
+    {'n_inner': 64, 'activation_function': 'gelu_pytorch_tanh'},
+    {'n_ctx': N, 'activation_function': 'gelu_fast', 'n_inner': None, 'attn_pdrop': 0.1},
+    {'pruned_heads': {}, 'torch_dtype': 'float16', 'id2label': {'0': 'a'}, 'use_cfg': False},
+  ],
+)
+def test_the_same_model_in_other_words(tmp_path, described):
+  close(write(tmp_path, arrays() | {'lm_head.weight': arrays()['wte.weight']}, **described))
+
+
+@pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_weights_of_other_types(tmp_path, dtype):
+  """The logits of the weights as they are rounded."""
+  rounded = {name: x.astype(dtype) for name, x in arrays().items()}
+  close(write(tmp_path, rounded), {name: x.astype(np.float32) for name, x in rounded.items()})
+
+
+def shards(folder, **changes):
+  """The checkpoint in two files and an index."""
+  names = sorted(arrays())
+  file_of = {name: f'model-0000{1 + i % 2}-of-00002.safetensors' for i, name in enumerate(names)}
+  write(folder, arrays())
+  (folder / 'model.safetensors').unlink()
+  for file in set(file_of.values()):
+    part = {name: arrays()[name] for name in names if file_of[name] == file}
+    safetensors.numpy.save_file(part, folder / file)
+  index = {'metadata': {}, 'weight_map': file_of | changes}
+  (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
+  return folder
+
+
+def test_shards_are_one_model(tmp_path):
+  assert gpt2.is_gpt2(shards(tmp_path))
+  close(tmp_path)
+
+
+def test_shards_that_do_not_fit(tmp_path):
+  def refuses(message, **changes):
+    with pytest.raises(UserError, match=message):
+      gpt2.load(shards(tmp_path, **changes))
+
+  refuses('do not agree about wpe.weight', **{'wpe.weight': 'model-00002-of-00002.safetensors'})
+  refuses('do not agree about other', other='model-00001-of-00002.safetensors')
+  refuses('names .* which is no file beside it', **{'wpe.weight': '../model.safetensors'})
+  refuses('cannot read .*absent', **{'wpe.weight': 'absent'})
+  shards(tmp_path)
+  for text in ('{', '[]', '{"weight_map": 1}', '[' * 99_999):
+    (tmp_path / 'model.safetensors.index.json').write_text(text)
+    with pytest.raises(UserError, match=r'cannot read .*index.json'):
+      gpt2.load(tmp_path)
+
+
+def test_an_adapter_beside_the_weights_is_not_ignored(tmp_path):
+  write(tmp_path, arrays())
+  (tmp_path / 'adapter_config.json').write_text('{}')
+  with pytest.raises(UserError, match='would change the model; merge it'):
+    gpt2.load(tmp_path)
 
 
 def test_every_part_matters(loaded):

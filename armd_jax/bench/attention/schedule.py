@@ -50,9 +50,9 @@ def read(folder: str, name: str) -> list[Region]:
   usage = glob.glob(f'{glob.escape(folder)}/*{name}*-pre-delay_hlo-static-per-bundle-*.txt')
   if not found or not usage:
     raise FileNotFoundError(f'no schedule of {name} in {folder}')
-  with open(found[-1]) as file:
+  with open(found[-1], encoding='utf-8') as file:
     jumps = _jumps(file)
-  with open(usage[-1]) as file:
+  with open(usage[-1], encoding='utf-8') as file:
     lines = file.read().splitlines()
   head = next(i for i, line in enumerate(lines) if ',' in line)
   column = next(

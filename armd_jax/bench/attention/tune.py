@@ -128,12 +128,12 @@ def seconds_here(attend: Callable, repeats: int) -> Timer:
 def write(path: pathlib.Path, table: dict) -> None:
   """JSON with an entry a line, sorted."""
   lines = (f'  {json.dumps(key)}: {json.dumps(table[key])}' for key in sorted(table))
-  path.write_text('{\n' + ',\n'.join(lines) + '\n}\n')
+  path.write_text('{\n' + ',\n'.join(lines) + '\n}\n', encoding='utf-8')
 
 
 def tune(path: pathlib.Path, chip: str, names: Sequence[str], timer: Timer) -> None:
   """Adds to the table at `path` a line for each of these shapes; written after each."""
-  table = json.loads(path.read_text()) if path.exists() else {}
+  table = json.loads(path.read_text('utf-8')) if path.exists() else {}
   for name in names:
     shape = shapes.NAMED[name]
     # Training calls have two streams; decoding folds streams into rows: a shape of its own.

@@ -101,7 +101,7 @@ def report(out: pathlib.Path, variables: dict[str, str]) -> None:
   rows = rows_lib.read(out)
   page.write(out, rows, goals.judge(rows))
   draw = [sys.executable, '-m', 'armd_jax.bench.device.picture', f'--out={out}']
-  with (out / 'log.txt').open('a') as log:
+  with (out / 'log.txt').open('a', encoding='utf-8') as log:
     try:
       code = subprocess.run(
         draw,
@@ -115,7 +115,7 @@ def report(out: pathlib.Path, variables: dict[str, str]) -> None:
   if code:
     print(f'the picture was not drawn ({code}); see {out / "log.txt"}', file=sys.stderr)
   page.write(out, rows, goals.judge(rows))
-  print((out / page.TABLE).read_text(), end='')
+  print((out / page.TABLE).read_text('utf-8'), end='')
 
 
 def main(argv: Sequence[str]) -> None:

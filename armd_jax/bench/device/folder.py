@@ -70,7 +70,10 @@ def pack_texts(pattern: str, folder: pathlib.Path) -> None:
     raise UserError(f'--text={pattern} matches no file; write a file or a glob')
   folder.mkdir(parents=True, exist_ok=True)
   for path in files:
-    with path.open('rb') as source, lzma.open(folder / f'{path.name}.xz', 'wb') as packed:
+    with (
+      path.open('rb') as source,
+      lzma.open(folder / f'{path.name}.xz', 'wb') as packed,
+    ):
       shutil.copyfileobj(source, packed)
 
 

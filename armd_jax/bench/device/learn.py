@@ -65,8 +65,8 @@ def train(rows: Rows, texts: str | None) -> dict:
     return {'error': f'quickstart ended with {code}; see log.txt'}
   if code:
     return reached(history.read(logged)) | {'skipped': f'{NO_TIME}: stopped on the way'}
-  results = (workdir / 'results.json').read_text()
-  (rows.job.out / 'learn.json').write_text(results)
+  results = (workdir / 'results.json').read_text('utf-8')
+  (rows.job.out / 'learn.json').write_text(results, encoding='utf-8')
   return reached(history.read(logged)) | learned(json.loads(results))
 
 

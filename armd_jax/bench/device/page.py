@@ -115,5 +115,5 @@ def as_markdown(rows: Rows, goals: Sequence[Goal], picture: bool) -> str:
 
 def write(out: pathlib.Path, rows: Rows, goals: Sequence[Goal]) -> None:
   """Writes table and page into `out`."""
-  (out / TABLE).write_text(as_text(rows, goals))
-  (out / PAGE).write_text(as_markdown(rows, goals, (out / PICTURE).exists()))
+  (out / TABLE).write_text(as_text(rows, goals), encoding='utf-8')
+  (out / PAGE).write_text(as_markdown(rows, goals, (out / PICTURE).exists()), encoding='utf-8')

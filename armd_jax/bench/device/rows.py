@@ -72,7 +72,7 @@ def read(folder: pathlib.Path) -> dict[tuple[str, str], Row]:
 
 def lines(folder: pathlib.Path) -> list[str]:
   path = folder / FILE
-  return path.read_text().splitlines() if path.exists() else []
+  return path.read_text('utf-8').splitlines() if path.exists() else []
 
 
 def merge(out: pathlib.Path, kept: pathlib.Path, without: Iterable[str] = ()) -> int:
@@ -88,7 +88,7 @@ def merge(out: pathlib.Path, kept: pathlib.Path, without: Iterable[str] = ()) ->
   for folder in (out, kept):
     try:
       folder.mkdir(parents=True, exist_ok=True)
-      (folder / FILE).write_text(''.join(f'{line}\n' for line in found))
+      (folder / FILE).write_text(''.join(f'{line}\n' for line in found), encoding='utf-8')
     except OSError as error:
       raise UserError(f'cannot write to {folder} ({error.strerror}); give another') from error
   return len(found)

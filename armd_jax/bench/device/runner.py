@@ -78,7 +78,7 @@ class Runner:
   def _start(self, stage: Stage, process: Process, until: float) -> subprocess.Popen:
     job = dataclasses.replace(self.job, stage=stage.name, until=until, label=process.label)
     command = [*process.command, *job.arguments(), *process.arguments]
-    with (self.job.out / 'log.txt').open('a') as log:
+    with (self.job.out / 'log.txt').open('a', encoding='utf-8') as log:
       print(f'---- {stage.name}: {process.name}', file=log, flush=True)
       return subprocess.Popen(
         command,

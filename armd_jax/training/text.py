@@ -1,0 +1,72 @@
+"""Which text a run is of, beside its config.json, so that no other takes its place unseen.
+
+text.json   sha256 of the text, and its description
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+from armd_jax.config import Config
+from armd_jax.data import corpus as corpus_lib
+from armd_jax.errors import UserError
+from armd_jax.files import whole
+from armd_jax.training import workdir as workdir_lib
+
+FILE = 'text.json'
+
+
+def keep(workdir: str | pathlib.Path, config: Config, corpus: corpus_lib.Corpus) -> None:
+  """Stores the text of a new run, or checks that a run that goes on has the same, if elsewhere.
+
+  Args:
+    workdir: of the run.
+    config: of the run, which has read `corpus` from `config.data.source`.
+    corpus: the text.
+  Raises:
+    UserError: it is another text.
+  """
+  started = workdir_lib.read_config(workdir)
+  moved = started.data.source != config.data.source
+  if sha256_of(workdir):
+    check(workdir, corpus)
+    if moved:  # so that evaluations find it there, too
+      data = dataclasses.replace(started.data, source=config.data.source)
+      workdir_lib.write_config(workdir, dataclasses.replace(started, data=data))
+    return
+  if moved:
+    raise UserError(
+      f'{workdir} was started with config.data.source = {started.data.source!r}, not '
+      f'{config.data.source!r}, and before the text was stored; give it under its first name once'
+    )
+  path = pathlib.Path(workdir) / FILE
+  text = {'sha256': corpus.sha256, 'description': corpus.description}
+  whole.write_json(path, text)
+
+
+def check(workdir: str | pathlib.Path, corpus: corpus_lib.Corpus) -> None:
+  """Refuses any text but the run's, under whatever name; a run without text.json has none to check.
+
+  Raises:
+    UserError: it is another text.
+  """
+  if then := sha256_of(workdir):
+    corpus_lib.check_same(then, corpus, f'the run in {workdir}')
+
+
+def sha256_of(workdir: str | pathlib.Path) -> str:
+  """Of the run's text; '' if none is stored, as by exports and runs of older versions.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  path = pathlib.Path(workdir) / FILE
+  fix = 'delete it if the text is the one that the run was started with'
+  try:
+    found = whole.read_json(path, {'sha256': str}, fix)
+  except (FileNotFoundError, NotADirectoryError):
+    return ''
+  if len(found['sha256']) != 64:
+    raise UserError(f'{path} is damaged (its sha256 is none); {fix}')
+  return found['sha256']
