@@ -130,13 +130,13 @@ class ModelConfig:
   mlp_dim: int = field(-1, at_least=1, at_most=2**19)  # -1: 4 * embed_dim
   dropout: float = field(0.1, at_least=0, below=1)  # of embeddings and branches; none in attention
   rope_theta: float = field(1e4, at_least=1)
-  style: str = one_of('rope', 'gpt2')  # 'gpt2' of ARMD and AR: learned positions, biases
-  bos: str = one_of('prepend', 'first_token_given')  # a text's first token follows BOS, or is given
-  g0: str = one_of('prefix', 'mask_embedding', 'shift', 'warm')  # g_0 of eq. 6
-  g0_norm: str = one_of('none', 'rms')
-  g0_chunk: int = field(128, at_least=0)  # slots a chunk, in linear form; 0: quadratic
-  pe: str = one_of('sinusoidal', 'local', 'learned')  # PE of eq. 6, of unit length
-  pe_dim: int = field(64, at_least=2, at_most=2**20)  # even; 'local': half the length or more
+  architecture: str = one_of('rope', 'gpt2')  # 'gpt2' of ARMD and AR: learned positions, biases
+  first_token: str = one_of('predicted', 'given')  # a text's first token follows BOS, or is given
+  query_seed: str = one_of('prefix', 'mask_embedding', 'shift', 'warm')  # g_0 of eq. 6
+  query_seed_norm: str = one_of('none', 'rms')
+  query_seed_chunk: int = field(128, at_least=0)  # slots a chunk, in linear form; 0: quadratic
+  position_rows: str = one_of('sinusoidal', 'local', 'learned')  # PE of eq. 6, of unit length
+  position_dim: int = field(64, at_least=2, at_most=2**20)  # even; 'local': half the length or more
   attention: str = one_of('auto', 'reference', 'pallas_tpu', 'pallas_hopper', resumable=True)
   dtype: str = one_of('bfloat16', 'float32')  # of activations; parameters are float32
   remat: str = one_of('none', 'dots', 'full', resumable=True)  # what the backward pass recomputes
@@ -152,7 +152,7 @@ class ModelConfig:
   @property
   def num_slots(self) -> int:
     """Tokens predicted per sequence: all of them, or all but a given first one."""
-    return self.length - (self.bos == 'first_token_given')
+    return self.length - (self.first_token == 'given')
 
   @property
   def head_dim(self) -> int:
@@ -167,20 +167,20 @@ class ModelConfig:
 class OrderConfig:
   """Which generation orders a training step sees (paper sections 3.1 and 5).
 
-  An AR model has left-to-right orders alone: `parse` sets its `rho` to 0, whatever is
+  An AR model has left-to-right orders alone: `parse` sets its `max_shuffled` to 0, whatever is
   given, so that one experiment serves all families. The diffusion baselines read none of this.
   """
 
   ar_steps: int = field(9_000, at_least=0)  # i_AR
   perm_steps: int = field(48_000, at_least=0)  # i_perm
-  rho: int = field(32, at_least=0)  # rho, most tokens shuffled; of AR always 0
+  max_shuffled: int = field(32, at_least=0)  # rho, most tokens shuffled; of AR always 0
   perm_mode: str = one_of('scatter', 'window')
   uniform_order_prob: float = field(0.0, at_least=0, at_most=1)  # share in random order, from i_AR
-  block_steps: int = field(0, at_least=0, at_most=2**20)  # T of random blocks; 0: singletons
-  block_schedule: str = one_of('linear', 'cosine')  # of the masking process of those blocks
-  sbp_start: int = field(-1, at_least=0)  # first step of strided orders (SBP); -1: never
-  sbp_streams: tuple[int, ...] = field((1, 2, 4), at_least=1)  # S, drawn at every step
-  sbp_one_by_one: float = field(0.0, at_least=0, at_most=1)  # share, a token at a time
+  masking_steps: int = field(0, at_least=0, at_most=2**20)  # T of random blocks; 0: singletons
+  masking_schedule: str = one_of('linear', 'cosine')  # of the masking process of those blocks
+  strided_start: int = field(-1, at_least=0)  # first step of strided orders (SBP); -1: never
+  strided_streams: tuple[int, ...] = field((1, 2, 4), at_least=1)  # S, drawn at every step
+  strided_one_by_one: float = field(0.0, at_least=0, at_most=1)  # share, a token at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,8 +260,22 @@ class Config:
 
 
 # Fields of older versions, by their old names, and the values of those that have other values now.
-RENAMED: dict[str, str] = {}
-RENAMED_VALUES: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+  'g0': 'query_seed',
+  'g0_norm': 'query_seed_norm',
+  'g0_chunk': 'query_seed_chunk',
+  'pe_dim': 'position_dim',
+  'sbp_start': 'strided_start',
+  'sbp_streams': 'strided_streams',
+  'sbp_one_by_one': 'strided_one_by_one',
+  'block_steps': 'masking_steps',
+  'block_schedule': 'masking_schedule',
+  'pe': 'position_rows',
+  'style': 'architecture',
+  'bos': 'first_token',
+  'rho': 'max_shuffled',
+}
+RENAMED_VALUES: dict[str, str] = {'prepend': 'predicted', 'first_token_given': 'given'}
 
 # ----- using it
 
@@ -406,7 +420,7 @@ def _resolve(config: Config) -> Config:
   unset = {name: value for name, value in filled.items() if getattr(model, name) == -1}
   order = config.order
   if model.orders == 'left_to_right':
-    order = dataclasses.replace(order, rho=0)
+    order = dataclasses.replace(order, max_shuffled=0)
   return dataclasses.replace(config, model=dataclasses.replace(model, **unset), order=order)
 
 
@@ -429,18 +443,18 @@ def _contradictions(config: Config) -> Iterator[str]:
     )
   if m.num_slots < 1:
     yield (
-      f'config.model.length is {m.length} with config.model.bos = {m.bos!r}, '
+      f'config.model.length is {m.length} with config.model.first_token = {m.first_token!r}, '
       'which leaves no token to predict; write 2 or more'
     )
-  if m.pe_dim % 2:
-    yield f'config.model.pe_dim is {m.pe_dim}; write an even number'
-  if m.orders == 'none' and m.style != 'rope':
+  if m.position_dim % 2:
+    yield f'config.model.position_dim is {m.position_dim}; write an even number'
+  if m.orders == 'none' and m.architecture != 'rope':
     yield (
-      f'config.model.style is {m.style!r} but config.model.family is {m.family!r}, '
+      f'config.model.architecture is {m.architecture!r} but config.model.family is {m.family!r}, '
       "which has RoPE only; write 'rope'"
     )
-  if o.rho > m.length:
-    yield f'config.order.rho is {o.rho}; write 0 to model.length = {m.length}'
+  if o.max_shuffled > m.length:
+    yield f'config.order.max_shuffled is {o.max_shuffled}; write 0 to model.length = {m.length}'
   if o.ar_steps > o.perm_steps:
     yield (
       f'config.order.perm_steps is {o.perm_steps}, before ar_steps = {o.ar_steps}; '
@@ -451,16 +465,16 @@ def _contradictions(config: Config) -> Iterator[str]:
       f'config.order.uniform_order_prob is {o.uniform_order_prob} but config.model.family is '
       f'{m.family!r}, which has left-to-right orders only; write 0'
     )
-  if o.sbp_start >= 0:
+  if o.strided_start >= 0:
     if m.orders != 'any':
       yield (
-        f'config.order.sbp_start is {o.sbp_start} but config.model.family is {m.family!r}, '
+        f'config.order.strided_start is {o.strided_start} but config.model.family is {m.family!r}, '
         'which has no strided orders; write -1'
       )
-    if not o.sbp_streams:
-      yield 'config.order.sbp_streams is empty; write stride counts, like (1, 2, 4)'
-    for streams in o.sbp_streams:
-      check_streams(streams, m.num_slots, 'config.order.sbp_streams')
+    if not o.strided_streams:
+      yield 'config.order.strided_streams is empty; write stride counts, like (1, 2, 4)'
+    for streams in o.strided_streams:
+      check_streams(streams, m.num_slots, 'config.order.strided_streams')
   if t.batch_size % t.accumulation:
     yield (
       f'config.train.accumulation is {t.accumulation}; '

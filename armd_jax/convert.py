@@ -5,9 +5,10 @@
 
 DIR then holds a run at step 0, which `evaluate` and `sample` read, and another run can go on from:
 
-  python -m armd_jax.train --config=... --config.model.g0=warm --config.init_from=DIR --workdir=...
+  python -m armd_jax.train --config=... --config.model.query_seed=warm --config.init_from=DIR
 
-A warm start says at step 0 what the AR run says; of GPT-2's it has --config.model.style=gpt2.
+A warm start predicts at step 0 what the AR run predicts; of GPT-2 it has
+--config.model.architecture=gpt2.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ def from_gpt2(folder: str, source: str, tokenizer: str) -> tuple[Config, Any]:
       f'{expected}; name the tokenizer it was trained with'
     )
   data = DataConfig(source=source, tokenizer=tokenizer)
-  return Config(model=model, order=OrderConfig(ar_steps=0, perm_steps=0, rho=0), data=data), params
+  return Config(
+    model=model, order=OrderConfig(ar_steps=0, perm_steps=0, max_shuffled=0), data=data
+  ), params
 
 
 def from_ar(workdir: str, num_two_stream_layers: int) -> tuple[Config, Any]:

@@ -87,7 +87,7 @@ def main(options: Options) -> None:
           )
         streams = 1 if model.orders == 'left_to_right' else options.streams
         check_streams(streams, model.num_slots, '--streams')
-        first_token = export.tokenizer.eos_id if model.bos == 'first_token_given' else BOS
+        first_token = export.tokenizer.eos_id if model.first_token == 'given' else BOS
         stablehlo.write(
           part / 'stablehlo', model, export.tokenizer.vocab_size, params, first_token,
           streams=streams, batch_size=options.batch_size,

@@ -1,7 +1,7 @@
 """What experiment files share: the options after their name, baselines, fine-tunes, small versions.
 
 --config=experiments/owt_small.py:family=mdlm         a baseline's twin: all else is the same
---config=experiments/owt_small.py:sbp_steps=50000     SBP fine-tuning of the base model
+--config=experiments/owt_small.py:strided_steps=50000     SBP fine-tuning of the base model
 --config=experiments/owt_small.py:family=sedd,runlocal   the same, small, on this machine
 """
 
@@ -21,13 +21,13 @@ class Options:
 
   Attributes:
     family: of the model, see `config.ModelConfig`.
-    sbp_steps: i_SBP (paper section 3.1), steps of fine-tuning after the base model's; 0:
+    strided_steps: i_SBP (paper section 3.1), steps of fine-tuning after the base model's; 0:
       train the base model.
     runlocal: shrinks model, text and steps to a machine without accelerators.
   """
 
   family: str = 'armd'
-  sbp_steps: int = 0
+  strided_steps: int = 0
   runlocal: bool = False
 
 
@@ -38,20 +38,20 @@ def options(text: str) -> Options:
     UserError: for a name or value that means nothing.
 
   >>> options('family=sedd,runlocal')
-  Options(family='sedd', sbp_steps=0, runlocal=True)
+  Options(family='sedd', strided_steps=0, runlocal=True)
   """
   values = {}
   for item in filter(None, text.split(',')):
     name, _, value = item.partition('=')
     if name == 'family' and value:
       values[name] = value
-    elif name == 'sbp_steps' and value.isdecimal():
+    elif name == 'strided_steps' and value.isdecimal():
       values[name] = int(value)
     elif item == 'runlocal':
       values[name] = True
     else:
       raise UserError(
-        f'an experiment takes family=NAME, sbp_steps=NUMBER and runlocal, but no {item!r}'
+        f'an experiment takes family=NAME, strided_steps=NUMBER and runlocal, but no {item!r}'
       )
   return Options(**values)
 
@@ -69,10 +69,12 @@ def finish(config: ml_collections.ConfigDict, text: str, base_run: str) -> None:
   config.model.family = chosen.family
   if chosen.runlocal:
     _shrink(config)
-  if chosen.sbp_steps:
+  if chosen.strided_steps:
     # Optimizer, average and learning rate go on (our choice); orders are strided from here on.
-    steps = min(chosen.sbp_steps, config.train.steps) if chosen.runlocal else chosen.sbp_steps
-    config.order.sbp_start = config.train.steps
+    steps = (
+      min(chosen.strided_steps, config.train.steps) if chosen.runlocal else chosen.strided_steps
+    )
+    config.order.strided_start = config.train.steps
     config.train.steps += steps
     config.init_from = base_run
 
@@ -90,7 +92,7 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
   config.order.update(
     ar_steps=round(config.order.ar_steps * share),
     perm_steps=round(config.order.perm_steps * share),
-    rho=min(config.order.rho, 8),
+    max_shuffled=min(config.order.max_shuffled, 8),
   )
   config.data.update(small.data)
   config.optimizer.update(learning_rate=3e-3, warmup_steps=20, ema_decay=0.99)

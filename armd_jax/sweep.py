@@ -56,8 +56,8 @@ def overrides_of(name: str) -> list[Mapping[str, Any]]:
 def run_name(overrides: Mapping[str, Any]) -> str:
   """A folder's name.
 
-  >>> run_name({'optimizer.learning_rate': 3e-4, 'order.sbp_streams': (1, 2)})
-  'learning_rate=0.0003,sbp_streams=1_2'
+  >>> run_name({'optimizer.learning_rate': 3e-4, 'order.strided_streams': (1, 2)})
+  'learning_rate=0.0003,strided_streams=1_2'
   """
   text = lambda value: '_'.join(map(str, value)) if isinstance(value, tuple | list) else str(value)
   name = ','.join(f'{field.split(".")[-1]}={text(value)}' for field, value in overrides.items())

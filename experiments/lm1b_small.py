@@ -3,7 +3,7 @@
   python -m armd_jax.data.prepare --source=tfds:lm1b --tokenizer=bert-base-uncased --out=work/lm1b
   python -m armd_jax.train --config=experiments/lm1b_small.py --workdir=work/lm1b_small
 
-Twins and variants as in owt_small.py: lm1b_small.py:family=mdlm, lm1b_small.py:sbp_steps=50000,
+Twins and variants as in owt_small.py: lm1b_small.py:family=mdlm, lm1b_small.py:strided_steps=50000,
 lm1b_small.py:runlocal.
 
 Hardware and time: python -m armd_jax.aot --config=experiments/lm1b_small.py --topology=v5p:8x8x16,
@@ -21,7 +21,7 @@ from armd_jax.config import default_config
 def get_config(options: str = '') -> ml_collections.ConfigDict:
   config = default_config()
   config.model.update(length=128, num_two_stream_layers=6, remat='dots')
-  config.order.update(ar_steps=100_000, perm_steps=300_000, rho=8)
+  config.order.update(ar_steps=100_000, perm_steps=300_000, max_shuffled=8)
   config.data.update(source='work/lm1b', tokenizer='bert-base-uncased', packing='wrapped')
   config.train.update(steps=1_000_000)
   recipes.finish(config, options, 'work/lm1b_small')

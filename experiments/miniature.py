@@ -22,9 +22,9 @@ def get_config(options: str = '') -> ml_collections.ConfigDict:
   config.model.update(
     length=128, num_layers=4, embed_dim=128, num_heads=4, dropout=0.0, dtype='float32',
     scan_layers=False, vocab_multiple=1,
-    pe='local', pe_dim=128, g0_norm='rms',
+    position_rows='local', position_dim=128, query_seed_norm='rms',
   )  # fmt: skip
-  config.order.update(ar_steps=16, perm_steps=86, rho=4)
+  config.order.update(ar_steps=16, perm_steps=86, max_shuffled=4)
   config.optimizer.update(learning_rate=3e-3, warmup_steps=40, ema_decay=0.98)
   config.train.update(
     steps=720, batch_size=16, loss_chunk=128, log_every=20, eval_every=180, eval_windows=32,

@@ -3,7 +3,7 @@
   python -m armd_jax.data.prepare --source='openwebtext/*.parquet' --tokenizer=gpt2 --out=work/owt
   python -m armd_jax.train --config=experiments/owt_medium.py --workdir=work/owt_medium
 
-Twins and variants as in owt_small.py: owt_medium.py:family=sedd, owt_medium.py:sbp_steps=50000,
+Twins and variants as in owt_small.py: owt_medium.py:family=sedd, owt_medium.py:strided_steps=50000,
 owt_medium.py:runlocal.
 
 Hardware and time: python -m armd_jax.aot --config=experiments/owt_medium.py --topology=v5p:8x8x16,

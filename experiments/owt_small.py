@@ -5,7 +5,7 @@
     --config.data.source=work/owt
 
 Twins and variants (armd_jax/recipes.py): owt_small.py:family=mdlm (sedd, radd, d3pm, ar) trains a
-baseline with all else the same; owt_small.py:sbp_steps=50000 fine-tunes work/owt_small for
+baseline with all else the same; owt_small.py:strided_steps=50000 fine-tunes work/owt_small for
 strided generation (published: 10K, 50K, 80K steps); any with ,runlocal takes minutes on two cores.
 
 Hardware and time: on 1024 v5p chips (fsdp 256 x tensor 4) the roofline of docs/scaling.md gives 4.4

@@ -3,7 +3,7 @@
   make quickstart                       # everything: train, fine-tune, measure, generate
   python -m armd_jax.train --config=experiments/quickstart.py --workdir=DIR
 
-The first `order.sbp_start` steps are the base model with the progressive permutation
+The first `order.strided_start` steps are the base model with the progressive permutation
 schedule, the others fine-tune it for strided block-parallel generation. The seed of the query rows
 is not literally eq. 6; docs/reproduction.md has what its three changes are worth.
 """
@@ -18,9 +18,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.update(
     length=256, num_layers=3, embed_dim=256, num_heads=4, dropout=0.0, dtype='float32',
     scan_layers=False, vocab_multiple=1,
-    pe='local', pe_dim=128, g0_norm='rms',
+    position_rows='local', position_dim=128, query_seed_norm='rms',
   )  # fmt: skip
-  config.order.update(ar_steps=200, perm_steps=700, rho=8, sbp_start=900)
+  config.order.update(ar_steps=200, perm_steps=700, max_shuffled=8, strided_start=900)
   config.optimizer.update(learning_rate=1.3e-3, warmup_steps=100, beta2=0.99)
   config.train.update(
     steps=1050, batch_size=4, loss_chunk=256, log_every=25, eval_every=150, eval_windows=32,

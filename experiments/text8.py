@@ -5,7 +5,7 @@
     --held_out_source=work/text8_test.txt --tokenizer=bytes --out=work/text8
   python -m armd_jax.train --config=experiments/text8.py:family=sedd --workdir=work/text8_sedd
 
-Twins and variants as in owt_small.py: text8.py:family=mdlm, text8.py:sbp_steps=50000,
+Twins and variants as in owt_small.py: text8.py:family=mdlm, text8.py:strided_steps=50000,
 text8.py:runlocal. A character is a byte, and nats per byte over ln 2 its bits.
 
 Hardware and time: python -m armd_jax.aot --config=experiments/text8.py --target=h100 says whether
@@ -23,7 +23,7 @@ from armd_jax.config import default_config
 def get_config(options: str = '') -> ml_collections.ConfigDict:
   config = default_config()
   config.model.update(length=256, remat='dots')
-  config.order.update(ar_steps=100_000, perm_steps=300_000, rho=8)
+  config.order.update(ar_steps=100_000, perm_steps=300_000, max_shuffled=8)
   config.data.update(source='work/text8', tokenizer='bytes')
   config.train.update(steps=1_000_000)
   recipes.finish(config, options, 'work/text8')

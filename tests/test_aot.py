@@ -21,13 +21,15 @@ from armd_jax.hardware import chips
 from armd_jax.hardware.chips import GIB
 
 TINY = dict(
-  length=16, num_layers=2, embed_dim=32, num_heads=8, mlp_dim=64, dtype='float32', pe_dim=8,
-  g0_chunk=8, dropout=0.0,
+  length=16, num_layers=2, embed_dim=32, num_heads=8, mlp_dim=64, dtype='float32', position_dim=8,
+  query_seed_chunk=8, dropout=0.0,
 )  # fmt: skip
 
 
 def tiny(**train):
-  return config.parse({'model': TINY, 'order': {'rho': 1}, 'train': {'batch_size': 4} | train})
+  return config.parse(
+    {'model': TINY, 'order': {'max_shuffled': 1}, 'train': {'batch_size': 4} | train}
+  )
 
 
 def target(devices=None):
@@ -207,7 +209,7 @@ def test_decode_flops_of_a_step():
   layers = 2 * (matrices + key_value) + 2 * 2 * keys * width
   padded = m.padded(11)
   # Seeds: the aggregated state, and rows of the same step.
-  seeds = m.pe_dim * width * 2 + tokens * (m.pe_dim + width)
+  seeds = m.position_dim * width * 2 + tokens * (m.position_dim + width)
   by_hand = 2 * tokens * (layers + padded * width + seeds)
   found = programs.decode_flops(given, 11, sequences)
   assert found['decode'].dense == pytest.approx(sequences * by_hand, rel=0.02)

@@ -20,7 +20,7 @@ def test_defaults_are_the_published_small_recipe():
     1024,
   )
   assert (c.model.num_two_stream_layers, c.model.mlp_dim, c.model.num_kv_heads) == (6, 3072, 12)
-  assert (c.order.ar_steps, c.order.perm_steps, c.order.rho) == (9_000, 48_000, 32)
+  assert (c.order.ar_steps, c.order.perm_steps, c.order.max_shuffled) == (9_000, 48_000, 32)
   assert (c.train.steps, c.train.batch_size) == (400_000, 512)
   assert config.parse(config.to_dict(c)) == c
   assert hash(c) == hash(dataclasses.replace(c))
@@ -31,26 +31,29 @@ def test_defaults_are_the_published_small_recipe():
   [
     ({'modle': {}}, "config has no field 'modle'; write 'model'"),
     ({'model': {'nun_layers': 2}}, "config.model has no field 'nun_layers'; write 'num_layers'"),
-    ({'model': {'g0': 'prefx'}}, "config.model.g0 is 'prefx'; write one of 'prefix'"),
+    (
+      {'model': {'query_seed': 'prefx'}},
+      "config.model.query_seed is 'prefx'; write one of 'prefix'",
+    ),
     ({'model': {'num_layers': 2.5}}, 'must be of type int'),
     ({'model': {'num_layers': 0}}, 'write a whole number from 1 to 4096'),
     ({'model': {'num_kv_heads': -2}}, 'from 1 to 2147483647, or -1'),
     ({'model': {'num_two_stream_layers': 13}}, 'write 0 to num_layers = 12'),
     ({'model': {'embed_dim': 100}}, 'write a multiple of 24'),
     ({'model': {'num_kv_heads': 5}}, 'write a divisor of num_heads = 12'),
-    ({'model': {'pe_dim': 7}}, 'write an even number'),
+    ({'model': {'position_dim': 7}}, 'write an even number'),
     ({'model': {'dropout': 1.5}}, 'write a number from 0 and below 1'),
-    ({'model': {'length': 1, 'bos': 'first_token_given'}}, 'leaves no token to predict'),
+    ({'model': {'length': 1, 'first_token': 'given'}}, 'leaves no token to predict'),
     ({'data': {'held_out': 1.0}}, 'held_out is 1.0; write a number above 0 and below 1'),
-    ({'order': {'rho': 2000}}, 'write 0 to model.length = 1024'),
+    ({'order': {'max_shuffled': 2000}}, 'write 0 to model.length = 1024'),
     ({'order': {'perm_steps': 10}}, 'write a later step'),
     (
-      {'order': {'sbp_start': 0, 'sbp_streams': (3,)}},
+      {'order': {'strided_start': 0, 'strided_streams': (3,)}},
       'S = 3, which does not divide the length 1024',
     ),
-    ({'order': {'sbp_start': 0, 'sbp_streams': ()}}, 'sbp_streams is empty'),
-    ({'order': {'sbp_streams': 'x'}}, 'must be a tuple of whole numbers'),
-    ({'order': {'sbp_streams': (2, 0)}}, 'is (2, 0); write whole numbers from 1 to'),
+    ({'order': {'strided_start': 0, 'strided_streams': ()}}, 'strided_streams is empty'),
+    ({'order': {'strided_streams': 'x'}}, 'must be a tuple of whole numbers'),
+    ({'order': {'strided_streams': (2, 0)}}, 'is (2, 0); write whole numbers from 1 to'),
     ({'train': {'max_not_finite': 0}}, 'write a whole number from 1 to 2147483647'),
     ({'train': {'keep_every': -1}}, 'write a whole number from 0 to'),
     ({'train': {'profile_steps': (3,)}}, 'write the first and the last step of a trace'),
@@ -58,17 +61,20 @@ def test_defaults_are_the_published_small_recipe():
     ({'train': {'profile_steps': (3, 2)}}, 'write the first and the last step of a trace'),
     ({'train': {'profile_steps': (20, 22), 'steps': 9}}, 'write the first and the last step'),
     ({'train': {'accumulation': 3}}, 'write a divisor of batch_size = 512'),
-    ({'model': {'family': 'ar'}, 'order': {'sbp_start': 0}}, 'has no strided orders'),
+    ({'model': {'family': 'ar'}, 'order': {'strided_start': 0}}, 'has no strided orders'),
     (
       {'model': {'family': 'ar'}, 'order': {'uniform_order_prob': 0.5}},
       'left-to-right orders only',
     ),
-    ({'model': {'family': 'mdlm'}, 'order': {'sbp_start': 0}}, "family is 'mdlm', which has no"),
+    (
+      {'model': {'family': 'mdlm'}, 'order': {'strided_start': 0}},
+      "family is 'mdlm', which has no",
+    ),
     ({'model': {'diffusion': {'d3pm_steps': 0}}}, 'd3pm_steps is 0; write a whole number from 1'),
     ({'model': {'diffusion': {'d3pm_aux': -1.0}}}, 'd3pm_aux is -1.0; write a number from 0 to'),
     ({'model': {'diffusion': {'schedule': 'sine'}}}, "write one of 'log_linear', 'cosine'"),
-    ({'model': {'family': 'sedd', 'style': 'gpt2'}}, "which has RoPE only; write 'rope'"),
-    ({'order': {'block_steps': -1}}, 'block_steps is -1; write a whole number from 0 to'),
+    ({'model': {'family': 'sedd', 'architecture': 'gpt2'}}, "which has RoPE only; write 'rope'"),
+    ({'order': {'masking_steps': -1}}, 'masking_steps is -1; write a whole number from 0 to'),
     ({'model': 3}, 'must hold the fields of ModelConfig'),
   ],
 )
@@ -80,13 +86,13 @@ def test_refusals(raw, message):
 
 
 def test_length_counts_the_given_first_token():
-  raw = {'model': {'bos': 'first_token_given', 'length': 1025}, 'order': {'sbp_start': 0}}
+  raw = {'model': {'first_token': 'given', 'length': 1025}, 'order': {'strided_start': 0}}
   assert config.parse(raw).model.num_slots == 1024
 
 
 def test_an_ar_model_knows_one_order():
-  raw = {'model': {'family': 'ar'}, 'order': {'rho': 8}}
-  assert config.parse(raw).order == config.OrderConfig(rho=0)
+  raw = {'model': {'family': 'ar'}, 'order': {'max_shuffled': 8}}
+  assert config.parse(raw).order == config.OrderConfig(max_shuffled=0)
 
 
 def nested(name, value):

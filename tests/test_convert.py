@@ -28,7 +28,7 @@ def test_an_ar_run_becomes_armds(ar_run, tmp_path):
   folder, params = ar_run
   convert.write(*convert.from_ar(folder, -1), tmp_path / 'warm')
   config, _, warm, step = weights.load_ema(tmp_path / 'warm')
-  assert (step, config.model.family, config.model.g0) == (0, 'armd', 'warm')
+  assert (step, config.model.family, config.model.query_seed) == (0, 'armd', 'warm')
   assert config.model.num_two_stream_layers == 1
   np.testing.assert_array_equal(warm['vocabulary']['embedding'], params['vocabulary']['embedding'])
   with pytest.raises(UserError, match='two_stream_layers is 3; write at most the 2'):
@@ -49,7 +49,7 @@ def test_gpt2_becomes_a_run(tmp_path):
   folder = tiny_gpt2.write(tmp_path, arrays | {'wte.weight': rows}, vocab_size=257)
   convert.write(*convert.from_gpt2(folder, 'stdlib', 'bytes'), tmp_path / 'run')
   config, tokenizer, params, step = weights.load_ema(tmp_path / 'run')
-  assert (step, config.model.family, config.model.style) == (0, 'ar', 'gpt2')
+  assert (step, config.model.family, config.model.architecture) == (0, 'ar', 'gpt2')
   assert (config.data.source, tokenizer.name) == ('stdlib', 'bytes')
   np.testing.assert_array_equal(params['vocabulary']['embedding'][:257], rows)
   np.testing.assert_array_equal(params['vocabulary']['bos'], rows[256])

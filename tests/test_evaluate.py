@@ -16,7 +16,7 @@ from armd_jax.errors import UserError
 from armd_jax.evaluation import suites
 
 TOKENIZER = ByteTokenizer()
-CONFIG = config_lib.parse({'model': {'length': 8}, 'order': {'rho': 4}})
+CONFIG = config_lib.parse({'model': {'length': 8}, 'order': {'max_shuffled': 4}})
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_likelihood_suite_covers_every_kind_of_order(tmp_path):
     ('uniform orders', 'bound', 6),
   ]
   assert {part.windows_WxN.shape for part in task.parts} == {(5, 16)}
-  raw.order.rho = 0
+  raw.order.max_shuffled = 0
   task = suites.likelihood_task(config_lib.parse(raw), (), 6, 5)
   assert [part.protocol.name for part in task.parts] == ['left-to-right', 'uniform orders']
 

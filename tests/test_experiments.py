@@ -58,18 +58,18 @@ def test_twins_differ_by_their_family_alone(name):
 
 @pytest.mark.parametrize('name', RECIPES)
 def test_fine_tunes_go_on_from_the_base(name):
-  base, tuned = recipe(name, ''), recipe(name, 'sbp_steps=50000')
-  assert tuned.order.sbp_start == base.train.steps and tuned.order.sbp_streams == (1, 2, 4)
+  base, tuned = recipe(name, ''), recipe(name, 'strided_steps=50000')
+  assert tuned.order.strided_start == base.train.steps and tuned.order.strided_streams == (1, 2, 4)
   assert tuned.train.steps == base.train.steps + 50_000
   assert tuned.init_from == f'work/{name}'
   assert (tuned.model, tuned.optimizer) == (base.model, base.optimizer)
   with pytest.raises(UserError, match='has no strided orders'):
-    recipe(name, 'family=radd,sbp_steps=10000')
+    recipe(name, 'family=radd,strided_steps=10000')
 
 
 def test_options_that_mean_nothing_are_refused():
-  for text in ('family', 'sbp_steps=many', 'runlocally', 'family=', 'runlocal=1'):
-    with pytest.raises(UserError, match='takes family=NAME, sbp_steps=NUMBER and runlocal'):
+  for text in ('family', 'strided_steps=many', 'runlocally', 'family=', 'runlocal=1'):
+    with pytest.raises(UserError, match='takes family=NAME, strided_steps=NUMBER and runlocal'):
       recipes.options(text)
   with pytest.raises(UserError, match="family is 'sed'; write one of"):
     recipe('text8', 'family=sed')
@@ -83,8 +83,8 @@ def test_small_versions_keep_the_schedule_and_need_nothing(name):
     share = getattr(small.order, field) / getattr(whole.order, field)
     assert share == pytest.approx(small.train.steps / whole.train.steps, rel=0.05)
   assert small.model.num_two_stream_layers == 1
-  tuned = recipe(name, 'sbp_steps=50000,runlocal')
-  assert tuned.order.sbp_start == small.train.steps < tuned.train.steps < 1000
+  tuned = recipe(name, 'strided_steps=50000,runlocal')
+  assert tuned.order.strided_start == small.train.steps < tuned.train.steps < 1000
 
 
 def take_a_step(config):
@@ -108,4 +108,4 @@ def test_a_small_version_trains():
 def test_every_small_version_trains(name, family):
   take_a_step(recipe(name, f'family={family},runlocal'))
   if family == 'armd':
-    take_a_step(recipe(name, 'sbp_steps=10000,runlocal'))
+    take_a_step(recipe(name, 'strided_steps=10000,runlocal'))

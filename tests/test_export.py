@@ -85,8 +85,10 @@ def logits(params):
 
 MODEL = config_lib.parse(
   {
-    'model': dict(length=16, num_layers=2, embed_dim=16, num_heads=2, dtype='float32', pe_dim=4),
-    'order': dict(rho=4),
+    'model': dict(
+      length=16, num_layers=2, embed_dim=16, num_heads=2, dtype='float32', position_dim=4
+    ),
+    'order': dict(max_shuffled=4),
   }
 ).model
 

@@ -36,9 +36,9 @@ def run_config(family, steps):
   raw = {
     'model': dict(
       family=family, length=N, num_layers=2, embed_dim=32, num_heads=2, dtype='float32',
-      dropout=0.0, pe_dim=8, g0_chunk=0,
+      dropout=0.0, position_dim=8, query_seed_chunk=0,
     ),
-    'order': dict(ar_steps=0, perm_steps=0, rho=0),
+    'order': dict(ar_steps=0, perm_steps=0, max_shuffled=0),
     # At 3e-3 a denoiser may stay at the frequencies of tokens for all of the steps.
     'optimizer': dict(learning_rate=1e-3, warmup_steps=20, ema_decay=0.99),
     'train': dict(steps=steps, batch_size=64, loss_chunk=N),

@@ -99,7 +99,7 @@ def test_an_experiment_file_and_its_overrides():
   read = lambda *argv: flags.parse(Configured, ['program', *argv]).config
   given = read('--config=experiments/owt_small.py:runlocal', '--config.train.steps=9')
   assert given.train.steps == 9
-  assert read('--config.order.sbp_streams=(1,2)').order.sbp_streams == (1, 2)
+  assert read('--config.order.strided_streams=(1,2)').order.strided_streams == (1, 2)
   assert read('--text=x').train.steps != 9  # a new file each time, not the one changed before
   with pytest.raises(UserError, match="the config has no field 'trian'"):
     read('--config.trian.steps=9')

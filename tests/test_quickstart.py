@@ -31,10 +31,10 @@ def finished(tmp_path_factory):
   text.write_text('\n\n'.join(' '.join(rng.choice(words, 60)) for _ in range(60)))
   raw = {
     'model': dict(
-      length=32, num_layers=2, embed_dim=32, num_heads=2, dtype='float32', dropout=0.0, pe_dim=8,
-      scan_layers=False,
+      length=32, num_layers=2, embed_dim=32, num_heads=2, dtype='float32', dropout=0.0,
+      position_dim=8, scan_layers=False,
     ),
-    'order': dict(ar_steps=20, perm_steps=40, rho=4, sbp_start=60),
+    'order': dict(ar_steps=20, perm_steps=40, max_shuffled=4, strided_start=60),
     'optimizer': dict(warmup_steps=5, learning_rate=1e-2),
     'data': dict(source=str(text), held_out=0.2),
     'train': dict(

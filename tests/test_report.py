@@ -130,7 +130,9 @@ def test_a_diffusion_is_replayed_by_runs_of_its_network(family):
 
 
 def test_orders_are_those_that_training_has_reached():
-  order = dict(ar_steps=10, perm_steps=20, rho=32, sbp_start=30, sbp_streams=(1, 2, 4, 32))
+  order = dict(
+    ar_steps=10, perm_steps=20, max_shuffled=32, strided_start=30, strided_streams=(1, 2, 4, 32)
+  )
   config = config_lib.parse({'order': order | {'uniform_order_prob': 0.1}})
   names = lambda step: list(replays.drawn_orders(config, step))
   assert names(10) == ['left-to-right']

@@ -13,7 +13,7 @@ from armd_jax.errors import UserError
 STANDARD = 'experiments/sweeps/standard.py'
 
 
-@pytest.mark.parametrize('name', ['learning_rate', 'seeds', 'rho'])
+@pytest.mark.parametrize('name', ['learning_rate', 'seeds', 'max_shuffled'])
 def test_standard_sweeps_are_valid_overrides(name):
   runs = sweep.overrides_of(f'{STANDARD}:{name}')
   for overrides in runs:
@@ -24,14 +24,20 @@ def test_standard_sweeps_are_valid_overrides(name):
 
 
 def test_commands_here_and_by_a_launcher():
-  runs = [{'optimizer.learning_rate': 3e-4, 'order.rho': 8}, {'order.sbp_streams': (1, 2)}]
+  runs = [
+    {'optimizer.learning_rate': 3e-4, 'order.max_shuffled': 8},
+    {'order.strided_streams': (1, 2)},
+  ]
   here = sweep.commands(runs, 'experiments/a.py:runlocal', 'work/s')
   assert here[0] == [
     sys.executable, '-m', 'armd_jax.train', '--config=experiments/a.py:runlocal',
-    '--workdir=work/s/learning_rate=0.0003,rho=8', '--config.optimizer.learning_rate=0.0003',
-    '--config.order.rho=8',
+    '--workdir=work/s/learning_rate=0.0003,max_shuffled=8',
+    '--config.optimizer.learning_rate=0.0003', '--config.order.max_shuffled=8',
   ]  # fmt: skip
-  assert here[1][-2:] == ['--workdir=work/s/sbp_streams=1_2', '--config.order.sbp_streams=(1, 2)']
+  assert here[1][-2:] == [
+    '--workdir=work/s/strided_streams=1_2',
+    '--config.order.strided_streams=(1, 2)',
+  ]
   job = sweep.commands(runs, 'experiments/a.py', 'work/s', 'python launch/slurm.py --nodes=2')[0]
   assert job[:7] == shlex.split('python launch/slurm.py --nodes=2 -- python -m armd_jax.train')
 

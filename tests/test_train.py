@@ -35,9 +35,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 def tiny_config(text, **train_fields):
   raw = {
     'model': dict(
-      length=32, num_layers=2, embed_dim=16, num_heads=2, dtype='float32', dropout=0.1, pe_dim=4
+      length=32, num_layers=2, embed_dim=16, num_heads=2, dtype='float32', dropout=0.1,
+      position_dim=4,
     ),
-    'order': dict(ar_steps=5, perm_steps=10, rho=4, sbp_start=30),
+    'order': dict(ar_steps=5, perm_steps=10, max_shuffled=4, strided_start=30),
     'optimizer': dict(warmup_steps=5, learning_rate=1e-2),
     'data': dict(source=str(text), held_out=0.2),
     'train': dict(
@@ -84,7 +85,7 @@ def command(text, workdir):
   experiment.write_text(
     'import json\nfrom armd_jax.config import default_config\n'
     f'def get_config():\n  config = default_config()\n  raw = json.loads({raw!r})\n'
-    '  raw["order"]["sbp_streams"] = tuple(raw["order"]["sbp_streams"])\n'
+    '  raw["order"]["strided_streams"] = tuple(raw["order"]["strided_streams"])\n'
     '  config.update(raw)\n  return config\n'
   )
   return [sys.executable, '-m', 'armd_jax.train', f'--config={experiment}', f'--workdir={workdir}']
@@ -256,7 +257,7 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning(text, tmp_path, capsys):
   [
     ({'embed_dim': 32}, r'is \(\d.*16.*\) in checkpoint .* but \(\d.*32.*\) in the model'),
     ({'num_layers': 4}, r"lacks 'ema/two_stream/"),
-    ({'pe': 'learned'}, "lacks 'params/pe'|lacks 'ema/pe'|lacks '.*pe'"),
+    ({'position_rows': 'learned'}, "lacks 'params/pe'|lacks 'ema/pe'|lacks '.*pe'"),
   ],
 )
 def test_a_checkpoint_of_another_shape_is_refused_by_name(finished, tmp_path, fields, message):
@@ -308,10 +309,13 @@ BAD_INPUT = [
   (['--config.model.nonsense=3'], "no field 'nonsense'; armd_jax/config.py"),
   (['--config.data.source=/nowhere/*.txt'], "no file matches the text '/nowhere/*.txt'"),
   (
-    ['--config.order.sbp_streams=(1,3)'],
+    ['--config.order.strided_streams=(1,3)'],
     'S = 3, which does not divide the length 32; write a divisor',
   ),
-  (['--config.model.length=1000000', '--config.order.rho=1'], 'fewer than one window of 1000000'),
+  (
+    ['--config.model.length=1000000', '--config.order.max_shuffled=1'],
+    'fewer than one window of 1000000',
+  ),
 ]
 
 

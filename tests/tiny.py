@@ -21,11 +21,11 @@ def model_config(**changes):
     num_heads=4,
     mlp_dim=64,
     dtype='float32',
-    g0_chunk=5,
-    pe_dim=8,
+    query_seed_chunk=5,
+    position_dim=8,
     vocab_multiple=1,
   )
-  raw = {'model': sizes | changes, 'order': {'rho': 1}}
+  raw = {'model': sizes | changes, 'order': {'max_shuffled': 1}}
   return config.parse(raw).model
 
 

@@ -27,9 +27,9 @@ from armd_jax.config import default_config
 def get_config():
   config = default_config()
   config.model.update(
-    length=16, num_layers=2, embed_dim=16, num_heads=2, dtype='float32', dropout=0.1, pe_dim=4
+    length=16, num_layers=2, embed_dim=16, num_heads=2, dtype='float32', dropout=0.1, position_dim=4
   )
-  config.order.update(ar_steps=2, perm_steps=6, rho=4)
+  config.order.update(ar_steps=2, perm_steps=6, max_shuffled=4)
   config.optimizer.update(warmup_steps=2, learning_rate=1e-2)
   config.data.update(source='{text}', held_out=0.2)
   config.train.update(

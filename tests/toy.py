@@ -29,7 +29,7 @@ class TableNetwork:
   vocab_size = V
 
   def __init__(self):
-    self.config = types.SimpleNamespace(bos='prepend', num_slots=N)
+    self.config = types.SimpleNamespace(first_token='predicted', num_slots=N)
 
   def apply(self, variables, *args, method=None, rngs=None):
     assert rngs is None

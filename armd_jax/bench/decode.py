@@ -96,7 +96,7 @@ def systems(
   """
   made = {}
   for family in ('ar', 'armd'):
-    raw = {'model': model | {'family': family}, 'order': {'rho': 0}}
+    raw = {'model': model | {'family': family}, 'order': {'max_shuffled': 0}}
     config = config_lib.parse(raw).model
     trained = params if family == 'armd' else None
     weights = _random_parameters(config, vocab_size) if trained is None else trained
@@ -163,7 +163,9 @@ def denoisers(
 ) -> list[Timed]:
   """MDLM of the same size, with random weights, sampling in so many steps T; the network runs in
   those that reveal something."""
-  config = config_lib.parse({'model': model | {'family': 'mdlm'}, 'order': {'rho': 0}}).model
+  config = config_lib.parse(
+    {'model': model | {'family': 'mdlm'}, 'order': {'max_shuffled': 0}}
+  ).model
   network, num_slots = models.build(config, vocab_size), config.num_slots
   tokens_BxN = np.zeros((batch_size, num_slots), np.int32)
   params = jax.jit(network.init)(jax.random.key(0), tokens_BxN[:1])['params']

@@ -94,7 +94,7 @@ class Options(timing.Shape):
 
 def main(options: Options) -> None:
   model, _ = options.values()
-  config = config_lib.parse({'model': model, 'order': {'rho': 0}})
+  config = config_lib.parse({'model': model, 'order': {'max_shuffled': 0}})
   machine = machines.machine()
   print(f'evaluation: {timing.shape_line(config.model, 256, options.batch_size)}, bytes')
   print(f'{machines.machine_line(machine)}; medians of {options.repeats} rounds of', end=' ')

@@ -64,7 +64,7 @@ def measure(
     batch_size: texts generated together.
     target: an H100.
   """
-  config = config_lib.parse({'model': model, 'order': {'rho': 0}}).model
+  config = config_lib.parse({'model': model, 'order': {'max_shuffled': 0}}).model
   counts = []
   for depth in DEPTHS:
     halves = dataclasses.replace(config, num_layers=depth, num_two_stream_layers=depth // 2)

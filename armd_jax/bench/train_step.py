@@ -34,7 +34,7 @@ def configs(model: dict[str, Any], train: dict[str, Any]) -> dict[str, config_li
     family: config_lib.parse(
       {
         'model': model | {'family': family},
-        'order': {'ar_steps': 0, 'perm_steps': 0, 'rho': rho[family]},
+        'order': {'ar_steps': 0, 'perm_steps': 0, 'max_shuffled': rho[family]},
         'train': train,
       }
     )

@@ -39,7 +39,7 @@ def task_of(
     given_BxN: bool, by text position, which tokens are given.
     length_B: int, tokens per sequence; positions above are left alone.
     streams: S, how many runs the missing positions are cut into.
-    first_token: token in BOS's place, for `bos='first_token_given'`.
+    first_token: token in BOS's place, for a config's `first_token='given'`.
   Returns:
     The task, its arrays `[1, ...]` where all sequences agree.
   """

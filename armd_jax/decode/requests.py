@@ -116,7 +116,7 @@ class Decoder:
     Returns:
       The texts, and what was generated.
     """
-    first_is_given = self.model.config.bos == 'first_token_given'
+    first_is_given = self.model.config.first_token == 'given'
     first_token = self.tokenizer.eos_id if first_is_given else BOS
     task = task_of(request.given_BxN, request.length_B, streams, first_token)
     arguments = self.model, self.params, task, request.tokens_BxN, sampling
@@ -143,7 +143,7 @@ class Decoder:
     """
     is_free_BxN = ~request.given_BxN
     is_free_BxN &= np.arange(is_free_BxN.shape[1]) < request.length_B[:, None]
-    if self.model.config.bos == 'first_token_given':
+    if self.model.config.first_token == 'given':
       first_B = np.full(len(request.length_B), self.tokenizer.eos_id, np.int32)
       request = request.replace(first_B=first_B)
     steps = steps or int(is_free_BxN.sum(axis=1).max())

@@ -26,7 +26,7 @@ class Request:
     tokens_BxN: int32 ids; only given ones are read.
     given_BxN: bool, which are given.
     length_B: int32, tokens of each text; later positions stay empty.
-    first_B: int32, token before each text, for `bos='first_token_given'`; None: BOS or nothing.
+    first_B: int32, token before each text, for `first_token='given'`; None: BOS or nothing.
   """
 
   tokens_BxN: Array

@@ -43,7 +43,7 @@ class Gpt2Judge:
     self.name = os.path.basename(os.path.normpath(folder))
     config, self._vocab_size, self._params = gpt2.load(folder)
     # Nothing stands before the first id of a window, not even what is between documents.
-    self._config = dataclasses.replace(config, bos='first_token_given')
+    self._config = dataclasses.replace(config, first_token='given')
     self.context = config.length
     self.encode = _encoder(pathlib.Path(folder), self._vocab_size)
 

@@ -84,8 +84,8 @@ def strided_protocols(streams: int) -> tuple[Protocol, Protocol]:
 
 def shuffled_protocol(config: OrderConfig) -> Protocol:
   """The orders of a run's last base steps: rho tokens shuffled among left-to-right ones."""
-  name = f'rho={config.rho} shuffled'
-  return Protocol(name, 'bound', 0, num_shuffled=config.rho, shuffle_mode=config.perm_mode)
+  name = f'rho={config.max_shuffled} shuffled'
+  return Protocol(name, 'bound', 0, num_shuffled=config.max_shuffled, shuffle_mode=config.perm_mode)
 
 
 def standard_suite(config: ModelConfig, streams: Sequence[int]) -> list[Protocol]:

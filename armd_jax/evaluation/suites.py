@@ -47,7 +47,7 @@ def likelihood_task(
     UserError: an S does not divide the length, or the text is not there or another one.
   """
   suite = likelihood.standard_suite(config.model, streams)
-  if likelihood.UNIFORM in suite and config.order.rho > 1:
+  if likelihood.UNIFORM in suite and config.order.max_shuffled > 1:
     suite.insert(-1, likelihood.shuffled_protocol(config.order))
   corpus = corpus_lib.load(config.data, config.model.length)
   if text_sha256:

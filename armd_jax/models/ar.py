@@ -1,7 +1,7 @@
 """The auto-regressive transformer of the same size: one stream, causal attention.
 
-ARMD with `g0='shift'` and left-to-right order computes exactly this, which the tests use as their
-strongest oracle; benchmarks use it as the cost that ARMD is compared with.
+ARMD with `query_seed='shift'` and left-to-right order computes exactly this, which the tests use as
+their strongest oracle; benchmarks use it as the cost that ARMD is compared with.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class ARMD(nn.Module):
   def setup(self):
     c = self.config
     self.vocabulary = Vocabulary(c, self.vocab_size)
-    self.query_seed = SEEDS[c.g0](c)
+    self.query_seed = SEEDS[c.query_seed](c)
     # Checkpoints have the seed's parameters ('mask', 'pe', 'gain') at the top, beside the layers.
     nn.share_scope(self, self.query_seed)
     self.two_stream = Stack(c, max(c.num_two_stream_layers - 1, 0))
@@ -102,7 +102,7 @@ class ARMD(nn.Module):
     Args:
       tokens_BxN: int32 token ids in generation order.
       order: `[B or 1, N]`.
-      first_B: int32, token that takes BOS's place (`bos='first_token_given'`), or None.
+      first_B: int32, token that takes BOS's place (`first_token='given'`), or None.
       index_B: int32, index of each sequence in the whole batch, which its dropout depends on; 0..
         if None.
     Returns:
@@ -143,7 +143,7 @@ class ARMD(nn.Module):
       causal=caches(c.num_layers - c.num_two_stream_layers),
       # Present for every kind of seed, so that a state has one shape; it is small beside a cache.
       aggregate_BxPxE=axes.constrain(
-        jnp.zeros((batch, c.pe_dim, c.embed_dim), jnp.float32), 'batch', None, None
+        jnp.zeros((batch, c.position_dim, c.embed_dim), jnp.float32), 'batch', None, None
       ),
     )
 

@@ -29,15 +29,17 @@ def warm_start(
     params: its parameters.
     num_two_stream_layers: how many of its layers get a content stream.
   Returns:
-    ARMD's config, with `g0='warm'`, and parameters; what an AR model has not is as at the start of
-    any training.
+    ARMD's config, with `query_seed='warm'`, and parameters; what an AR model has not is as at the
+    start of any training.
   Raises:
     UserError: the model is no AR model.
   """
   if config.family != 'ar':
     raise UserError(f"the run is of family {config.family!r}; a warm start needs one of 'ar'")
   split = num_two_stream_layers
-  new_config = dataclasses.replace(config, family='armd', g0='warm', num_two_stream_layers=split)
+  new_config = dataclasses.replace(
+    config, family='armd', query_seed='warm', num_two_stream_layers=split
+  )
   params = unstack_layers(params)
   layers = [params['stack'][f'layer_{number}'] for number in range(config.num_layers)]
   new_model = models.build(new_config, vocab_size)

@@ -83,7 +83,7 @@ class Denoiser(nn.Module):
     Args:
       tokens_BxN: int32 ids in text order, `MASK` where masked.
       noise_B: float32 noise level, of a method whose network reads it; None: 0.
-      first_B: int32, token given at position 0 (`bos='first_token_given'`), or None. BOS would tell
+      first_B: int32, token given at position 0 (`first_token='given'`), or None. BOS would tell
         a bidirectional network nothing, so there is no row for it.
       length_B: int32, tokens of each text, later rows are never seen; None: all.
       index_B: int32, index of each sequence in the whole batch, which its dropout depends on.

@@ -43,8 +43,12 @@ def training_flops(config: ModelConfig, vocab_size: int) -> float:
 def _seed_flops(config):
   """Paper eq. 6 in its linear form; without a gradient for the position rows, two passes."""
   c = config
-  if c.g0 not in ('prefix', 'warm'):
+  if c.query_seed not in ('prefix', 'warm'):
     return 0
-  inside = min(c.g0_chunk or c.num_slots, c.num_slots) / 2  # earlier slots of a slot's own chunk
-  across = 2 * c.pe_dim * c.embed_dim if c.g0_chunk else 0  # the running sum: added to, and read
+  inside = (
+    min(c.query_seed_chunk or c.num_slots, c.num_slots) / 2
+  )  # earlier slots of a slot's own chunk
+  across = (
+    2 * c.position_dim * c.embed_dim if c.query_seed_chunk else 0
+  )  # the running sum: added to, and read
   return 2 * 2 * c.num_slots * (across + inside * c.embed_dim)

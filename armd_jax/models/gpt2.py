@@ -191,8 +191,8 @@ def _config(folder: pathlib.Path, described: dict[str, Any]) -> config_lib.Model
       f'{folder / "config.json"} has no whole number {missing[0]}; take it from a GPT-2'
     )
   sizes = {ours: described[theirs] for theirs, ours in names.items()}
-  raw = {'model': sizes | dict(family='ar', style='gpt2', dropout=0.0, dtype='float32')}
-  return config_lib.parse(raw | {'order': {'rho': 0}}).model
+  raw = {'model': sizes | dict(family='ar', architecture='gpt2', dropout=0.0, dtype='float32')}
+  return config_lib.parse(raw | {'order': {'max_shuffled': 0}}).model
 
 
 def _all_arrays(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, np.ndarray]]:

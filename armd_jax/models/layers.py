@@ -99,7 +99,7 @@ def side_by_side(*streams: Any) -> Any:
 def rope_rotation(config: ModelConfig, position: Array) -> tuple[Array, Array] | None:
   """cos and sin of the rotary angles, float32, `position.shape + (head_dim / 2,)`; None in a style
   without RoPE."""
-  if config.style == 'gpt2':
+  if config.architecture == 'gpt2':
     return None
   frequency = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
   frequency = config.rope_theta**-frequency
@@ -132,7 +132,7 @@ class RMSNorm(nn.Module):
 
 def make_norm(config: ModelConfig, **where: Any) -> nn.Module:
   """The norm of the config's style; statistics are float32 in both. `where` goes to the module."""
-  if config.style == 'gpt2':
+  if config.architecture == 'gpt2':
     # Without the fast form of the variance, E[x^2] - E[x]^2, which cancels where means are large.
     return nn.LayerNorm(epsilon=1e-5, dtype=config.dtype, use_fast_variance=False, **where)
   return RMSNorm(config.dtype, **where)
@@ -237,7 +237,7 @@ class Block(nn.Module):
     return nn.DenseGeneral(
       features,
       axis,
-      use_bias=self.config.style == 'gpt2',
+      use_bias=self.config.architecture == 'gpt2',
       dtype=self.config.dtype,
       kernel_init=kernel_init(scale),
       name=name,

@@ -72,8 +72,8 @@ class Prefix(nn.Module):
 
   def setup(self):
     c = self.config
-    if c.pe == 'learned':
-      self.pe_table = self.param('pe', nn.initializers.normal(1.0), (c.length + 1, c.pe_dim))
+    if c.position_rows == 'learned':
+      self.pe_table = self.param('pe', nn.initializers.normal(1.0), (c.length + 1, c.position_dim))
 
   def __call__(
     self, x_BxWxE: Array, rows: Rows, aggregate_BxPxE: Array | None, vocabulary: Vocabulary
@@ -96,17 +96,21 @@ class Prefix(nn.Module):
       g_BxWxE = prefix_aggregation.read(state_BxPxE, pe_q_BxWxP)
       g_BxWxE += prefix_aggregation.quadratic(pe_q_BxWxP, pe_k_BxWxP, x_BxWxE, lengths_BxW)
       state_BxPxE = prefix_aggregation.update(state_BxPxE, pe_k_BxWxP, x_BxWxE, rows.count_B)
-    elif c.g0_chunk:
-      g_BxWxE = prefix_aggregation.chunked(pe_q_BxWxP, pe_k_BxWxP, x_BxWxE, lengths_BxW, c.g0_chunk)
+    elif c.query_seed_chunk:
+      g_BxWxE = prefix_aggregation.chunked(
+        pe_q_BxWxP, pe_k_BxWxP, x_BxWxE, lengths_BxW, c.query_seed_chunk
+      )
     else:
       g_BxWxE = prefix_aggregation.quadratic(pe_q_BxWxP, pe_k_BxWxP, x_BxWxE, lengths_BxW)
-    if c.g0_norm == 'rms':
+    if c.query_seed_norm == 'rms':
       g_BxWxE *= jax.lax.rsqrt(jnp.mean(jnp.square(g_BxWxE), axis=-1, keepdims=True) + 1e-6)
     return g_BxWxE, state_BxPxE
 
   def _pe(self, position):
-    if self.config.pe != 'learned':
-      return prefix_aggregation.POSITION_ROWS[self.config.pe](position, self.config.pe_dim)
+    if self.config.position_rows != 'learned':
+      return prefix_aggregation.POSITION_ROWS[self.config.position_rows](
+        position, self.config.position_dim
+      )
     # Of unit length, as the fixed kinds are: whatever is learned, a position weighs itself by 1.
     rows = self.pe_table[position]
     return rows * jax.lax.rsqrt(jnp.sum(jnp.square(rows), axis=-1, keepdims=True))
@@ -124,7 +128,7 @@ class Warm(Prefix):
   ) -> Seed:
     g_BxWxE, aggregate_BxPxE = self.aggregate(x_BxWxE, rows, aggregate_BxPxE)
     shift_BxWxE, position_BxW = _latest(x_BxWxE, rows)
-    if self.config.style == 'gpt2':
+    if self.config.architecture == 'gpt2':
       # The shifted row carries the learned position of its own slot; the gain moves it to this one.
       g_BxWxE += vocabulary.at(rows.query_position_BxW) - vocabulary.at(position_BxW)
     return Seed(

@@ -32,7 +32,7 @@ class Vocabulary(nn.Module):
     # A parameter of its own and no row of the table: a row would also get a logit, and the network
     # would give probability to a token that no text contains.
     self.special_E = self.param(self.special, init, (self.config.embed_dim,))
-    if self.config.style == 'gpt2':
+    if self.config.architecture == 'gpt2':
       # Query rows have the positions 1..N, content rows, as in GPT-2, 0..N-1.
       self.positions_MxE = self.param('positions', init, (self.config.length + 1, shape[1]))
 
@@ -48,7 +48,7 @@ class Vocabulary(nn.Module):
     rows = find(self.embedding_VxE, jnp.maximum(ids, 0))
     special_E = self.special_E.astype(self.config.dtype)
     rows = jnp.where((ids == SPECIAL)[..., None], special_E, rows)
-    return rows + self.at(position) if self.config.style == 'gpt2' else rows
+    return rows + self.at(position) if self.config.architecture == 'gpt2' else rows
 
   def at(self, position: Array) -> Array:
     """Learned position rows in the compute dtype."""

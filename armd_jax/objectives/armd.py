@@ -38,10 +38,10 @@ def training_order(
   """The orders of one training step (paper sections 3.1 and 5).
 
   Left-to-right, then progressively shuffled, with a share of `uniform_order_prob` in random order
-  (singletons, or the blocks of a `block_steps`-step masking process, paper section 2); then, from
-  `sbp_start` on, strided with S drawn uniformly from `sbp_streams` once per step (which tokens are
-  shuffled is drawn per sequence); a share of `sbp_one_by_one` of the sequences takes the strided
-  order one token at a time (our choice).
+  (singletons, or the blocks of a `masking_steps`-step masking process, paper section 2); then, from
+  `strided_start` on, strided with S drawn uniformly from `strided_streams` once per step (which
+  tokens are shuffled is drawn per sequence); a share of `strided_one_by_one` of the sequences takes
+  the strided order one token at a time (our choice).
 
   Args:
     num_slots: N.
@@ -54,7 +54,7 @@ def training_order(
   """
   # The step is traced, so that one program serves the whole run: all orders that the config allows
   # are made, and selected from.
-  budget = progressive_budget(step, config.ar_steps, config.perm_steps, config.rho)
+  budget = progressive_budget(step, config.ar_steps, config.perm_steps, config.max_shuffled)
   order = shuffled(keys_B, num_slots, budget, config.perm_mode)
   kind_B = jnp.full(keys_B.shape, jnp.where(budget > 1, _SHUFFLED, _LEFT_TO_RIGHT), jnp.int32)
   if config.uniform_order_prob:
@@ -62,19 +62,21 @@ def training_order(
     is_uniform_B = jax.vmap(jax.random.bernoulli, (0, None))(coin_keys_B, config.uniform_order_prob)
     # The first phase is purely left-to-right in the paper, whatever is mixed in later.
     is_uniform_B &= step >= config.ar_steps
-    if config.block_steps:
-      random = masking_blocks(order_keys_B, num_slots, config.block_steps, config.block_schedule)
+    if config.masking_steps:
+      random = masking_blocks(
+        order_keys_B, num_slots, config.masking_steps, config.masking_schedule
+      )
     else:
       random = uniform(order_keys_B, num_slots)
     order = select(is_uniform_B, random, order)
     kind_B = jnp.where(is_uniform_B, _UNIFORM, kind_B)
-  if config.sbp_start >= 0:
+  if config.strided_start >= 0:
     # One S for all sequences of a step, as the paper draws it.
-    streams = jax.random.choice(step_key, jnp.array(config.sbp_streams, jnp.int32))
-    is_strided = jnp.reshape(step >= config.sbp_start, 1)
+    streams = jax.random.choice(step_key, jnp.array(config.strided_streams, jnp.int32))
+    is_strided = jnp.reshape(step >= config.strided_start, 1)
     stride = strided(num_slots, streams)
-    if config.sbp_one_by_one:
-      coin_B = jax.vmap(jax.random.bernoulli, (0, None))(keys_B, config.sbp_one_by_one)
+    if config.strided_one_by_one:
+      coin_B = jax.vmap(jax.random.bernoulli, (0, None))(keys_B, config.strided_one_by_one)
       stride = select(coin_B, one_by_one(stride), stride)
     order = select(is_strided, stride, order)
     kind_B = jnp.where(is_strided, jnp.where(streams > 1, _STRIDED, _LEFT_TO_RIGHT), kind_B)
@@ -96,7 +98,7 @@ def nll(
 
   Args:
     model, params: the network.
-    text_BxN: int32 ids in text order; with `bos='first_token_given'` the first one is given and
+    text_BxN: int32 ids in text order; with `first_token='given'` the first one is given and
       not scored, so that the order has one slot less.
     order: `[B or 1, slots]`.
     weights_BxN: float32 per slot, in generation order.
@@ -108,7 +110,7 @@ def nll(
     The weighted sum in nats, and nll_BxN per slot, in generation order.
   """
   first_B = None
-  if model.config.bos == 'first_token_given':
+  if model.config.first_token == 'given':
     # Input only, in all families, so that all of them score the same tokens.
     first_B, text_BxN = text_BxN[:, 0], text_BxN[:, 1:]
   # From here on everything is in generation order; only positions remember the text.

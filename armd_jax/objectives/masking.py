@@ -103,7 +103,7 @@ def masked_loss(
 
   Args:
     model, params: a `Denoiser`.
-    text_BxN: int32 ids; with `bos='first_token_given'` the first is given and never masked, so that
+    text_BxN: int32 ids; with `first_token='given'` the first is given and never masked, so that
       a mask has one slot less.
     is_masked_BxN: bool.
     weights_B: float32, of each sequence's sum over masked tokens.
@@ -118,7 +118,7 @@ def masked_loss(
     `scale` times the sum over sequences, and nats_B of each, through which no gradient flows.
   """
   first_B = None
-  if model.config.bos == 'first_token_given':
+  if model.config.first_token == 'given':
     first_B, text_BxN = text_BxN[:, 0], text_BxN[:, 1:]
   rngs = None if dropout_key is None else {'dropout': dropout_key}
   tokens_BxN = jnp.where(is_masked_BxN, MASK, text_BxN)

@@ -111,8 +111,9 @@ def _head(results):
     f'- Every system: {model.num_layers} layers x {model.embed_dim}, {model.num_heads} heads, '
     f'{model.length} bytes, batch {train.batch_size}, {train.steps} steps, '
     f'{model.dtype}, the same optimizer; the learning rate of each from the same sweep\n'
-    f'- ARMD: query rows seeded with pe={model.pe!r}, pe_dim={model.pe_dim}, '
-    f'g0_norm={model.g0_norm!r}; the first ablation is the seed of eq. 6 as it is written\n'
+    f'- ARMD: query rows seeded with position_rows={model.position_rows!r}, '
+    f'position_dim={model.position_dim}, query_seed_norm={model.query_seed_norm!r}; '
+    'the first ablation is the seed of eq. 6 as it is written\n'
     f'- Time: {seconds / 60:.0f} minutes of processes with a core each. {missing}'
   )
 

@@ -28,8 +28,8 @@ RATES = (5e-4, 1.25e-3, 3e-3)
 SEEDS = (0, 1, 2)
 STREAMS = (1, 2, 4, 8, 16, 32)
 FEW, MANY = (1, 2, 4), STREAMS  # of SBP fine-tunes
-ONE_BY_ONE = 'ablation.sbp_one_by_one=0.5'  # a fine-tune, too
-NOT_SHUFFLED = 'ablation.rho=0'  # trained to the end, for what ARMD has over AR left-to-right
+ONE_BY_ONE = 'ablation.strided_one_by_one=0.5'  # a fine-tune, too
+NOT_SHUFFLED = 'ablation.max_shuffled=0'  # to the end, for what ARMD has over AR left-to-right
 LONGER = (1, 2, 4)  # times the config's length, at the same tokens per step
 
 WINDOWS = 256  # held-out windows of the config's length; longer ones are fewer, of the same text
@@ -185,8 +185,8 @@ def _at_length(config, length):
   return SYSTEMS['armd'] | {
     'model.length': length,
     # As many position rows as tell all neighbours apart.
-    'model.pe_dim': max(config.model.pe_dim, length // 2),
-    'order.rho': config.order.rho * times,
+    'model.position_dim': max(config.model.position_dim, length // 2),
+    'order.max_shuffled': config.order.max_shuffled * times,
     'train.batch_size': max(1, config.train.batch_size // times),
     'train.steps': config.train.steps,
   }
@@ -205,8 +205,8 @@ def _lengths(config):
     read = tuple(steps + more for more in tuned_steps(config))
     for how, strided in (
       ('control', {}),
-      ('few', {'order.sbp_start': steps, 'order.sbp_streams': FEW}),
-      ('many', {'order.sbp_start': steps, 'order.sbp_streams': MANY}),
+      ('few', {'order.strided_start': steps, 'order.strided_streams': FEW}),
+      ('many', {'order.strided_start': steps, 'order.strided_streams': MANY}),
     ):
       name = tuned_name(length, how)
       is_read = read if length == config.model.length and how == 'few' else read[-1:]
@@ -239,18 +239,18 @@ def ablations(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
   """What is changed one at a time, by name; what the core has already is left out."""
   half = config.model.num_layers // 2
   values = {
-    'model.pe': _choices('model', 'pe'),
-    'model.g0': _choices('model', 'g0'),
-    'model.g0_norm': _choices('model', 'g0_norm'),
+    'model.position_rows': _choices('model', 'position_rows'),
+    'model.query_seed': _choices('model', 'query_seed'),
+    'model.query_seed_norm': _choices('model', 'query_seed_norm'),
     'model.num_two_stream_layers': sorted({0, max(1, half // 2), half, config.model.num_layers}),
     # A budget of 1 moves nothing: it is that of 0.
-    'order.rho': tuple(config.order.rho * part for part in (0, 1, 2, 8)),
+    'order.max_shuffled': tuple(config.order.max_shuffled * part for part in (0, 1, 2, 8)),
     'order.perm_mode': _choices('order', 'perm_mode'),
   }
   own = config.to_dict()
   # What the config's own seed of the query rows stands for: the defaults, which the paper has.
   literal = config_lib.ModelConfig()
-  names = ('pe', 'pe_dim', 'g0_norm')
+  names = ('position_rows', 'position_dim', 'query_seed_norm')
   found = {'ablation.eq. 6 literally': {f'model.{x}': getattr(literal, x) for x in names}}
   for field, options in values.items():
     section, name = field.split('.')
@@ -275,7 +275,7 @@ def _ablations(config):
     pieces += _trained(name, overrides, read)
   base, last = config.train.steps, tuned_steps(config)[-1]
   overrides = _at_length(config, config.model.length) | {
-    'order.sbp_start': base, 'order.sbp_streams': FEW, 'order.sbp_one_by_one': 0.5,
+    'order.strided_start': base, 'order.strided_streams': FEW, 'order.strided_one_by_one': 0.5,
   }  # fmt: skip
   own = core_name('armd', 0)
   return [*pieces, *_tuned(ONE_BY_ONE, own, overrides, (base + last,), last, WINDOWS)]

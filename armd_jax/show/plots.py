@@ -105,10 +105,10 @@ def _curve(records, name):
 def _over_steps(axes, records, order, named=False):
   """The grid, and where the phases of the order schedule begin."""
   phases = [(0, 'left-to-right')]
-  if order.rho > 1:
-    phases.append((order.ar_steps, f'up to {order.rho} shuffled'))
-  if order.sbp_start >= 0:
-    phases.append((order.sbp_start, 'strided'))
+  if order.max_shuffled > 1:
+    phases.append((order.ar_steps, f'up to {order.max_shuffled} shuffled'))
+  if order.strided_start >= 0:
+    phases.append((order.strided_start, 'strided'))
   for step, name in phases:
     if step < max(records):
       axes.axvline(step, color='grey', lw=0.5)

@@ -99,9 +99,9 @@ def drawn_orders(config: Config, step: int) -> dict[str, orders.GenerationOrder]
   o, keys = config.order, jax.random.split(jax.random.key(config.seed), 1)
   if config.model.orders == 'none':
     return {}
-  is_strided = 0 <= o.sbp_start < step
-  last = o.sbp_start if is_strided else step
-  budget = int(orders.progressive_budget(last - 1, o.ar_steps, o.perm_steps, o.rho))
+  is_strided = 0 <= o.strided_start < step
+  last = o.strided_start if is_strided else step
+  budget = int(orders.progressive_budget(last - 1, o.ar_steps, o.perm_steps, o.max_shuffled))
   found = {'left-to-right': orders.left_to_right(_DRAWN)}
   if budget > 1:
     count = min(budget, _DRAWN // 2)
@@ -109,14 +109,14 @@ def drawn_orders(config: Config, step: int) -> dict[str, orders.GenerationOrder]
       keys, _DRAWN, count, o.perm_mode
     )
   if o.uniform_order_prob and last > o.ar_steps:
-    if o.block_steps:
-      count = min(o.block_steps, _DRAWN // 4)
-      found[f'masked diffusion, T = {o.block_steps}' + _drawn_as(o.block_steps, count)] = (
-        orders.masking_blocks(keys, _DRAWN, count, o.block_schedule)
+    if o.masking_steps:
+      count = min(o.masking_steps, _DRAWN // 4)
+      found[f'masked diffusion, T = {o.masking_steps}' + _drawn_as(o.masking_steps, count)] = (
+        orders.masking_blocks(keys, _DRAWN, count, o.masking_schedule)
       )
     else:
       found['uniform'] = orders.uniform(keys, _DRAWN)
-  for count in o.sbp_streams if is_strided else ():
+  for count in o.strided_streams if is_strided else ():
     if 1 < count < _DRAWN and _DRAWN % count == 0:
       found[f'strided, S = {count}'] = orders.strided(_DRAWN, count)
   return found

@@ -188,9 +188,9 @@ def _train_step(config, vocab_size, mesh):
     skipped = state.skipped + 1 - is_finite
     new = TrainState(state.step + 1, skipped, params, ema, opt_state)
     counted = state.replace(step=new.step, skipped=skipped)
-    shuffled = progressive_budget(state.step, order.ar_steps, order.perm_steps, order.rho)
-    if order.sbp_start >= 0:
-      shuffled = jnp.where(state.step >= order.sbp_start, 0, shuffled)
+    shuffled = progressive_budget(state.step, order.ar_steps, order.perm_steps, order.max_shuffled)
+    if order.strided_start >= 0:
+      shuffled = jnp.where(state.step >= order.strided_start, 0, shuffled)
     metrics = {
       'loss': loss,
       'gradient_norm': gradient_norm,

@@ -72,8 +72,8 @@ def samples(config: Config, corpus: Corpus, mesh: Mesh) -> Hook:
 
   def run(state):
     decoder = requests.Decoder(model, state.ema, corpus.tokenizer, mesh)
-    is_strided = 0 <= config.order.sbp_start < state.step
-    streams = max(config.order.sbp_streams) if is_strided else 1
+    is_strided = 0 <= config.order.strided_start < state.step
+    streams = max(config.order.strided_streams) if is_strided else 1
     (text,), _ = family.generate(decoder, request, Sampling(), streams=streams)
     return {'sample': text}
 

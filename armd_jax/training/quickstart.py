@@ -37,7 +37,7 @@ def quickstart(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, An
   """Runs every stage in `workdir`.
 
   Args:
-    config: with `order.sbp_start` > 0, where the strided fine-tuning begins.
+    config: with `order.strided_start` > 0, where the strided fine-tuning begins.
     workdir: takes the run, results.json and the plots.
   Returns:
     All numbers, as written to results.json.
@@ -45,10 +45,10 @@ def quickstart(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, An
     UserError: bad config, text or work directory.
   """
   begin = time.perf_counter()
-  base_steps = config.order.sbp_start
+  base_steps = config.order.strided_start
   if not 0 < base_steps < config.train.steps:
     raise UserError(
-      f'config.order.sbp_start is {base_steps}; for the quickstart write a step between 0 and '
+      f'config.order.strided_start is {base_steps}; for the quickstart write a step between 0 and '
       f'train.steps = {config.train.steps}'
     )
   for streams in STREAMS:
@@ -71,7 +71,7 @@ def quickstart(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, An
     write_json(base_file, [vars(s) for s in before])
 
   _title('2. Fine-tune for strided block-parallel generation (SBP)')
-  print(f'S from {config.order.sbp_streams}, {config.train.steps - base_steps} steps')
+  print(f'S from {config.order.strided_streams}, {config.train.steps - base_steps} steps')
   params = train(config, workdir, corpus=corpus).ema
   trained = time.perf_counter()
 

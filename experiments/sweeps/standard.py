@@ -15,6 +15,6 @@ def seeds() -> list[dict[str, Any]]:
   return [{'seed': seed} for seed in range(3)]
 
 
-def rho() -> list[dict[str, Any]]:
-  """Most tokens shuffled (paper section 5), the published 16 and 32 among them."""
-  return [{'order.rho': rho} for rho in (0, 8, 16, 32, 64)]
+def max_shuffled() -> list[dict[str, Any]]:
+  """Most tokens shuffled, rho (paper section 5), the published 16 and 32 among them."""
+  return [{'order.max_shuffled': count} for count in (0, 8, 16, 32, 64)]

@@ -13,7 +13,7 @@ from armd_jax.config import MeshConfig, UserError
 from armd_jax.evaluation import likelihood
 from armd_jax.parallel import sharding
 
-SHAPE = dict(num_layers=2, embed_dim=32, num_heads=2, length=16, pe_dim=8, dtype='float32')
+SHAPE = dict(num_layers=2, embed_dim=32, num_heads=2, length=16, position_dim=8, dtype='float32')
 
 
 @pytest.fixture(scope='module')
@@ -57,7 +57,7 @@ def test_what_memory_does_not_hold_is_not_timed(timed, monkeypatch):
 
 
 def test_costs_of_order_and_independence_add_up():
-  config = config_lib.parse({'model': SHAPE, 'order': {'rho': 0}})
+  config = config_lib.parse({'model': SHAPE, 'order': {'max_shuffled': 0}})
   model, params = tiny.init(config.model, 11)
   windows_WxN = np.random.RandomState(0).randint(0, 11, (3, 16))
   mesh = sharding.make_mesh(MeshConfig())

@@ -4,7 +4,7 @@ from armd_jax import config as config_lib
 from armd_jax.bench import evaluate
 from armd_jax.evaluation import scores
 
-SHAPE = dict(num_layers=1, embed_dim=16, num_heads=2, length=16, pe_dim=8, dtype='float32')
+SHAPE = dict(num_layers=1, embed_dim=16, num_heads=2, length=16, position_dim=8, dtype='float32')
 
 
 def test_rates_and_profile(tmp_path, monkeypatch):
@@ -15,7 +15,7 @@ def test_rates_and_profile(tmp_path, monkeypatch):
     return scored[-1]
 
   monkeypatch.setattr(scores, 'score', counting)
-  config = config_lib.parse({'model': SHAPE, 'order': {'rho': 0}})
+  config = config_lib.parse({'model': SHAPE, 'order': {'max_shuffled': 0}})
   numbers = evaluate.measure(config, 2, batches=3, repeats=2, profile=str(tmp_path))
   assert 0 < numbers['share'] == numbers['evaluate'] / numbers['forward']
   # A round to warm up, two that are timed, and the profile's.

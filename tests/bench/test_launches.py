@@ -7,7 +7,13 @@ from armd_jax.compiled import targets
 from armd_jax.errors import UserError
 
 MODEL = dict(
-  length=64, num_layers=12, embed_dim=256, num_heads=4, mlp_dim=512, dtype='bfloat16', pe_dim=64
+  length=64,
+  num_layers=12,
+  embed_dim=256,
+  num_heads=4,
+  mlp_dim=512,
+  dtype='bfloat16',
+  position_dim=64,
 )
 
 

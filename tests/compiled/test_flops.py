@@ -28,11 +28,11 @@ def shape(*sizes, dtype='float32'):
 def whole_config(order_fields=None, train_fields=None, **model):
   sizes = dict(
     length=tiny.NUM_SLOTS, num_layers=4, embed_dim=32, num_heads=4, mlp_dim=64, dtype='float32',
-    g0_chunk=0, pe_dim=8,
+    query_seed_chunk=0, position_dim=8,
   )  # fmt: skip
   raw = {
     'model': sizes | model,
-    'order': {'rho': 0} | (order_fields or {}),
+    'order': {'max_shuffled': 0} | (order_fields or {}),
     'train': {'batch_size': BATCH, 'loss_chunk': 5} | (train_fields or {}),
   }
   return config.parse(raw)
@@ -202,9 +202,9 @@ def test_visible_keys_of_an_order(name):
   'whole, expected',
   [
     (whole_config(family='ar'), order.left_to_right(tiny.NUM_SLOTS)),
-    (whole_config({'rho': 8}), order.left_to_right(tiny.NUM_SLOTS)),
+    (whole_config({'max_shuffled': 8}), order.left_to_right(tiny.NUM_SLOTS)),
     # S is drawn inside the step, from the step's number.
-    (whole_config({'sbp_start': 0, 'sbp_streams': (8,)}), order.strided(tiny.NUM_SLOTS, 8)),
+    (whole_config({'strided_start': 0, 'strided_streams': (8,)}), order.strided(tiny.NUM_SLOTS, 8)),
     (whole_config({'uniform_order_prob': 0.5}), order.left_to_right(tiny.NUM_SLOTS)),
   ],
   ids=['ar', 'shuffled', 'sbp', 'uniform'],

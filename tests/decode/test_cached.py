@@ -85,12 +85,12 @@ def test_every_order(name):
 @pytest.mark.parametrize(
   'changes',
   [
-    {'g0': 'shift'},
-    {'g0': 'warm'},
-    {'g0': 'mask_embedding'},
-    {'g0_norm': 'rms'},
-    {'pe': 'learned'},
-    {'pe': 'local'},
+    {'query_seed': 'shift'},
+    {'query_seed': 'warm'},
+    {'query_seed': 'mask_embedding'},
+    {'query_seed_norm': 'rms'},
+    {'position_rows': 'learned'},
+    {'position_rows': 'local'},
     {'num_two_stream_layers': 0},
     {'num_two_stream_layers': 4},
     {'num_kv_heads': 2},
@@ -107,7 +107,7 @@ def test_every_variant(changes):
 
 
 def test_first_token_in_place_of_bos():
-  config = tiny.model_config(bos='first_token_given', length=tiny.NUM_SLOTS + 1)
+  config = tiny.model_config(first_token='given', length=tiny.NUM_SLOTS + 1)
   _, params = tiny.init(config)
   tokens = random_tokens(2)
   task = task_for(tiny.orders()['strided2'], 2, first_token=3)

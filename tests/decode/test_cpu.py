@@ -27,7 +27,12 @@ def test_product(rows, inner):
 @pytest.mark.parametrize('num_heads', [4, 1])
 def test_networks_read_every_form(style, num_heads):
   config = tiny.model_config(
-    num_layers=2, style=style, embed_dim=32, mlp_dim=32, vocab_multiple=16, num_heads=num_heads
+    num_layers=2,
+    architecture=style,
+    embed_dim=32,
+    mlp_dim=32,
+    vocab_multiple=16,
+    num_heads=num_heads,
   )
   network = Network.of(*tiny.init(config), Form())
   params = jax.tree.map(lambda x: x + 0.1, network.params)  # biases, too

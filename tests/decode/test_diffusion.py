@@ -167,7 +167,7 @@ def test_temperature_and_nucleus_sharpen():
 
 
 def test_a_first_token_that_is_given_conditions_the_text():
-  config = tiny.model_config(family='mdlm', num_layers=1, bos='first_token_given', length=17)
+  config = tiny.model_config(family='mdlm', num_layers=1, first_token='given', length=17)
   model, params = tiny.init(config)
   empty = Request(np.zeros((4, 16), int), np.zeros((4, 16), bool), np.full(4, 16))
   first_B = lambda first: np.full(4, first, np.int32)

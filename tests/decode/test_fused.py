@@ -24,7 +24,7 @@ def unrolled(config):
   return network.model, jax.tree.map(lambda x: x + 0.1, network.params)  # biases, too
 
 
-@pytest.mark.parametrize('changes', [{}, {'style': 'gpt2'}, {'num_kv_heads': 2}], ids=str)
+@pytest.mark.parametrize('changes', [{}, {'architecture': 'gpt2'}, {'num_kv_heads': 2}], ids=str)
 def test_parameters_are_joined_and_taken_apart(changes):
   _, params = unrolled(tiny.model_config(**changes))
   joined = fused.fuse(params)
@@ -67,7 +67,7 @@ def test_every_kind_of_order(plain_kernels, name):
 @pytest.mark.parametrize(
   'changes',
   [
-    {'style': 'gpt2'},
+    {'architecture': 'gpt2'},
     {'num_kv_heads': 2},
     {'num_two_stream_layers': 0},
     {'num_two_stream_layers': 4},
@@ -98,8 +98,8 @@ def test_few_rows_are_padded_for_few_sequences_alone():
 
 
 H100 = dict(
-  length=64, num_layers=2, embed_dim=256, num_heads=4, mlp_dim=512, dtype='bfloat16', pe_dim=8,
-  vocab_multiple=128,
+  length=64, num_layers=2, embed_dim=256, num_heads=4, mlp_dim=512, dtype='bfloat16',
+  position_dim=8, vocab_multiple=128,
 )  # fmt: skip
 
 

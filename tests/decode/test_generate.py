@@ -29,7 +29,7 @@ TEXTS = np.array(list(itertools.product(range(3), repeat=4)))
 
 @functools.cache
 def trained_on_nothing():
-  config = tiny.model_config(length=4, g0_chunk=2, num_layers=2)
+  config = tiny.model_config(length=4, query_seed_chunk=2, num_layers=2)
   return tiny.init(config, vocab_size=3, scale=4.0)
 
 

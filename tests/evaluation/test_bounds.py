@@ -15,7 +15,7 @@ from armd_jax.objectives import armd
 
 def every_order():
   """-log p of all 27 texts under all 6 orders of a small random ARMD, [6, 27], float64."""
-  config = tiny.model_config(length=3, g0_chunk=2, num_layers=2)
+  config = tiny.model_config(length=3, query_seed_chunk=2, num_layers=2)
   model, params = tiny.init(config, vocab_size=3, scale=5.0)
   texts = jnp.array(list(itertools.product(range(3), repeat=3)))
 

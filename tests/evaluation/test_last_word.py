@@ -39,7 +39,7 @@ def drawn(config, count=60):
 def one_at_a_time(model, params):
   """A function of (ids, count): whether the last `count` of ids are likeliest, and their nats."""
   first_B = None
-  if model.config.bos == 'first_token_given':
+  if model.config.first_token == 'given':
     first_B = jnp.array([Letters.eos_id])
   variables = {'params': params}
 
@@ -64,10 +64,10 @@ def score(config, params, passages, **options):
   return np.concatenate([*batches])
 
 
-@pytest.mark.parametrize('bos', ['prepend', 'first_token_given'])
+@pytest.mark.parametrize('bos', ['predicted', 'given'])
 def test_equals_one_passage_at_a_time(bos):
   """With nothing behind it; what is behind it in the batch is any token."""
-  config = tiny.model_config(length=13, num_layers=2, bos=bos)
+  config = tiny.model_config(length=13, num_layers=2, first_token=bos)
   model, params = tiny.init(config)
   passages = drawn(config)
   found = score(config, params, passages)
@@ -90,9 +90,9 @@ def test_equals_one_passage_at_a_time(bos):
   np.testing.assert_array_equal(score(config, params, padded), found)
 
 
-@pytest.mark.parametrize('bos', ['prepend', 'first_token_given'])
+@pytest.mark.parametrize('bos', ['predicted', 'given'])
 def test_the_space_is_the_last_word_s_and_long_passages_lose_their_beginning(bos):
-  config = tiny.model_config(length=8, bos=bos)
+  config = tiny.model_config(length=8, first_token=bos)
   found = last_word.passages(['ab c\n', ' abcd abcde abc'], Letters(), config)
   given = config.length - config.num_slots
   assert found.text_WxN.shape == (2, 8) and (found.text_WxN[:, :given] == 6).all()
@@ -103,10 +103,10 @@ def test_the_space_is_the_last_word_s_and_long_passages_lose_their_beginning(bos
   assert found.cut == 1
 
 
-@pytest.mark.parametrize('bos', ['prepend', 'first_token_given'])
+@pytest.mark.parametrize('bos', ['predicted', 'given'])
 def test_windows_are_no_longer_than_passages_need(bos):
   """A passage of 100 letters in a model of 300; its score is that of the whole window."""
-  config = tiny.model_config(length=300, bos=bos)
+  config = tiny.model_config(length=300, first_token=bos)
   _, params = tiny.init(config)
   found = last_word.passages(['ab ' * 30 + 'cde ed', 'a b'], Letters(), config)
   assert found.text_WxN.shape == (2, 128) and found.cut == 0

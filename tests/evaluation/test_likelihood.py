@@ -19,8 +19,8 @@ from armd_jax.parallel import sharding
 
 N, V = 4, 3
 TEXTS = np.array(list(itertools.product(range(V), repeat=N)), np.uint8)
-CONFIG = tiny.model_config(length=N, g0_chunk=2, num_layers=2)
-SHUFFLED = likelihood.shuffled_protocol(config_lib.OrderConfig(rho=3))
+CONFIG = tiny.model_config(length=N, query_seed_chunk=2, num_layers=2)
+SHUFFLED = likelihood.shuffled_protocol(config_lib.OrderConfig(max_shuffled=3))
 SUITE = [*likelihood.standard_suite(CONFIG, (2, 4)), SHUFFLED]
 
 
@@ -124,10 +124,10 @@ def trained():
   """(model, params, held-out windows): every letter is the one before or the next one of five."""
   raw = {
     'model': dict(
-      length=8, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=32, dtype='float32', pe_dim=8,
-      dropout=0.0, vocab_multiple=1, scan_layers=False,
+      length=8, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=32, dtype='float32',
+      position_dim=8, dropout=0.0, vocab_multiple=1, scan_layers=False,
     ),
-    'order': {'rho': 2},
+    'order': {'max_shuffled': 2},
   }  # fmt: skip
   config = config_lib.parse(raw)
   tokenizer = ByteTokenizer()

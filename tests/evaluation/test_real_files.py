@@ -32,7 +32,13 @@ FILES = {
 }
 TEXTS = ','.join(f'{name}={path}' for name, path in FILES.items())
 SMALL = dict(
-  length=1024, num_layers=2, embed_dim=32, num_heads=2, pe_dim=512, pe="'local'", g0_norm="'rms'"
+  length=1024,
+  num_layers=2,
+  embed_dim=32,
+  num_heads=2,
+  position_dim=512,
+  position_rows="'local'",
+  query_seed_norm="'rms'",
 )
 
 
@@ -53,8 +59,8 @@ def workdir(tmp_path_factory):
     'train', '--config=experiments/quickstart.py', f'--workdir={folder}', *sizes,
     f'--config.data.source={corpora.SHARED}/train/moby_dick.txt', '--config.data.tokenizer=gpt2',
     '--config.train.steps=60', '--config.train.batch_size=2', '--config.train.loss_chunk=256',
-    '--config.order.ar_steps=30', '--config.order.perm_steps=50', '--config.order.rho=8',
-    '--config.order.sbp_start=100', '--config.optimizer.warmup_steps=10',
+    '--config.order.ar_steps=30', '--config.order.perm_steps=50', '--config.order.max_shuffled=8',
+    '--config.order.strided_start=100', '--config.optimizer.warmup_steps=10',
     '--config.optimizer.learning_rate=0.01', '--config.train.eval_windows=2',
   )  # fmt: skip
   return folder

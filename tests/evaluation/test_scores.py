@@ -15,8 +15,8 @@ from armd_jax.parallel import sharding
 
 TOKENIZER = ByteTokenizer()
 RAW = {
-  'model': dict(length=8, num_layers=2, embed_dim=16, num_heads=2, dtype='float32', pe_dim=8),
-  'order': {'rho': 2},
+  'model': dict(length=8, num_layers=2, embed_dim=16, num_heads=2, dtype='float32', position_dim=8),
+  'order': {'max_shuffled': 2},
 }
 CONFIG = config_lib.parse(RAW)
 MODEL = models.build(CONFIG.model, TOKENIZER.vocab_size)

@@ -38,9 +38,9 @@ def test_loss_is_a_mean_over_the_batch_whose_kinds_account_for_it(name):
     {
       'model': dict(
         family=name, length=16, num_layers=1, embed_dim=16, num_heads=2, dtype='float32',
-        dropout=0.0, pe_dim=8,
+        dropout=0.0, position_dim=8,
       ),
-      'order': dict(ar_steps=0, perm_steps=0, rho=4),
+      'order': dict(ar_steps=0, perm_steps=0, max_shuffled=4),
     }
   )  # fmt: skip
   family = families.of(config.model)
@@ -74,9 +74,15 @@ def test_generation_keeps_what_is_given_and_takes_the_common_options(name):
   config = config_lib.parse(
     {
       'model': dict(
-        family=name, length=16, num_layers=1, embed_dim=16, num_heads=2, dtype='float32', pe_dim=8
+        family=name,
+        length=16,
+        num_layers=1,
+        embed_dim=16,
+        num_heads=2,
+        dtype='float32',
+        position_dim=8,
       ),
-      'order': dict(rho=0),
+      'order': dict(max_shuffled=0),
     }
   )
   tokenizer = ByteTokenizer()

@@ -44,11 +44,11 @@ def as_ar(params, config):
   ('changes', 'own'),
   [
     ({}, set()),
-    ({'g0': 'shift'}, set()),
-    ({'g0': 'mask_embedding'}, {'mask'}),
-    ({'g0': 'warm'}, {'gain'}),
-    ({'g0': 'warm', 'pe': 'learned'}, {'gain', 'pe'}),
-    ({'pe': 'learned'}, {'pe'}),
+    ({'query_seed': 'shift'}, set()),
+    ({'query_seed': 'mask_embedding'}, {'mask'}),
+    ({'query_seed': 'warm'}, {'gain'}),
+    ({'query_seed': 'warm', 'position_rows': 'learned'}, {'gain', 'pe'}),
+    ({'position_rows': 'learned'}, {'pe'}),
   ],
   ids=str,
 )
@@ -68,7 +68,7 @@ def test_parameters_keep_the_names_that_checkpoints_have(changes, own):
 
 @pytest.mark.parametrize('num_two_stream', [0, 1, 2, 4])
 def test_ar_is_a_special_case(num_two_stream):
-  config = tiny.model_config(g0='shift', num_two_stream_layers=num_two_stream)
+  config = tiny.model_config(query_seed='shift', num_two_stream_layers=num_two_stream)
   _, params = tiny.init(config)
   ar_config = tiny.model_config(family='ar', scan_layers=False)
   left_to_right, tokens = order.left_to_right(tiny.NUM_SLOTS), random_tokens()
@@ -80,7 +80,7 @@ def test_ar_is_a_special_case(num_two_stream):
 @pytest.mark.parametrize('name', ['left_to_right', 'shuffled', 'uniform', 'blocks', 'strided2'])
 def test_probabilities_of_all_texts_sum_to_one(name):
   """Vocabulary 3, N = 4: all 81 texts, under one fixed order of every kind."""
-  config = tiny.model_config(length=4, g0_chunk=2)
+  config = tiny.model_config(length=4, query_seed_chunk=2)
   _, params = tiny.init(config, vocab_size=3, scale=6.0)
   one = jax.tree.map(lambda x: x[:1], tiny.orders(num_slots=4, seed=3)[name])
   texts = jnp.array(list(itertools.product(range(3), repeat=4)))
@@ -94,8 +94,8 @@ def test_probabilities_of_all_texts_sum_to_one(name):
 @pytest.mark.parametrize(
   ('name', 'changes'),
   [(name, {}) for name in sorted(tiny.orders())]
-  + [('blocks', {'g0': 'shift'}), ('left_to_right', {'g0': 'shift'})]
-  + [('blocks', {'g0': 'warm', 'style': 'gpt2'})]
+  + [('blocks', {'query_seed': 'shift'}), ('left_to_right', {'query_seed': 'shift'})]
+  + [('blocks', {'query_seed': 'warm', 'architecture': 'gpt2'})]
   + [('blocks', {'num_two_stream_layers': 4}), ('blocks', {'num_two_stream_layers': 0})],
   ids=str,
 )
@@ -174,7 +174,7 @@ def test_forms_of_the_same_network_agree(optimized):
   config = tiny.model_config()
   _, params = tiny.init(config)
   loss, gradient = loss_and_gradient(config, params)
-  for changes in ({'g0_chunk': 0}, {'scan_layers': False}, {'remat': 'full'}):
+  for changes in ({'query_seed_chunk': 0}, {'scan_layers': False}, {'remat': 'full'}):
     other = dataclasses.replace(config, **changes)
     layers = (lambda tree: tree) if other.scan_layers else unstack_layers
     other_loss, other_gradient = loss_and_gradient(other, layers(params))
@@ -232,11 +232,11 @@ def test_padded_vocabulary_has_no_probability():
 @pytest.mark.parametrize(
   'changes',
   [
-    {'g0': 'mask_embedding'},
-    {'g0_norm': 'rms'},
-    {'pe': 'learned'},
-    {'pe': 'local'},
-    {'pe_dim': 4},
+    {'query_seed': 'mask_embedding'},
+    {'query_seed_norm': 'rms'},
+    {'position_rows': 'learned'},
+    {'position_rows': 'local'},
+    {'position_dim': 4},
     {'rope_theta': 10.0},
   ],
   ids=str,

@@ -32,7 +32,9 @@ def measure(config):
   ('style', 'layers', 'two_stream', 'scan_layers'), [('rope', 3, 2, True), ('gpt2', 2, 1, False)]
 )
 def test_step_0_is_the_ar_model_and_training_can_leave_it(style, layers, two_stream, scan_layers):
-  config = tiny.model_config(family='ar', style=style, num_layers=layers, scan_layers=scan_layers)
+  config = tiny.model_config(
+    family='ar', architecture=style, num_layers=layers, scan_layers=scan_layers
+  )
   _, params = tiny.init(config)
   loss, nll_BxN = jax.jit(measure(config))(params, left_to_right())
   new_config, new_params = conversion.warm_start(config, tiny.VOCAB, params, two_stream)

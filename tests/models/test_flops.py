@@ -23,9 +23,11 @@ def counted(whole):
 
 
 def whole_config(order=(), **model):
-  sizes = dict(length=256, num_layers=4, embed_dim=256, num_heads=4, g0_chunk=32, pe_dim=16)
+  sizes = dict(
+    length=256, num_layers=4, embed_dim=256, num_heads=4, query_seed_chunk=32, position_dim=16
+  )
   return config.parse(
-    {'model': sizes | model, 'train': {'batch_size': 1}, 'order': {'rho': 8} | dict(order)}
+    {'model': sizes | model, 'train': {'batch_size': 1}, 'order': {'max_shuffled': 8} | dict(order)}
   )
 
 
@@ -34,11 +36,11 @@ def whole_config(order=(), **model):
   [
     {'family': 'ar'},
     {'family': 'ar', 'num_kv_heads': 2, 'mlp_dim': 384},
-    {'family': 'ar', 'style': 'gpt2', 'remat': 'none', 'vocab_multiple': 512},
-    {'g0': 'shift'},
-    {'g0': 'mask_embedding', 'num_two_stream_layers': 1},
-    {'g0': 'mask_embedding', 'num_two_stream_layers': 0},
-    {'g0': 'shift', 'num_two_stream_layers': 4, 'scan_layers': False},
+    {'family': 'ar', 'architecture': 'gpt2', 'remat': 'none', 'vocab_multiple': 512},
+    {'query_seed': 'shift'},
+    {'query_seed': 'mask_embedding', 'num_two_stream_layers': 1},
+    {'query_seed': 'mask_embedding', 'num_two_stream_layers': 0},
+    {'query_seed': 'shift', 'num_two_stream_layers': 4, 'scan_layers': False},
   ],
   ids=str,
 )
@@ -52,12 +54,12 @@ def test_equals_the_counted_products(model):
   # The seed's own form, the noise embedding and a given first row are not followed to the letter.
   [
     {},
-    {'g0': 'warm'},
-    {'g0_chunk': 0},
-    {'g0': 'shift', 'bos': 'first_token_given'},
+    {'query_seed': 'warm'},
+    {'query_seed_chunk': 0},
+    {'query_seed': 'shift', 'first_token': 'given'},
     {'family': 'mdlm'},
     {'family': 'sedd'},
-    {'family': 'radd', 'bos': 'first_token_given'},
+    {'family': 'radd', 'first_token': 'given'},
   ],
   ids=str,
 )
@@ -67,13 +69,13 @@ def test_is_within_a_percent_of_the_counted_products(model):
 
 
 def test_strided_orders_change_it_by_less_than_their_share():
-  whole = whole_config({'sbp_start': 0, 'sbp_streams': (8,)}, g0='shift')
+  whole = whole_config({'strided_start': 0, 'strided_streams': (8,)}, query_seed='shift')
   assert training_flops(whole.model, VOCAB) == pytest.approx(counted(whole), rel=8 / 256)
 
 
 def test_remat_counts_once():
-  recomputing = whole_config(remat='full', g0='shift')
-  none = whole_config(g0='shift')
+  recomputing = whole_config(remat='full', query_seed='shift')
+  none = whole_config(query_seed='shift')
   assert counted(recomputing) > counted(none)
   assert training_flops(recomputing.model, VOCAB) == training_flops(none.model, VOCAB)
 

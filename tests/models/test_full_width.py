@@ -17,7 +17,7 @@ def test_finite_at_full_width(layers, width, heads):
   """Loss and every gradient leaf of the published shapes at initialisation (short sequences)."""
   config = tiny.model_config(
     length=32, num_layers=layers, embed_dim=width, num_heads=heads, mlp_dim=4 * width, remat='full',
-    g0_chunk=8, pe_dim=64,
+    query_seed_chunk=8, position_dim=64,
   )  # fmt: skip
   model = models.build(config, 64)
   tokens = jax.random.randint(jax.random.key(0), (1, 32), 0, 64)

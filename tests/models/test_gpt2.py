@@ -28,7 +28,7 @@ def loaded(tmp_path_factory):
   named = {f'transformer.{name}': x for name, x in (arrays() | extra).items()}
   folder = write(tmp_path_factory.mktemp('gpt2'), named)
   config, vocab_size, params = gpt2.load(folder)
-  assert (vocab_size, config.family, config.style, config.length) == (V, 'ar', 'gpt2', N)
+  assert (vocab_size, config.family, config.architecture, config.length) == (V, 'ar', 'gpt2', N)
   return config, params
 
 

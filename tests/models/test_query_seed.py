@@ -22,7 +22,7 @@ def choices(name):
 
 def made(kind, **changes):
   """A seed as a function of params, content rows and `Rows`, and its parameters."""
-  config = tiny.model_config(g0=kind, **changes)
+  config = tiny.model_config(query_seed=kind, **changes)
   vocabulary = Vocabulary(config, tiny.VOCAB)
   ids = jnp.zeros((1, 1), jnp.int32)
   words = vocabulary.init(jax.random.key(0), ids, ids, method='embed')
@@ -38,8 +38,8 @@ def content():
 
 
 def test_every_choice_of_the_config_has_an_entry():
-  assert set(SEEDS) == set(choices('g0'))
-  assert {*prefix_aggregation.POSITION_ROWS, 'learned'} == set(choices('pe'))
+  assert set(SEEDS) == set(choices('query_seed'))
+  assert {*prefix_aggregation.POSITION_ROWS, 'learned'} == set(choices('position_rows'))
 
 
 @pytest.mark.parametrize('kind', sorted(SEEDS))
@@ -72,8 +72,8 @@ def test_shift_copies_the_latest_row_of_earlier_blocks_and_its_position():
 
 @pytest.mark.parametrize('style', ['rope', 'gpt2'])
 def test_warm_goes_from_shift_to_the_positions_of_the_slots(style):
-  warm, params = made('warm', style=style)
-  shift, _ = made('shift', style=style)
+  warm, params = made('warm', architecture=style)
+  shift, _ = made('shift', architecture=style)
   rows, x = full_rows(tiny.orders()['blocks']), content()
   start, ar = warm(params, x, rows), shift({}, x, rows)
   np.testing.assert_array_equal(start.g_BxWxE, ar.g_BxWxE)
@@ -84,8 +84,8 @@ def test_warm_goes_from_shift_to_the_positions_of_the_slots(style):
 
 
 def test_position_rows_of_every_kind_have_unit_length():
-  for pe in choices('pe'):
-    call, params = made('prefix', pe=pe)
+  for pe in choices('position_rows'):
+    call, params = made('prefix', position_rows=pe)
     # One content row, of unit vectors, at the slot's own position: it weighs 1.
     rows = full_rows(tiny.orders()['left_to_right'])
     rows = rows.replace(query_position_BxW=rows.content_position_BxW)

@@ -32,7 +32,7 @@ def test_the_special_vector_is_looked_up_and_never_predicted():
 
 @pytest.mark.parametrize('style', ['rope', 'gpt2'])
 def test_positions_are_learned_in_the_style_of_gpt2(style):
-  params, call, ids, position = made(style=style)
+  params, call, ids, position = made(architecture=style)
   without = jnp.where(
     (ids == SPECIAL)[..., None], params['bos'], params['embedding'][jnp.maximum(ids, 0)]
   )

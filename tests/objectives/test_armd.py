@@ -26,7 +26,9 @@ def moved(o):
 
 
 def test_phases():
-  config = OrderConfig(ar_steps=10, perm_steps=20, rho=6, sbp_start=30, sbp_streams=(1, 2, 4))
+  config = OrderConfig(
+    ar_steps=10, perm_steps=20, max_shuffled=6, strided_start=30, strided_streams=(1, 2, 4)
+  )
   assert moved(step_order(config, 9)).max() == 0
   assert 0 < moved(step_order(config, 15)).max() <= 3
   assert moved(step_order(config, 29)).max() == 6
@@ -44,18 +46,18 @@ def test_phases():
 
 
 def test_sequences_of_a_batch_differ():
-  config = OrderConfig(ar_steps=0, perm_steps=0, rho=8)
+  config = OrderConfig(ar_steps=0, perm_steps=0, max_shuffled=8)
   positions = np.asarray(step_order(config, 5).position_BxN)
   assert len(np.unique(positions, axis=0)) > 60
   assert (positions != np.asarray(step_order(config, 6).position_BxN)).any()
 
 
 def test_window_mode_and_uniform_share():
-  window = OrderConfig(ar_steps=0, perm_steps=0, rho=4, perm_mode='window')
+  window = OrderConfig(ar_steps=0, perm_steps=0, max_shuffled=4, perm_mode='window')
   places = np.asarray(step_order(window, 0).position_BxN) != np.arange(1, 17)
   first, last = places.argmax(1), 15 - places[:, ::-1].argmax(1)
   assert (last - first)[places.any(1)].max() < 4
-  mixed = OrderConfig(ar_steps=3, perm_steps=3, rho=0, uniform_order_prob=0.25)
+  mixed = OrderConfig(ar_steps=3, perm_steps=3, max_shuffled=0, uniform_order_prob=0.25)
   assert moved(step_order(mixed, 2, batch=400)).max() == 0
   assert 0.17 < (moved(step_order(mixed, 3, batch=400)) > 0).mean() < 0.33
 
@@ -63,7 +65,12 @@ def test_window_mode_and_uniform_share():
 def test_every_sequence_is_of_the_kind_that_its_order_is():
   """Left-to-right if no slot moved; k tokens, all of them, or streams of N / S moved otherwise."""
   config = OrderConfig(
-    ar_steps=10, perm_steps=20, rho=6, uniform_order_prob=0.3, sbp_start=30, sbp_streams=(1, 2)
+    ar_steps=10,
+    perm_steps=20,
+    max_shuffled=6,
+    uniform_order_prob=0.3,
+    strided_start=30,
+    strided_streams=(1, 2),
   )
   seen = set()
   for step in (0, 9, 10, 15, 29, *range(30, 36)):
@@ -95,7 +102,7 @@ def test_nll_is_the_sum_of_log_probabilities():
 
 
 def test_first_token_given_is_not_scored():
-  config = tiny.model_config(bos='first_token_given', length=17)
+  config = tiny.model_config(first_token='given', length=17)
   model, params = tiny.init(config)
   text = jax.random.randint(jax.random.key(3), (2, 17), 0, tiny.VOCAB)
   o = order.left_to_right(16)
@@ -107,15 +114,15 @@ def test_first_token_given_is_not_scored():
 
 def test_random_blocks_replace_random_singletons():
   """Their number of blocks follows T, and the schedule how many tokens the first ones hold."""
-  config = OrderConfig(ar_steps=0, perm_steps=0, rho=0, uniform_order_prob=1.0)
+  config = OrderConfig(ar_steps=0, perm_steps=0, max_shuffled=0, uniform_order_prob=1.0)
   singletons = step_order(config, 0)
   assert (order.num_blocks(singletons) == 16).all()
   first = {}
   for schedule in ('linear', 'cosine'):
     blocks = step_order(
       OrderConfig(
-        ar_steps=0, perm_steps=0, rho=0, uniform_order_prob=1.0, block_steps=4,
-        block_schedule=schedule,
+        ar_steps=0, perm_steps=0, max_shuffled=0, uniform_order_prob=1.0, masking_steps=4,
+        masking_schedule=schedule,
       ),
       0, batch=500,
     )  # fmt: skip
@@ -129,9 +136,9 @@ def test_random_blocks_replace_random_singletons():
 
 def test_some_strided_orders_go_one_by_one():
   """The same positions, a block per token, for the share of sequences that is asked for."""
-  strided = dict(ar_steps=0, perm_steps=0, rho=0, sbp_start=0, sbp_streams=(4,))
+  strided = dict(ar_steps=0, perm_steps=0, max_shuffled=0, strided_start=0, strided_streams=(4,))
   together = step_order(OrderConfig(**strided), 0, batch=400)
-  mixed = step_order(OrderConfig(**strided, sbp_one_by_one=0.25), 0, batch=400)
+  mixed = step_order(OrderConfig(**strided, strided_one_by_one=0.25), 0, batch=400)
   assert (mixed.position_BxN == together.position_BxN[:1]).all()
   blocks_B = np.asarray(order.num_blocks(mixed))
   assert set(blocks_B) == {16, int(order.num_blocks(together)[0])}

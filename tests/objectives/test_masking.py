@@ -62,7 +62,7 @@ def test_masks():
 def test_masked_loss_of_a_denoiser():
   """Against logits written out. A first token that is given, like every unmasked one, matters to
   the others and costs nothing."""
-  config = tiny.model_config(family='mdlm', num_layers=1, bos='first_token_given', length=17)
+  config = tiny.model_config(family='mdlm', num_layers=1, first_token='given', length=17)
   model, params = tiny.init(config, scale=1.1)  # larger ones saturate the attention
   text = jax.random.randint(jax.random.key(3), (2, 17), 0, tiny.VOCAB)
   is_masked = masking.draw_mask(KEYS(2), jnp.array([0.3, 0.7]), 16)

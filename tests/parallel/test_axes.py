@@ -29,7 +29,7 @@ def test_what_a_device_holds():
   """Of matrices the part along fsdp and along tensor, of a batch the part along data and fsdp."""
   mesh = jax.sharding.AbstractMesh((3, 4, 2), ('data', 'fsdp', 'tensor'))
   model = tiny.model_config(num_kv_heads=2, vocab_multiple=10, scan_layers=False, num_layers=2)
-  config = config_lib.parse({'model': dataclasses.asdict(model), 'order': {'rho': 1}})
+  config = config_lib.parse({'model': dataclasses.asdict(model), 'order': {'max_shuffled': 1}})
   state = training.abstract_state(config, tiny.VOCAB, mesh)
   expected = {
     'vocabulary/embedding': (10 // 2, 32 // 4),

@@ -31,9 +31,15 @@ def train_config(**changes):
   """Four layers, both halves scanned; shuffled orders and dropout from the first step on."""
   raw = {
     'model': dict(
-      length=16, num_layers=4, embed_dim=32, num_heads=4, dtype='float32', dropout=0.1, pe_dim=8
+      length=16,
+      num_layers=4,
+      embed_dim=32,
+      num_heads=4,
+      dtype='float32',
+      dropout=0.1,
+      position_dim=8,
     ),
-    'order': dict(ar_steps=0, perm_steps=0, rho=8),
+    'order': dict(ar_steps=0, perm_steps=0, max_shuffled=8),
     'train': dict(batch_size=16, loss_chunk=4),
   }
   for name, value in changes.items():

@@ -21,7 +21,7 @@ def test_hooks_are_due_every_so_many_steps_and_at_the_end(every, steps):
 def test_samples_and_profiles_are_part_of_training(tmp_path, capsys):
   raw = tiny_run.config(tmp_path)
   raw.train.update(steps=5, eval_every=5, sample_every=2, profile_steps=(2, 3))
-  raw.order.update(ar_steps=0, perm_steps=0, sbp_start=3, sbp_streams=(2, 4))
+  raw.order.update(ar_steps=0, perm_steps=0, strided_start=3, strided_streams=(2, 4))
   config = config_lib.parse(raw)
   loop.train(config, tmp_path / 'run')
   lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()

@@ -21,9 +21,15 @@ from armd_jax.parallel import sharding
 def small_config(**changes):
   raw = {
     'model': dict(
-      length=16, num_layers=2, embed_dim=32, num_heads=4, dtype='float32', dropout=0.1, pe_dim=8
+      length=16,
+      num_layers=2,
+      embed_dim=32,
+      num_heads=4,
+      dtype='float32',
+      dropout=0.1,
+      position_dim=8,
     ),
-    'order': dict(ar_steps=0, perm_steps=0, rho=8),
+    'order': dict(ar_steps=0, perm_steps=0, max_shuffled=8),
     'optimizer': dict(warmup_steps=4, learning_rate=1e-2),
     'train': dict(batch_size=8, loss_chunk=16),
   }

@@ -24,7 +24,7 @@ WRITERS = {
 
 def config_of(source):
   data = {'source': str(source), 'held_out': 0.2}
-  return parse({'model': {'length': 16}, 'order': {'rho': 4}, 'data': data})
+  return parse({'model': {'length': 16}, 'order': {'max_shuffled': 4}, 'data': data})
 
 
 def load(config):

@@ -23,14 +23,14 @@ from armd_jax.show import history
 KEY = 'quickstart at 12 layers x 512'
 MODEL = {
   'model.length': 1024, 'model.num_layers': 12, 'model.embed_dim': 512, 'model.num_heads': 8,
-  'model.dtype': 'bfloat16', 'model.scan_layers': True, 'model.pe_dim': 512,
+  'model.dtype': 'bfloat16', 'model.scan_layers': True, 'model.position_dim': 512,
   'train.batch_size': 32, 'train.steps': 2400, 'train.log_every': 100, 'train.eval_every': 800,
   'train.checkpoint_every': 800, 'order.ar_steps': 400, 'order.perm_steps': 1600,
-  'order.sbp_start': 2100, 'optimizer.learning_rate': 6e-4,
+  'order.strided_start': 2100, 'optimizer.learning_rate': 6e-4,
 }  # fmt: skip
 DRY_MODEL = {
   'model.length': 32, 'model.num_layers': 2, 'model.embed_dim': 32, 'model.num_heads': 2,
-  'model.pe_dim': 16, 'order.ar_steps': 2, 'order.perm_steps': 6, 'order.sbp_start': 8,
+  'model.position_dim': 16, 'order.ar_steps': 2, 'order.perm_steps': 6, 'order.strided_start': 8,
   'train.steps': 12, 'train.log_every': 4, 'train.eval_every': 12, 'train.checkpoint_every': 12,
 }  # fmt: skip
 TO_SAVE = 8  # seconds between being stopped and having saved
