@@ -27,11 +27,12 @@ from armd_jax.data import tokenizers
 from armd_jax.errors import UserError
 from armd_jax.flags import flag
 from armd_jax.models import conversion, gpt2
+from armd_jax.models.params import Params
 from armd_jax.training import checkpoint
 from armd_jax.training import workdir as workdir_lib
 
 
-def write(config: Config, params: Any, workdir: pathlib.Path) -> None:
+def write(config: Config, params: Params, workdir: pathlib.Path) -> None:
   """A run that has not begun, with these parameters.
 
   Raises:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any
 
 from jax.sharding import Mesh
 
@@ -25,6 +24,7 @@ from armd_jax.errors import MetByAll
 from armd_jax.evaluation import scores, suites
 from armd_jax.evaluation.journal import Journal
 from armd_jax.flags import flag
+from armd_jax.models.params import Params
 from armd_jax.parallel import distributed, sharding
 from armd_jax.training import text as run_text
 
@@ -53,7 +53,7 @@ class Options(cli.OnCluster):
   mesh: MeshConfig | None = cli.mesh()
 
 
-def _journal(options: Options, task: suites.Task, params: Any, mesh: Mesh, step: int):
+def _journal(options: Options, task: suites.Suite, params: Params, mesh: Mesh, step: int):
   """What was measured before, which all processes have to read alike."""
   workdir = pathlib.Path(options.workdir)
   folder = workdir if workdir.is_dir() else workdir.parent  # an export may be one file

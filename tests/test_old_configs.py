@@ -10,7 +10,7 @@ from armd_jax import config
 from armd_jax.artifacts import standalone
 from armd_jax.data.tokenizers import get_tokenizer
 from armd_jax.errors import UserError
-from armd_jax.training import checkpoint
+from armd_jax.training import workdir as workdir_lib
 
 # The config.json that the quickstart wrote at version 0.2.0.
 OLD = """{
@@ -52,7 +52,7 @@ OLD = """{
 
 def test_a_run_of_an_older_version_goes_on(tmp_path):
   (tmp_path / 'config.json').write_text(OLD)
-  found = checkpoint.read_config(tmp_path)
+  found = workdir_lib.read_config(tmp_path)
   m, o = found.model, found.order
   assert (m.architecture, m.first_token, m.num_slots) == ('rope', 'predicted', 256)
   assert (m.query_seed, m.query_seed_norm, m.query_seed_chunk) == ('prefix', 'rms', 128)

@@ -11,6 +11,7 @@ from typing import Any
 from armd_jax.artifacts.standalone import Export
 from armd_jax.errors import UserError
 from armd_jax.files import paths, whole
+from armd_jax.models.params import Params
 from armd_jax.show import history
 from armd_jax.show.columns import num_parameters
 
@@ -18,7 +19,7 @@ _CELL = (str, float, type(None))  # of a table
 
 
 def model_card(
-  export: Export, params: Any, measured: Mapping[str, Sequence[Mapping[str, Any]]]
+  export: Export, params: Params, measured: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> str:
   """README.md of an export.
 

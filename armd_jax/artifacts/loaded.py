@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any
 
 from jax.sharding import Mesh
 
@@ -15,6 +14,7 @@ from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.decode import requests
 from armd_jax.decode.sampling import Sampling
 from armd_jax.errors import UserError
+from armd_jax.models.params import Params
 from armd_jax.parallel import ambient, sharding
 
 
@@ -32,7 +32,7 @@ class Model:
 
   config: Config
   tokenizer: Tokenizer
-  params: Any
+  params: Params
   step: int
   mesh: Mesh
 

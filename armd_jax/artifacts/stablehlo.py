@@ -16,7 +16,6 @@ import functools
 import hashlib
 import json
 import pathlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +29,7 @@ from armd_jax.decode.generate import device_form
 from armd_jax.decode.network import Network
 from armd_jax.decode.plan import Plan
 from armd_jax.decode.state import Task, whole_room
+from armd_jax.models.params import Params
 from armd_jax.order import given_first, to_generation
 
 Array = jax.Array
@@ -41,7 +41,7 @@ def write(
   folder: pathlib.Path,
   config: ModelConfig,
   vocab_size: int,
-  params: Any,
+  params: Params,
   first_token: int,
   *,
   streams: int,

@@ -33,6 +33,7 @@ from armd_jax import config as config_lib
 from armd_jax.data.tokenizers import Tokenizer, get_tokenizer
 from armd_jax.errors import UserError, sentence
 from armd_jax.files import lock, paths, whole
+from armd_jax.models.params import Params
 from armd_jax.parallel import sharding
 from armd_jax.parallel.axes import path_name
 
@@ -134,7 +135,7 @@ def _files(folder):
 # ----- writing
 
 
-def write_folder(folder: pathlib.Path, params: Any, card: str) -> None:
+def write_folder(folder: pathlib.Path, params: Params, card: str) -> None:
   """Writes parameters and model card; `seal` comes once all that belongs to it is there.
 
   Raises:
@@ -154,7 +155,7 @@ def seal(folder: pathlib.Path, export: Export) -> None:
   whole.write_json(folder / _MANIFEST, _sealed(export, {'files': found}))
 
 
-def write_file(path: pathlib.Path, export: Export, params: Any) -> None:
+def write_file(path: pathlib.Path, export: Export, params: Params) -> None:
   """Writes a safetensors file."""
   arrays = {name: np.asarray(x) for name, x in sorted(_by_name(params).items())}
   about = json.dumps(_sealed(export, {'parameters': _digest(arrays)}))

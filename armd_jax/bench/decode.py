@@ -37,6 +37,7 @@ from armd_jax.flags import flag
 from armd_jax.hardware import clock, machines
 from armd_jax.models.ar import AR as ARModel
 from armd_jax.models.armd import ARMD
+from armd_jax.models.params import Params
 from armd_jax.objectives.mdlm import MDLM
 from armd_jax.order import left_to_right
 from armd_jax.parallel import sharding
@@ -82,7 +83,7 @@ def systems(
   model: dict[str, Any],
   vocab_size: int,
   streams: Sequence[int],
-  params: Any = None,
+  params: Params = None,
 ) -> list[System]:
   """AR, and ARMD at every S.
 
@@ -258,7 +259,7 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def quality(
-  model: ARMD, params: Any, windows_WxN: np.ndarray, streams: Sequence[int], mesh: Mesh
+  model: ARMD, params: Params, windows_WxN: np.ndarray, streams: Sequence[int], mesh: Mesh
 ) -> list[dict[str, Any]]:
   """The exact NLL of every S, and where it goes.
 
@@ -322,7 +323,7 @@ def quality_report(rows: Sequence[dict[str, Any]]) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(timing.Shape):
+class Options(timing.ModelShape):
   workdir: str | None = flag('A run or export whose weights are used.', None)
   streams: tuple[int, ...] = flag('Stride counts S.', (1, 2, 4, 8, 16, 32), at_least=1)
   batch_sizes: tuple[int, ...] = flag('Texts generated together, like 1,8,64.', (1,), at_least=1)

@@ -49,7 +49,7 @@ def measure(
   params = jax.jit(network.init)(jax.random.key(0), tokens_1xN, order)['params']
   random = np.random.RandomState(0)
   windows_WxN = random.randint(0, 256, (batch_size * batches, model.length)).astype(np.int32)
-  part = scores.Part(likelihood.LEFT_TO_RIGHT, windows_WxN)
+  part = scores.ScoredWindows(likelihood.LEFT_TO_RIGHT, windows_WxN)
   forward = likelihood.scorer(network, mesh)
   there = lambda x: sharding.put(np.asarray(x), sharding.batch_sharding(mesh))
   texts = [there(x) for x in np.split(windows_WxN, batches)]
@@ -84,7 +84,7 @@ def report(numbers: dict[str, Any]) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(timing.Shape):
+class Options(timing.ModelShape):
   batch_size: int = flag('Windows per call.', 16, at_least=1)
   batches: int = flag('Calls in a round.', 8, at_least=1)
   repeats: int = flag('Timed rounds.', 5, at_least=1)

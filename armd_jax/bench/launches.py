@@ -97,7 +97,7 @@ def rows(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(timing.Shape):
+class Options(timing.ModelShape):
   streams: tuple[int, ...] = flag('Stride counts S.', (1, 4, 16, 32), at_least=1)
   batch_sizes: tuple[int, ...] = flag('Texts generated together.', (1, 8), at_least=1)
 

@@ -19,7 +19,7 @@ SHAPES = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shape:
+class ModelShape:
   """Flags for the shape of the model."""
 
   shape: str = flag('What the other flags start from.', 'small', choices=tuple(SHAPES))

@@ -32,7 +32,7 @@ _FREE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class ArrayType:
   """One array: its element type, its sizes, and whether it lies in the main memory (HBM)."""
 
   dtype: str
@@ -56,7 +56,7 @@ class Instruction:
 
   name: str
   opcode: str
-  shapes: tuple[Shape, ...]  # of the result; several for a tuple
+  shapes: tuple[ArrayType, ...]  # of the result; several for a tuple
   operands: tuple[str, ...]
   arguments: str  # the text between the parentheses
   attributes: str  # the text behind them
@@ -131,7 +131,7 @@ def _instruction(line: str) -> Instruction:
   left, right = line.split(' = ', 1)
   end = _closing(right, 0) + 1 if right[0] == '(' else right.index(' ')
   shapes = tuple(
-    Shape(dtype, tuple(map(int, filter(None, dims.split(',')))), _in_hbm(layout))
+    ArrayType(dtype, tuple(map(int, filter(None, dims.split(',')))), _in_hbm(layout))
     for dtype, dims, layout in re.findall(r'([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?', right[:end])
   )
   call = right[end:].strip()
@@ -303,7 +303,7 @@ class Program:
     cost.launches[key] += 1
 
   @staticmethod
-  def _shapes(computation, name) -> tuple[Shape, ...]:
+  def _shapes(computation, name) -> tuple[ArrayType, ...]:
     return computation[name].shapes if name in computation else ()
 
   # ----- loops

@@ -25,7 +25,7 @@ SPAN_BYTES = 2**24  # read at a time, which bounds a worker's memory
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class WorkItem:
   """What one worker does at a time: some spans, into at most one file a side."""
 
   spans: tuple[Span, ...]
@@ -35,7 +35,7 @@ class Part:
   def num_bytes(self) -> int:
     return sum(span.num_bytes for span in self.spans)
 
-  def without_place(self) -> Part:
+  def without_place(self) -> WorkItem:
     """The same bytes of a file of no name."""
     nowhere = lambda span: dataclasses.replace(span, path='') if hasattr(span, 'path') else span
     return dataclasses.replace(self, spans=tuple(map(nowhere, self.spans)))
@@ -55,7 +55,7 @@ class Split:
   held_out_set: frozenset[bytes]
   on_bad: OnBad
 
-  def documents(self, part: Part) -> Iterator[tuple[str, str, bytes]]:
+  def documents(self, part: WorkItem) -> Iterator[tuple[str, str, bytes]]:
     """Side ('' for neither), text and hash of the documents of a part."""
     for span in part.spans:
       for text in span.documents(self.on_bad):
@@ -73,7 +73,7 @@ def _key(text: str) -> bytes:
   return sources.hash_of(text.strip())[:16]
 
 
-def held_out_set(parts: Sequence[Part], bad_rows: str) -> frozenset[bytes]:
+def held_out_set(parts: Sequence[WorkItem], bad_rows: str) -> frozenset[bytes]:
   """Names of the documents of a source that is held out, which is read for it.
 
   Raises:
@@ -98,7 +98,7 @@ def group(spans: Sequence[Span], part_bytes: int) -> Iterator[tuple[Span, ...]]:
     yield tuple(group)
 
 
-def stamps(parts: Sequence[Part]) -> dict[str, list[int]]:
+def stamps(parts: Sequence[WorkItem]) -> dict[str, list[int]]:
   """What the system says of the files when they are written to, by path."""
   found = {}
   for path in dict.fromkeys(s.path for part in parts for s in part.spans if hasattr(s, 'path')):
@@ -112,7 +112,7 @@ def stamps(parts: Sequence[Part]) -> dict[str, list[int]]:
 
 
 def is_same_text(
-  folder: epath.Path, there: dict[str, Any], parts: Sequence[Part], split: Split
+  folder: epath.Path, there: dict[str, Any], parts: Sequence[WorkItem], split: Split
 ) -> bool:
   """Whether the documents, read again, are those of the files that are there."""
   if 'shards' in there:

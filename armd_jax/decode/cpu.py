@@ -27,6 +27,7 @@ from armd_jax.config import ModelConfig
 from armd_jax.decode.plan import Form, Plan
 from armd_jax.decode.state import CACHE_ROWS, DecodeState
 from armd_jax.models.layers import KVCache
+from armd_jax.models.params import Params
 from armd_jax.models.vocabulary import Vocabulary
 
 Array = jax.Array
@@ -44,10 +45,10 @@ class CPU(Form):
   def for_steps(self, config: ModelConfig, rows: int) -> CPU:
     return CPU(config.dtype == 'float32' and rows <= MOST_ROWS)
 
-  def arrange(self, params: Any) -> Any:
+  def arrange(self, params: Params) -> Any:
     return cut(params)
 
-  def whole(self, params: Any) -> Any:
+  def whole(self, params: Params) -> Any:
     return whole(params)
 
   def reading(self) -> contextlib.AbstractContextManager[None]:
@@ -123,7 +124,7 @@ class HeadsFirst(KVCache):
     return self.replace(k=pad(self.k), v=pad(self.v)) if more else self
 
 
-def cut(params: Any) -> Any:
+def cut(params: Params) -> Any:
   """Unrolled parameters with `panels` in place of every kernel that can be cut into them,
   and beside the embedding, whose rows are looked up, too."""
   cut_ = {}
@@ -144,7 +145,7 @@ def cut(params: Any) -> Any:
   return cut_
 
 
-def whole(params: Any) -> Any:
+def whole(params: Params) -> Any:
   """What `cut` returns, as matrices again."""
   whole_ = {}
   for name, value in params.items():

@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import flax
 import jax
@@ -31,6 +30,7 @@ from armd_jax.decode.sampling import Draws, Sampling, draw, slot_keys
 from armd_jax.decode.state import Request
 from armd_jax.decode.step import Generated
 from armd_jax.models.denoiser import MASK, Denoiser
+from armd_jax.models.params import Params
 from armd_jax.objectives.diffusion import MaskedDiffusion
 from armd_jax.parallel import axes, sharding
 
@@ -78,7 +78,7 @@ def plan_of(
 
 def generate(
   model: Denoiser,
-  params: Any,
+  params: Params,
   request: Request,
   sampling: Sampling,
   plan: Plan,
@@ -111,7 +111,7 @@ def generate(
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'plan'))
-def sample(model: Denoiser, plan: Plan, params: Any, request: Request, draws: Draws) -> Denoised:
+def sample(model: Denoiser, plan: Plan, params: Params, request: Request, draws: Draws) -> Denoised:
   """`generate`, of arrays that are laid out already."""
   with axes.on(plan.mesh):
     generated = _sample(model, plan, params, request, draws)

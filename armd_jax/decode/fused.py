@@ -27,6 +27,7 @@ from armd_jax.config import ModelConfig
 from armd_jax.decode.plan import Form
 from armd_jax.hardware import device
 from armd_jax.models.layers import Block, KVCache, View, make_norm
+from armd_jax.models.params import Params
 
 Array = jax.Array
 
@@ -44,10 +45,10 @@ class GPU(Form):
   def for_steps(self, config: ModelConfig, rows: int) -> GPU:
     return GPU(serve(config))
 
-  def arrange(self, params: Any) -> Any:
+  def arrange(self, params: Params) -> Any:
     return fuse(params)
 
-  def whole(self, params: Any) -> Any:
+  def whole(self, params: Params) -> Any:
     return split(params)
 
   def reading(self) -> contextlib.AbstractContextManager[None]:
@@ -83,7 +84,7 @@ def serve(config: ModelConfig) -> bool:
   return attention.choose(config.attention, q, k, k) == 'pallas_hopper'
 
 
-def fuse(params: Any) -> Any:
+def fuse(params: Params) -> Any:
   """Unrolled parameters, the projections of every layer as one matrix under `NAME`."""
   if not isinstance(params, dict):
     return params
@@ -97,7 +98,7 @@ def fuse(params: Any) -> Any:
   return others | {NAME: {key: jnp.concatenate(x, axis=-1) for key, x in joined.items()}}
 
 
-def split(params: Any) -> Any:
+def split(params: Params) -> Any:
   """What `fuse` returns, as it was."""
   if not isinstance(params, dict):
     return params
@@ -131,7 +132,7 @@ class _Layers:
   def _layer(
     self,
     c: ModelConfig,
-    params: Any,
+    params: Params,
     rows_BxRxWxE: Array,
     view: View,
     cache: KVCache,

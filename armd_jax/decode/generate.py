@@ -22,6 +22,7 @@ from armd_jax.decode.step import Generated, advance, finish, start, wanted
 from armd_jax.hardware import device
 from armd_jax.models.ar import AR
 from armd_jax.models.armd import ARMD
+from armd_jax.models.params import Params
 from armd_jax.models.vocabulary import BOS
 from armd_jax.order import given_first, to_generation, to_text
 from armd_jax.parallel import axes, sharding
@@ -77,7 +78,7 @@ def device_form() -> Form:
   return {'cpu': cpu.CPU, 'gpu': fused.GPU}.get(device.current().platform, Form)()
 
 
-def prepare(model: Model, params: Any) -> Network:
+def prepare(model: Model, params: Params) -> Network:
   """Weights as decoding on one device reads them, for those who call with them many times:
   `generate` takes either, and makes these from trained ones at every call."""
   return _prepare(model, params, device_form().for_steps(model.config, 1))
@@ -88,7 +89,7 @@ _prepare = jax.jit(Network.of, static_argnames=('model', 'form'))
 
 def generate(
   model: Model,
-  params: Any,
+  params: Params,
   task: Task,
   tokens_BxN: Array,
   sampling: Sampling,
@@ -116,7 +117,7 @@ def generate(
 
 def stream(
   model: Model,
-  params: Any,
+  params: Params,
   task: Task,
   tokens_BxN: Array,
   sampling: Sampling,
@@ -172,7 +173,7 @@ def _inputs(
 
 
 def lower_generate(
-  model: Model, params: Any, task: Task, mesh: Mesh | None = None
+  model: Model, params: Params, task: Task, mesh: Mesh | None = None
 ) -> jax.stages.Lowered:
   """`generate` without top-p, traced and lowered, for those who time it or compile it ahead.
 
@@ -207,7 +208,7 @@ class Compiled:
   bytes: int
 
 
-def compile_generate(model: Model, params: Any, task: Task) -> Compiled:
+def compile_generate(model: Model, params: Params, task: Task) -> Compiled:
   """Compiles ahead, for those who time it; `params` may come from `prepare`."""
   begin = time.perf_counter()
   compiled = lower_generate(model, params, task).compile()

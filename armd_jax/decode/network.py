@@ -12,6 +12,7 @@ from armd_jax.decode.plan import Form
 from armd_jax.models.ar import AR
 from armd_jax.models.armd import ARMD
 from armd_jax.models.layers import unstack_layers
+from armd_jax.models.params import Params
 from armd_jax.models.rows import Rows
 from armd_jax.parallel import axes
 
@@ -28,12 +29,12 @@ class Network:
     form: static, how `params` are arranged.
   """
 
-  params: Any
+  params: Params
   model: ARMD | AR = flax.struct.field(pytree_node=False)
   form: Form = flax.struct.field(pytree_node=False)
 
   @classmethod
-  def of(cls, model: ARMD | AR, params: Any, form: Form) -> Network:
+  def of(cls, model: ARMD | AR, params: Params, form: Form) -> Network:
     """The network in a form, so that nothing is cast, gathered or arranged at every step.
 
     Args:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from armd_jax.config import ModelConfig
 from armd_jax.decode.state import DecodeState
+from armd_jax.models.params import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +34,11 @@ class Form:
     del config, rows
     return self
 
-  def arrange(self, params: Any) -> Any:
+  def arrange(self, params: Params) -> Any:
     """Weights for steps of few rows, from unrolled ones in the compute type."""
     return params
 
-  def whole(self, params: Any) -> Any:
+  def whole(self, params: Params) -> Any:
     """What `arrange` returns, for many rows."""
     return params
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +20,7 @@ from armd_jax.errors import UserError
 from armd_jax.models.ar import AR
 from armd_jax.models.armd import ARMD
 from armd_jax.models.denoiser import Denoiser
+from armd_jax.models.params import Params
 from armd_jax.models.vocabulary import BOS
 from armd_jax.objectives.diffusion import MaskedDiffusion
 
@@ -94,7 +94,7 @@ class Decoder:
   """
 
   model: ARMD | AR | Denoiser
-  params: Any
+  params: Params
   tokenizer: Tokenizer
   mesh: Mesh | None
 

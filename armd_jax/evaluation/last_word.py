@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from armd_jax.errors import UserError
 from armd_jax.evaluation import likelihood
 from armd_jax.models.ar import AR
 from armd_jax.models.armd import ARMD
+from armd_jax.models.params import Params
 from armd_jax.order import left_to_right
 from armd_jax.parallel import axes, sharding
 
@@ -87,7 +87,7 @@ def passages(rows: Sequence[str], tokenizer: Tokenizer, config: ModelConfig) -> 
 
 def score(
   model: ARMD | AR,
-  params: Any,
+  params: Params,
   passages: Passages,
   mesh: Mesh,
   *,

@@ -18,6 +18,7 @@ from armd_jax.config import ModelConfig, OrderConfig, check_streams
 from armd_jax.models.ar import AR
 from armd_jax.models.armd import ARMD
 from armd_jax.models.denoiser import Denoiser
+from armd_jax.models.params import Params
 from armd_jax.objectives import armd
 from armd_jax.order import (
   GenerationOrder,
@@ -108,7 +109,7 @@ def standard_suite(config: ModelConfig, streams: Sequence[int]) -> list[Protocol
 
 def nll(
   model: ARMD | AR | Denoiser,
-  params: Any,
+  params: Params,
   windows_WxN: np.ndarray,
   protocol: Protocol,
   mesh: Mesh,

@@ -22,13 +22,14 @@ from armd_jax.evaluation.journal import Journal
 from armd_jax.models.ar import AR
 from armd_jax.models.armd import ARMD
 from armd_jax.models.denoiser import Denoiser
+from armd_jax.models.params import Params
 from armd_jax.parallel import distributed, sharding
 
 Model = ARMD | AR | Denoiser
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class ScoredWindows:
   """Windows to be scored under one protocol.
 
   Attributes:
@@ -84,7 +85,7 @@ class Score:
 def evaluate(
   model: Model,
   tokenizer: Tokenizer,
-  params: Any,
+  params: Params,
   windows_WxN: np.ndarray,
   streams: Sequence[int],
   mesh: Mesh,
@@ -94,15 +95,15 @@ def evaluate(
 ) -> list[Score]:
   """Scores windows under the standard suite of orders, random ones drawn once; see `score`."""
   suite = likelihood.standard_suite(model.config, streams)
-  parts = [Part(protocol, windows_WxN) for protocol in suite]
+  parts = [ScoredWindows(protocol, windows_WxN) for protocol in suite]
   return score(model, tokenizer, params, parts, mesh, batch_size=batch_size, seed=seed)
 
 
 def score(
   model: Model,
   tokenizer: Tokenizer,
-  params: Any,
-  parts: Sequence[Part],
+  params: Params,
+  parts: Sequence[ScoredWindows],
   mesh: Mesh,
   *,
   batch_size: int = 16,
@@ -145,7 +146,7 @@ def score(
 
 
 def _scores(
-  part: Part, nats_KxW: np.ndarray, config: ModelConfig, tokenizer: Tokenizer
+  part: ScoredWindows, nats_KxW: np.ndarray, config: ModelConfig, tokenizer: Tokenizer
 ) -> list[Score]:
   windows, slots = len(part.windows_WxN), config.num_slots
   num_bytes = text_bytes(part.windows_WxN[:, config.length - slots :], tokenizer)
@@ -202,7 +203,7 @@ class LastWords:
 
 def score_last_words(
   model: ARMD | AR,
-  params: Any,
+  params: Params,
   passages: last_word.Passages,
   mesh: Mesh,
   *,
@@ -279,7 +280,7 @@ def fingerprint(arrays: Iterable[np.ndarray]) -> str:
   return digest.hexdigest()[:16]
 
 
-def model_fingerprint(params: Any, mesh: Mesh) -> str:
+def model_fingerprint(params: Params, mesh: Mesh) -> str:
   """Hex digits that change with float32 parameters, however they are laid out on the mesh."""
   bits = lambda x: jnp.sum(jax.lax.bitcast_convert_type(x, jnp.uint32), dtype=jnp.uint32)
   everywhere = sharding.replicated(mesh)

@@ -16,7 +16,7 @@ SUITES = (LIKELIHOOD, *protocols.PROTOCOLS, LAST_WORD)
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Suite:
   """What a suite measures.
 
   Attributes:
@@ -34,7 +34,7 @@ class Task:
 
 def likelihood_task(
   config: Config, streams: Sequence[int], orders: int, num_windows: int, text_sha256: str = ''
-) -> Task:
+) -> Suite:
   """Every kind of order on the run's own held-out text.
 
   Args:
@@ -61,7 +61,7 @@ def likelihood_task(
     f'held out of {corpus.description}, sha256 {corpus.sha256[:16]}',
     f'{len(windows_WxN)} windows of {config.model.length} tokens, BOS before each',
   )
-  return Task(described, scores.fingerprint([windows_WxN]), parts=tuple(parts))
+  return Suite(described, scores.fingerprint([windows_WxN]), parts=tuple(parts))
 
 
 def zero_shot_task(
@@ -72,7 +72,7 @@ def zero_shot_task(
   streams: Sequence[int],
   orders: int,
   num_windows: int,
-) -> Task:
+) -> Suite:
   """Texts as a published evaluation scores them: left-to-right, where the model can.
 
   Args:
@@ -101,12 +101,12 @@ def zero_shot_task(
     )
     parts += [scores.Part(p, windows_WxN, text.title, 1 if p.streams else orders) for p in suite]
   digits = scores.fingerprint(part.windows_WxN for part in parts)
-  return Task(tuple(described), digits, parts=tuple(parts))
+  return Suite(tuple(described), digits, parts=tuple(parts))
 
 
 def last_word_task(
   given: dict[str, str], config: Config, tokenizer: Tokenizer, num_windows: int
-) -> Task:
+) -> Suite:
   """LAMBADA's last words; arguments as of `zero_shot_task`.
 
   Raises:
@@ -129,7 +129,7 @@ def last_word_task(
     f'LAMBADA: {source}; {len(rows)} passages, of which {passages.cut} lost their beginning',
   )
   digits = scores.fingerprint([passages.text_WxN, passages.first_W])
-  return Task(described, digits, passages=passages)
+  return Suite(described, digits, passages=passages)
 
 
 def task_of(
@@ -141,7 +141,7 @@ def task_of(
   orders: int,
   num_windows: int,
   text_sha256: str = '',
-) -> Task:
+) -> Suite:
   """The task of any suite.
 
   Args:

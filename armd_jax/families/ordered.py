@@ -12,6 +12,7 @@ from armd_jax.decode.requests import Decoder, Request
 from armd_jax.decode.sampling import Sampling
 from armd_jax.decode.step import Generated
 from armd_jax.families.family import Draws
+from armd_jax.models.params import Params
 from armd_jax.objectives import armd
 
 Array = jax.Array
@@ -19,7 +20,9 @@ Array = jax.Array
 SHOWN = 'S streams of a text of {length:,} tokens grow at once, a token of each in every step.'
 
 
-def loss(model: Any, params: Any, text_MxN: Array, draws: Draws, **options) -> tuple[Array, Array]:
+def loss(
+  model: Any, params: Params, text_MxN: Array, draws: Draws, **options
+) -> tuple[Array, Array]:
   """The loss under the orders that the step draws; see `Family`."""
   slots = model.config.num_slots
   order, kind_M = armd.training_order(draws.orders, slots, draws.step, draws.step_key, draws.keys_M)

@@ -16,10 +16,11 @@ from armd_jax import models
 from armd_jax.config import ModelConfig
 from armd_jax.errors import UserError
 from armd_jax.models.layers import stack_of, unstack_layers
+from armd_jax.models.params import Params
 
 
 def warm_start(
-  config: ModelConfig, vocab_size: int, params: Any, num_two_stream_layers: int
+  config: ModelConfig, vocab_size: int, params: Params, num_two_stream_layers: int
 ) -> tuple[ModelConfig, Any]:
   """An ARMD whose left-to-right likelihood is the AR model's.
 

@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from armd_jax.attention import prefix_attention
 from armd_jax.config import ModelConfig
 from armd_jax.hardware import device
+from armd_jax.models.params import Params
 from armd_jax.parallel import axes
 
 Array = jax.Array
@@ -329,7 +330,7 @@ def stack_of(config: ModelConfig, layers: Sequence[Any]) -> dict[str, Any]:
   return {'layers': jax.tree.map(lambda *x: jnp.stack(x), *layers)} if layers else {}
 
 
-def unstack_layers(params: Any) -> Any:
+def unstack_layers(params: Params) -> Any:
   """Parameters of a scanned model as those of the unrolled one; see `stack_of`."""
   if not isinstance(params, dict):
     return params

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from armd_jax.config import OrderConfig
+from armd_jax.models.params import Params
 from armd_jax.objectives.cross_entropy import weighted_nll
 from armd_jax.order import (
   GenerationOrder,
@@ -85,7 +86,7 @@ def training_order(
 
 def nll(
   model: Any,
-  params: Any,
+  params: Params,
   text_BxN: Array,
   order: GenerationOrder,
   weights_BxN: Array,

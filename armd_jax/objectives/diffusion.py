@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from armd_jax.config import DiffusionConfig
+from armd_jax.models.params import Params
 from armd_jax.objectives import masking
 
 Array = jax.Array
@@ -76,7 +77,7 @@ class MaskedDiffusion:
   def objective(
     self,
     model: Any,
-    params: Any,
+    params: Params,
     text_BxN: Array,
     u_B: Array,
     keys_B: Array,
@@ -101,7 +102,7 @@ class MaskedDiffusion:
   def loss(
     self,
     model: Any,
-    params: Any,
+    params: Params,
     text_BxN: Array,
     keys_B: Array,
     count: int,
@@ -136,7 +137,7 @@ class MaskedDiffusion:
   def bound(
     self,
     model: Any,
-    params: Any,
+    params: Params,
     text_BxN: Array,
     keys_B: Array,
     settings: DiffusionConfig,

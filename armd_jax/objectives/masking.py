@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from armd_jax.models.denoiser import MASK
+from armd_jax.models.params import Params
 from armd_jax.objectives.cross_entropy import weighted_nll
 
 Array = jax.Array
@@ -85,7 +86,7 @@ def draw_exactly(keys_B: Array, count_B: Array, num_slots: int) -> Array:
 
 def masked_loss(
   model: Any,
-  params: Any,
+  params: Params,
   text_BxN: Array,
   is_masked_BxN: Array,
   weights_B: Array,

@@ -7,8 +7,10 @@ from typing import Any
 
 import jax
 
+from armd_jax.models.params import Params
 
-def num_parameters(params: Any) -> int:
+
+def num_parameters(params: Params) -> int:
   return sum(x.size for x in jax.tree.leaves(params))
 
 

@@ -15,6 +15,7 @@ from armd_jax import config as config_lib
 from armd_jax import families, models
 from armd_jax.config import Config, OptimizerConfig
 from armd_jax.families.family import Draws
+from armd_jax.models.params import Params
 from armd_jax.objectives import armd
 from armd_jax.order import progressive_budget
 from armd_jax.parallel import axes, sharding
@@ -37,7 +38,7 @@ class TrainState:
 
   step: Array
   skipped: Array
-  params: Any
+  params: Params
   ema: Any
   opt_state: Any
 
@@ -101,7 +102,7 @@ def new_state(config: Config, vocab_size: int, mesh: Mesh) -> TrainState:
 
 
 def loss_and_gradients(
-  config: Config, vocab_size: int, params: Any, step: Array, text_BxN: Array
+  config: Config, vocab_size: int, params: Params, step: Array, text_BxN: Array
 ) -> tuple[tuple[Array, Array], Any]:
   """Mean nats per scored token of a batch, and its gradient, in `accumulation` micro-batches.
 

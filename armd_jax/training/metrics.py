@@ -28,6 +28,7 @@ from armd_jax.errors import MetByAll, UserError
 from armd_jax.hardware import device
 from armd_jax.hardware.chips import peak_flops
 from armd_jax.models.flops import training_flops
+from armd_jax.models.params import Params
 from armd_jax.objectives.armd import ORDER_KINDS
 from armd_jax.parallel import distributed
 from armd_jax.show.history import Record
@@ -301,7 +302,7 @@ class Log:
       ) from error
 
 
-def ideal_seconds(config: config_lib.Config, vocab_size: int, params: Any, mesh: Mesh) -> Record:
+def ideal_seconds(config: config_lib.Config, vocab_size: int, params: Params, mesh: Mesh) -> Record:
   """Seconds that a step's matrix products take at the devices' peak.
 
   Returns:
