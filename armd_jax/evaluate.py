@@ -15,16 +15,12 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
-from jax.sharding import Mesh
-
 from armd_jax import cli, families
 from armd_jax.artifacts.weights import load_ema
 from armd_jax.config import MeshConfig
-from armd_jax.errors import MetByAll
+from armd_jax.evaluation import journal as journal_lib
 from armd_jax.evaluation import scores, suites
-from armd_jax.evaluation.journal import Journal
 from armd_jax.flags import flag
-from armd_jax.models.params import Params
 from armd_jax.parallel import distributed, sharding
 from armd_jax.training import text as run_text
 
@@ -53,32 +49,6 @@ class Options(cli.OnCluster):
   mesh: MeshConfig | None = cli.mesh()
 
 
-def _journal(options: Options, task: suites.Suite, params: Params, mesh: Mesh, step: int):
-  """What was measured before, which all processes have to read alike."""
-  workdir = pathlib.Path(options.workdir)
-  folder = workdir if workdir.is_dir() else workdir.parent  # an export may be one file
-  path = options.partial or folder / f'evaluate_{options.suite}.partial'
-  measured = {
-    'model': [step, scores.model_fingerprint(params, mesh)],
-    'text': task.texts,
-    'protocol': [
-      task.described,
-      [[part.protocol.name, part.orders, len(part.windows_WxN)] for part in task.parts],
-    ],
-    'seed': options.seed,
-  }
-  first = distributed.is_first()
-  journal = distributed.together(
-    lambda: Journal(path, measured, restart=options.restart, writes=first)
-  )
-  if len(set(distributed.gather_text(str(journal.count)))) > 1:
-    raise MetByAll(
-      f'the processes do not read the same in {path}; give a --partial that all of them can read, '
-      'or --restart'
-    )
-  return journal
-
-
 def main(options: Options) -> None:
   options.start()
   config, tokenizer, params, step = distributed.together(
@@ -97,35 +67,40 @@ def main(options: Options) -> None:
       run_text.sha256_of(options.workdir),
     )
   )
+  distributed.agree('the text', {'digits of the windows': task.texts})
   model = families.build(config.model, tokenizer.vocab_size)
   mesh = sharding.make_mesh(config.mesh)
-  journal = _journal(options, task, params, mesh, step)
-  if distributed.is_first():
-    print(f'{options.workdir}, step {step}')
-    print('\n'.join(task.described))
-    if journal.count:
-      print(f'{journal.count} windows were scored before')
-  common = {'batch_size': options.batch_size, 'journal': journal}
-  if task.passages is not None:
-    found = scores.score_last_words(model, params, task.passages, mesh, **common)
-    text, rows = found.text(), [vars(found)]
-  else:
-    found = scores.score(model, tokenizer, params, task.parts, mesh, seed=options.seed, **common)
-    text, rows = scores.table(found), [one.row() for one in found]
-  if not distributed.is_first():
-    return
-  print(text)
-  if options.json:
-    numbers = {
-      'suite': options.suite,
-      'step': step,
-      'seed': options.seed,
-      'protocol': task.described,
-      'texts': task.texts,
-      'scores': rows,
-    }
-    cli.write_json(options.json, numbers)
-  journal.finish()
+  folder = pathlib.Path(options.workdir)
+  folder = folder if folder.is_dir() else folder.parent  # an export may be one file
+  path = pathlib.Path(options.partial or folder / f'evaluate_{options.suite}.partial')
+  measured = task.identity([step, scores.model_fingerprint(params, mesh)], options.seed)
+  with journal_lib.shared(path, measured, restart=options.restart) as journal:
+    if distributed.is_first():
+      print(f'{options.workdir}, step {step}')
+      print('\n'.join(task.described))
+      if journal.count:
+        print(f'{journal.count} windows were scored before')
+    common = {'batch_size': options.batch_size, 'journal': journal}
+    if task.passages is not None:
+      found = scores.score_last_words(model, params, task.passages, mesh, **common)
+      text, rows = found.text(), [vars(found)]
+    else:
+      found = scores.score(model, tokenizer, params, task.parts, mesh, seed=options.seed, **common)
+      text, rows = scores.table(found), [one.row() for one in found]
+    if not distributed.is_first():
+      return
+    print(text)
+    if options.json:
+      numbers = {
+        'suite': options.suite,
+        'step': step,
+        'seed': options.seed,
+        'protocol': task.described,
+        'texts': task.texts,
+        'scores': rows,
+      }
+      cli.write_json(options.json, numbers)
+    journal.finish()
 
 
 if __name__ == '__main__':

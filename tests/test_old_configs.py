@@ -61,7 +61,7 @@ def test_a_run_of_an_older_version_goes_on(tmp_path):
   assert (o.strided_start, o.strided_streams, o.strided_one_by_one) == (900, (1, 2, 4), 0.0)
   assert (m.num_layers, found.optimizer.beta2, found.train.steps) == (3, 0.99, 1050)
   assert not config.to_dict(found)['model'].keys() & config.RENAMED.keys()
-  checkpoint.check_same_run(tmp_path, found)  # or raises
+  workdir_lib.check_same_run(tmp_path, found)  # or raises
 
 
 def test_every_old_name_is_of_a_field_that_is_there():

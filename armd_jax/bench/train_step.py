@@ -142,7 +142,7 @@ def report(numbers: dict[str, dict[str, Any]]) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(timing.Shape):
+class Options(timing.ModelShape):
   batch_size: int = flag('Sequences per step.', 4, at_least=1)
   loss_chunk: int = flag('Slots whose logits exist at once.', 128, at_least=1)
   remat: str = flag('What is recomputed.', 'none', choices=('none', 'dots', 'full'))

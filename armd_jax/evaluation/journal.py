@@ -6,15 +6,18 @@ one order, so that their number says where to go on; every number is read back t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from armd_jax.errors import UserError
+from armd_jax.errors import MetByAll, UserError
+from armd_jax.files import lock, whole
+from armd_jax.parallel import distributed
 
 
 class Journal:
@@ -59,11 +62,14 @@ class Journal:
 
   def _read(self, path, lines, measured):
     try:
-      first, *records = map(json.loads, lines)
-      for part, rows in records:
-        self._parts.setdefault(part, []).extend(rows)
+      first = whole.parse_json(lines[0], {})
       others = [name for name in measured if first.get(name) != measured[name]]
-    except (ValueError, TypeError, AttributeError) as error:
+      for line in lines[1:]:
+        part, rows = whole.parse_json(line, [int, list])
+        self._parts.setdefault(part, []).extend(rows)
+      for part in self._parts:
+        self.rows(part)  # rows of one shape, of numbers alone
+    except (ValueError, TypeError) as error:
       raise UserError(f'{path} is damaged; drop it by --restart') from error
     if others:
       raise UserError(
@@ -105,6 +111,31 @@ class Journal:
       raise UserError(
         f'cannot write {self._path} ({error.strerror}); give another --partial'
       ) from error
+
+
+@contextlib.contextmanager
+def shared(path: pathlib.Path, measured: Mapping[str, Any], *, restart: bool) -> Iterator[Journal]:
+  """A journal that all processes of a job have read alike, that one of them writes, and that no
+  other job writes as long as the block runs.
+
+  Args:
+    path, measured, restart: see `Journal`.
+  Raises:
+    UserError: as `Journal`; another job has it, or the processes do not read the same.
+  """
+  is_first = distributed.is_first()
+  with contextlib.ExitStack() as stack:
+    held = lock.held(lock.beside(path), f'--partial {path}')
+    distributed.together(lambda: is_first and stack.enter_context(held))
+    journal = distributed.together(
+      lambda: Journal(path, measured, restart=restart, writes=is_first)
+    )
+    if len(set(distributed.gather_text(str(journal.count)))) > 1:
+      raise MetByAll(
+        f'the processes do not read the same in {path}; give a --partial that all of them can '
+        'read, or --restart'
+      )
+    yield journal
 
 
 def _line(value):

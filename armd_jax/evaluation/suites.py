@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from armd_jax.config import Config
 from armd_jax.data import corpus as corpus_lib
@@ -30,6 +31,12 @@ class Suite:
   texts: str
   parts: tuple[scores.Part, ...] = ()
   passages: last_word.Passages | None = None
+
+  def identity(self, model: Any, seed: int) -> dict[str, Any]:
+    """What makes up the results, in the words of a user, see `journal.Journal`."""
+    parts = [[part.protocol.name, part.orders, len(part.windows_WxN)] for part in self.parts]
+    protocol = [self.described, parts]
+    return {'model': model, 'text': self.texts, 'protocol': protocol, 'seed': seed}
 
 
 def likelihood_task(

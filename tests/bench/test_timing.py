@@ -5,7 +5,7 @@ from armd_jax.hardware import device
 
 
 def test_benchmarks_compute_in_what_the_device_is_used_with():
-  dtype = lambda **given: timing.Shape(**given).values()[0]['dtype']
+  dtype = lambda **given: timing.ModelShape(**given).values()[0]['dtype']
   assert dtype() == 'float32'
   for chip in (device.HOPPER, 'v5e'):
     with device.compiling_for(chip):
@@ -15,7 +15,7 @@ def test_benchmarks_compute_in_what_the_device_is_used_with():
 
 
 def test_flags_change_parts_of_a_shape():
-  sizes, vocab_size = timing.Shape(shape='gpt2_small', length=64, vocab_size=100).values()
+  sizes, vocab_size = timing.ModelShape(shape='gpt2_small', length=64, vocab_size=100).values()
   expected = timing.SHAPES['gpt2_small'] | {'length': 64, 'dtype': 'float32'}
   assert vocab_size == 100 and sizes | {'vocab_size': 50257} == expected
-  assert {'shape', 'dtype', *timing.SHAPES['small']} == vars(timing.Shape()).keys()
+  assert {'shape', 'dtype', *timing.SHAPES['small']} == vars(timing.ModelShape()).keys()
