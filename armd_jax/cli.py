@@ -33,7 +33,8 @@ def run(main: Callable[[flags.Options], None], options: type[flags.Options]) -> 
   """
   # Libraries tell of every checkpoint they touch; what a user needs to know, the programs print.
   absl_logging.set_verbosity(absl_logging.WARNING)
-  sys.stdout.reconfigure(errors='backslashreplace')  # for texts that a terminal cannot spell
+  # For texts that a terminal cannot spell.
+  sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
   logging.getLogger('jax').setLevel(logging.WARNING)
   logging.getLogger('armd_jax').setLevel(logging.INFO)
   # Where one file cannot be written, orbax tells of all that it then leaves, beside raising it.

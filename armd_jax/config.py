@@ -16,7 +16,7 @@ import difflib
 import functools
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -261,20 +261,12 @@ class Config:
 
 # Fields of older versions, by their old names, and the values of those that have other values now.
 RENAMED: dict[str, str] = {
-  'g0': 'query_seed',
-  'g0_norm': 'query_seed_norm',
-  'g0_chunk': 'query_seed_chunk',
-  'pe_dim': 'position_dim',
-  'sbp_start': 'strided_start',
-  'sbp_streams': 'strided_streams',
-  'sbp_one_by_one': 'strided_one_by_one',
-  'block_steps': 'masking_steps',
-  'block_schedule': 'masking_schedule',
-  'pe': 'position_rows',
-  'style': 'architecture',
-  'bos': 'first_token',
-  'rho': 'max_shuffled',
-}
+  'g0': 'query_seed', 'g0_norm': 'query_seed_norm', 'g0_chunk': 'query_seed_chunk',
+  'pe_dim': 'position_dim', 'sbp_start': 'strided_start', 'sbp_streams': 'strided_streams',
+  'sbp_one_by_one': 'strided_one_by_one', 'block_steps': 'masking_steps',
+  'block_schedule': 'masking_schedule', 'pe': 'position_rows', 'style': 'architecture',
+  'bos': 'first_token', 'rho': 'max_shuffled',
+}  # fmt: skip
 RENAMED_VALUES: dict[str, str] = {'prepend': 'predicted', 'first_token_given': 'given'}
 
 # ----- using it
@@ -290,7 +282,7 @@ def to_dict(config: Config) -> dict[str, Any]:
   return dataclasses.asdict(config)
 
 
-def fields(section: Any = Config, prefix: str = '') -> Iterator[tuple[str, dataclasses.Field]]:
+def fields(section: Any = Config, prefix: str = '') -> Iterator[tuple[str, dataclasses.Field[Any]]]:
   """All fields by their dotted name, such as 'model.length', sections left out."""
   for found in dataclasses.fields(section):
     if dataclasses.is_dataclass(found.default):
@@ -362,7 +354,7 @@ def _with_new_names(raw: Any) -> Any:
   return renamed
 
 
-def _build(cls, raw, path):
+def _build(cls: Any, raw: Any, path: str) -> Any:
   if not isinstance(raw, dict):
     raise UserError(f'{path} is {raw!r} but must hold the fields of {cls.__name__}')
   known = {f.name: f for f in dataclasses.fields(cls)}
@@ -378,14 +370,14 @@ def _build(cls, raw, path):
   return cls(**values)
 
 
-def _hint(name, known):
+def _hint(name: str, known: Mapping[str, Any]) -> str:
   if name in RENAMED:
     return f'its name is {RENAMED[name]!r} now'
   close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
   return f'write {close[0]!r}' if close else f'write one of {", ".join(sorted(known))}'
 
 
-def _value(known, kind, value, where):
+def _value(known: dataclasses.Field[Any], kind: Any, value: Any, where: str) -> Any:
   """The value in the field's own type, if it may have it."""
   is_tuple = isinstance(kind, types.GenericAlias)  # the only one is tuple[int, ...]
   if is_tuple:
@@ -412,7 +404,7 @@ def _value(known, kind, value, where):
 def _resolve(config: Config) -> Config:
   """Fills in the model sizes that default to others; an AR model's orders are left-to-right."""
   model = config.model
-  filled = {
+  filled: dict[str, Any] = {
     'num_two_stream_layers': model.num_layers // 2,
     'num_kv_heads': model.num_heads,
     'mlp_dim': 4 * model.embed_dim,

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +53,7 @@ def write(config: Config, params: Params, workdir: pathlib.Path) -> None:
   checkpoints.close()
 
 
-def from_gpt2(folder: str, source: str, tokenizer: str) -> tuple[Config, Any]:
+def from_gpt2(folder: str, source: str, tokenizer: str) -> tuple[Config, Params]:
   """A run of GPT-2's weights.
 
   Args:
@@ -76,7 +75,7 @@ def from_gpt2(folder: str, source: str, tokenizer: str) -> tuple[Config, Any]:
   ), params
 
 
-def from_ar(workdir: str, num_two_stream_layers: int) -> tuple[Config, Any]:
+def from_ar(workdir: str, num_two_stream_layers: int) -> tuple[Config, Params]:
   """ARMD's run from an AR run; see `conversion.warm_start`.
 
   Raises:
@@ -109,7 +108,10 @@ def main(options: Options) -> None:
   if options.gpt2 is not None:
     config, params = from_gpt2(options.gpt2, options.source, options.tokenizer)
   else:
-    config, params = from_ar(options.warm_start, options.two_stream_layers)
+    config, params = from_ar(
+      options.warm_start,  # type: ignore[arg-type]
+      options.two_stream_layers,
+    )
   write(config, params, pathlib.Path(options.workdir))
   print(f'{options.workdir} holds a run of family {config.model.family!r} at step 0')
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from typing import Any
 
 from armd_jax import cli, families
 from armd_jax.artifacts.weights import load_ema
@@ -80,9 +81,9 @@ def main(options: Options) -> None:
       print('\n'.join(task.described))
       if journal.count:
         print(f'{journal.count} windows were scored before')
-    common = {'batch_size': options.batch_size, 'journal': journal}
+    common: dict[str, Any] = {'batch_size': options.batch_size, 'journal': journal}
     if task.passages is not None:
-      found = scores.score_last_words(model, params, task.passages, mesh, **common)
+      found: Any = scores.score_last_words(model, params, task.passages, mesh, **common)
       text, rows = found.text(), [vars(found)]
     else:
       found = scores.score(model, tokenizer, params, task.parts, mesh, seed=options.seed, **common)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any
 
 import jax
 
@@ -20,6 +19,7 @@ from armd_jax.config import MeshConfig, check_streams
 from armd_jax.data.tokenizers import get_tokenizer
 from armd_jax.errors import UserError
 from armd_jax.flags import flag
+from armd_jax.models.params import Params
 from armd_jax.models.vocabulary import BOS
 from armd_jax.parallel import sharding
 from armd_jax.show.columns import num_parameters
@@ -27,7 +27,7 @@ from armd_jax.training import checkpoint
 from armd_jax.training import workdir as workdir_lib
 
 
-def load(path: str | pathlib.Path, weights: str) -> tuple[Export, Any]:
+def load(path: str | pathlib.Path, weights: str) -> tuple[Export, Params]:
   """A run's newest weights, or an export's, on one device.
 
   Args:

@@ -80,7 +80,7 @@ def parse(
   values = absl_flags.FlagValues() if values is None else values
   kinds = _kinds(options)
   try:
-    for field in dataclasses.fields(options):
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
       _define(field, kinds[field.name], argv, values)
     rest = values(argv)
   except (
@@ -112,7 +112,7 @@ def describe(options: type) -> str:
     names = [n for n in vars(group).get('__annotations__', ()) if n in kinds and n not in seen]
     seen |= set(names)
     if names:
-      title = 'Flags' if group is options else inspect.getdoc(group).splitlines()[0].rstrip('.')
+      title = 'Flags' if group is options else inspect.getdoc(group).splitlines()[0].rstrip('.')  # type: ignore[union-attr]
       lines += ['', f'{title}:']
     fields = {field.name: field for field in dataclasses.fields(options)}
     for name in names:
@@ -135,10 +135,10 @@ def _define(
   field: dataclasses.Field, kind: Any, argv: Sequence[str], values: absl_flags.FlagValues
 ) -> None:
   told, name = field.metadata, field.name
-  text, at_least = told['help'], told.get('at_least')
+  text, at_least = told['help'], told.get('at_least')  # type: str, Any
   required = field.default is dataclasses.MISSING and told.get('file') is None
   default = None if field.default is dataclasses.MISSING else field.default
-  here = {'flag_values': values}
+  here: dict[str, Any] = {'flag_values': values}
   if kind is ConfigDict:
     # ml_collections looks for overrides in the command line itself.
     config_flags.DEFINE_config_file(name, told['file'], text, sys_argv=list(argv), **here)

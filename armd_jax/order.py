@@ -77,9 +77,7 @@ def one_by_one(order: GenerationOrder) -> GenerationOrder:
   """The same slots, each in a block of its own: the sequential reference of a parallel order."""
   slot_N = jnp.arange(1, order.num_slots + 1, dtype=jnp.int32)
   # Flax declares no types of what its dataclasses have in addition.
-  return order.replace(  # type: ignore[attr-defined]
-    block_BxN=jnp.broadcast_to(slot_N, order.position_BxN.shape)
-  )
+  return order.replace(block_BxN=jnp.broadcast_to(slot_N, order.position_BxN.shape))
 
 
 def left_to_right(num_slots: int) -> GenerationOrder:

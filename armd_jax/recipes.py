@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import ml_collections
 
@@ -40,7 +41,7 @@ def options(text: str) -> Options:
   >>> options('family=sedd,runlocal')
   Options(family='sedd', strided_steps=0, runlocal=True)
   """
-  values = {}
+  values: dict[str, Any] = {}
   for item in filter(None, text.split(',')):
     name, _, value = item.partition('=')
     if name == 'family' and value:

@@ -37,7 +37,7 @@ def overrides_of(name: str) -> list[Mapping[str, Any]]:
     raise UserError(
       f'--sweep is {name!r}; write FILE:FUNCTION, like experiments/sweeps/standard.py:seeds'
     )
-  spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+  spec: Any = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -29,6 +30,9 @@ LONGEST = (
 
 
 def pytest_configure(config):
+  # A shell that runs the tests in the background has them ignore Ctrl-C, which some of them send.
+  if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   if not hasattr(config, 'workerinput'):
     os.environ[COMPILED] = tempfile.mkdtemp(prefix='armd_jax_compiled_')
 

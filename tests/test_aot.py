@@ -152,6 +152,19 @@ def test_other_errors_of_the_compiler_are_not_swallowed():
     programs.compile_program(types.SimpleNamespace(compile=refuse), target())
 
 
+def test_products_without_tiles_are_given_to_cublas():
+  tried = []
+
+  def compile_(options):
+    tried.append(options or {})
+    if 'xla_gpu_enable_triton_gemm' not in tried[-1]:
+      raise jax.errors.JaxRuntimeError('INTERNAL: No supported config found for HLO: %gemm_fusion')
+    return 'compiled'
+
+  assert programs.compile_program(types.SimpleNamespace(compile=compile_), target()) == 'compiled'
+  assert tried[1] == tried[0] | {'xla_gpu_enable_triton_gemm': False}
+
+
 def _fix(monkeypatch, fits, **train):
   """What is recommended, and the settings that were tried."""
   tried = []

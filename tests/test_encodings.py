@@ -67,7 +67,9 @@ def test_one_that_leaves_it_to_the_system_is_seen():
 
 @pytest.mark.parametrize('encoding', ['ascii', 'latin-1', 'cp1252', 'utf-8'])
 def test_a_terminal_that_cannot_spell_a_text_shows_its_codes(encoding):
-  code = "from armd_jax import cli; cli.run(lambda: print('na\\xefve 東京 \\ufffd'))"
+  code = (
+    "from armd_jax import cli; cli.run(lambda _: print('na\\xefve 東京 \\ufffd'), cli.OnCluster)"
+  )
   variables = os.environ | {'PYTHONIOENCODING': encoding, 'JAX_PLATFORMS': 'cpu'}
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, env=variables)
   assert done.returncode == 0, done.stderr

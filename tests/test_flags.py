@@ -109,7 +109,7 @@ def test_an_experiment_file_and_its_overrides():
 
 def test_all_programs_are_known():
   assert {'armd_jax.train', 'armd_jax.data.prepare', 'armd_jax.reproduce.__main__'} < {*PROGRAMS}
-  assert len(PROGRAMS) == 26
+  assert len(PROGRAMS) == 27
   for name in PROGRAMS:
     text = (ROOT / f'{name.replace(".", "/")}.py').read_text('utf-8')
     assert text.endswith('  cli.run(main, Options)\n'), name

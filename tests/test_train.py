@@ -252,6 +252,17 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning(text, tmp_path, capsys):
   assert 'training.png is not drawn (Is a directory)' in capsys.readouterr().err
 
 
+def test_a_config_that_was_changed_afterwards_is_refused(finished, tmp_path):
+  workdir = copy(finished, tmp_path)
+  raw = json.loads((workdir / 'config.json').read_text())
+  raw['model']['position_rows'] = 'learned'
+  (workdir / 'config.json').write_text(json.dumps(raw))
+  with pytest.raises(
+    UserError, match=r"model.position_rows = 'learned', but .* was saved with 'sin"
+  ):
+    weights.load_ema(workdir)
+
+
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
@@ -260,13 +271,13 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning(text, tmp_path, capsys):
     ({'position_rows': 'learned'}, "lacks 'params/pe'|lacks 'ema/pe'|lacks '.*pe'"),
   ],
 )
-def test_a_checkpoint_of_another_shape_is_refused_by_name(finished, tmp_path, fields, message):
-  workdir = copy(finished, tmp_path)
-  raw = json.loads((workdir / 'config.json').read_text())
-  raw['model'] |= fields | ({'num_two_stream_layers': -1, 'mlp_dim': -1})
-  (workdir / 'config.json').write_text(json.dumps(raw))
+def test_a_checkpoint_of_another_shape_is_refused_by_name(
+  text, finished, tmp_path, fields, message
+):
+  raw = config_lib.to_dict(tiny_config(text)) | {'init_from': str(finished)}
+  raw['model'] |= fields | {'num_two_stream_layers': -1, 'mlp_dim': -1}
   with pytest.raises(UserError, match=message):
-    weights.load_ema(workdir)
+    train(config_lib.parse(raw), tmp_path / 'new')
 
 
 def test_an_extra_parameter_is_refused_by_name(finished):

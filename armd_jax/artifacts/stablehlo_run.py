@@ -8,6 +8,7 @@ import hashlib
 import json
 import pathlib
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,7 +39,7 @@ def main() -> None:
   given = np.broadcast_to(np.arange(length) < len(prompt), (batch, length))
   weights, caches = prefill(weights, tokens, given, np.full(batch, length, np.int32))
   temperature = np.float32(flags.temperature)
-  draws = {'seed': np.uint32(flags.seed), 'temperature': temperature}
+  draws: dict[str, Any] = {'seed': np.uint32(flags.seed), 'temperature': temperature}
   draws['sequence_B'] = np.arange(batch, dtype=np.int32)
   more = len(prompt) < length
   while more:

@@ -230,7 +230,7 @@ def read(path: str | pathlib.Path) -> Export:
   return Export(config, tokenizer, about['weights'], about['step'])
 
 
-def parameters(path: str | pathlib.Path, abstract: Any) -> Any:
+def parameters(path: str | pathlib.Path, abstract: Any) -> Params:
   """The parameters of an export that `read` has approved of.
 
   Args:

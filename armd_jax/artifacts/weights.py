@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 
+from armd_jax import config as config_lib
 from armd_jax import training
 from armd_jax.artifacts import standalone
 from armd_jax.config import Config, MeshConfig
 from armd_jax.data.tokenizers import Tokenizer, get_tokenizer
-from armd_jax.parallel import sharding
+from armd_jax.parallel import distributed, sharding
 from armd_jax.training import checkpoint
 from armd_jax.training import workdir as workdir_lib
 
@@ -38,6 +39,7 @@ def load_ema(
     fits = sharding.axis_sizes(config.mesh, jax.device_count()) is not None
     mesh_config = config.mesh if fits else MeshConfig()
   config = dataclasses.replace(config, mesh=mesh_config)
+  distributed.agree('the run', {'config': config_lib.to_dict(config)})
   tokenizer = get_tokenizer(config.data.tokenizer)
   mesh = sharding.make_mesh(config.mesh)
   abstract = training.abstract_state(config, tokenizer.vocab_size, mesh)

@@ -7,6 +7,7 @@ own, so that no part finds what another has imported or compiled.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 
 from armd_jax import cli
 from armd_jax.errors import UserError
+from armd_jax.flags import flag
 from armd_jax.hardware import clock, machines
 from armd_jax.show import plots
 
@@ -123,8 +125,13 @@ def draw(records: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
   plots.save(figure, path)
 
 
-def main() -> None:
-  record = commit() | measure()
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  repeats: int = flag('Rounds in which imports are timed.', 3, at_least=1)
+
+
+def main(options: Options) -> None:
+  record = commit() | measure(repeats=options.repeats)
   machine = machines.machine()
   record |= {'machine': machines.machine_line(machine)}
   records = append(ROOT / HISTORY, record)
@@ -135,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, Options)

@@ -90,7 +90,7 @@ class Row:
 def experiment(name: str) -> Config:
   """The config of an experiment file."""
   path = ROOT / 'experiments' / f'{name}.py'
-  spec = importlib.util.spec_from_file_location(name, path)
+  spec: Any = importlib.util.spec_from_file_location(name, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return config_lib.parse(module.get_config())
@@ -163,14 +163,19 @@ def measure(row: Row, known: dict[str, Any] | None) -> dict[str, Any]:
   if known is not None and known['program'] == program:
     return known
   compiled = programs.compile_program(lowered, target)
-  result = {'program': program, 'model': row.model, 'target': row.target, 'kind': row.kind}
+  result: dict[str, Any] = {
+    'program': program,
+    'model': row.model,
+    'target': row.target,
+    'kind': row.kind,
+  }
   result |= report(config, vocab_size, mesh, target, compiled)
   if row.kind == 'train' and not result['memory']['fits']:
     result['fix'] = programs.find_fix(config, vocab_size, mesh, target, print)
   return result
 
 
-def run(path: pathlib.Path, only: str) -> None:
+def run(path: str | pathlib.Path, only: str) -> None:
   """Measures what `path` does not hold for this code; writes after each row."""
   kept, by_key = records.Records(path), {row.key: row for row in rows()}
   stamps = {key: stamp(row) for key, row in by_key.items() if only in key}

@@ -68,7 +68,7 @@ def measure(
     start = time.perf_counter()
     compiled = step.lower(state, text_BxN).compile()
     seconds = time.perf_counter() - start
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     counted = flops.count(step, training.abstract_state(config, vocab_size, mesh), text_BxN)
     numbers[name] = {
       'compile_seconds': seconds,

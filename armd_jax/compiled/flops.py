@@ -88,7 +88,7 @@ def count(function: Callable[..., Any], *args: Any) -> MatmulFlops:
   values = []
   for leaf in jax.tree.leaves(args):
     is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
-    values.append(_UNKNOWN if is_shape else _known(lambda leaf=leaf: leaf))
+    values.append(_UNKNOWN if is_shape else _known(lambda leaf=leaf: leaf))  # type: ignore[misc]
   return _count(closed.jaxpr, closed.consts, values)[0]
 
 
@@ -149,7 +149,10 @@ def _count(
 ) -> tuple[MatmulFlops, list[_Value]]:
   """FLOPs and outputs of a jaxpr; `attention` is the call that it is a part of."""
   values = dict(zip(jaxpr.invars, inputs, strict=True))
-  values |= {var: _known(lambda x=x: x) for var, x in zip(jaxpr.constvars, consts, strict=True)}
+  values |= {
+    var: _known(lambda x=x: x)  # type: ignore[misc]
+    for var, x in zip(jaxpr.constvars, consts, strict=True)
+  }
 
   def read(atom):
     return _known(lambda: atom.val) if isinstance(atom, core.Literal) else values[atom]

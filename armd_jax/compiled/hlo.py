@@ -17,6 +17,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -111,7 +112,7 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
   Raises:
     ValueError: the text is no HLO module.
   """
-  computations, entry, current = {}, '', None
+  computations, entry, current = {}, '', None  # type: dict[str, Any], str, Any
   for line in text.splitlines():
     head = re.match(r'(ENTRY )?%?([\w.\-]+) \(.*\{$', line)
     if head:
@@ -324,7 +325,7 @@ class Program:
         return None
       operands = [root.operands[place] for place in places]
     else:
-      compare, operands = root, root.operands
+      compare, operands = root, root.operands  # type: ignore[assignment]
     if compare.opcode != 'compare' or 'direction=LT' not in compare.attributes:
       return None
     counter, bound = (condition[name] for name in operands)
@@ -374,7 +375,7 @@ class Program:
     total = 0
     for y in inner.values():
       if y.opcode == 'parameter':
-        parts = [self._part_read(users, user, place) for user, place in users[y.name]]
+        parts: list[Any] = [self._part_read(users, user, place) for user, place in users[y.name]]
         size = sizes[int(y.arguments)]
         total += size if None in parts else min(size, sum(parts))
     return total
@@ -382,7 +383,7 @@ class Program:
   def _part_read(self, users, user, place) -> int | None:
     """Bytes that one user takes of an array, None for all of it."""
     if user.opcode == 'bitcast':
-      parts = [self._part_read(users, *following) for following in users[user.name]]
+      parts: list[Any] = [self._part_read(users, *following) for following in users[user.name]]
       return None if None in parts else sum(parts)
     if place == 0 and user.opcode in ('dynamic-slice', 'gather', 'slice'):
       return sum(s.bytes for s in user.shapes)

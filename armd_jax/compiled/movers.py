@@ -45,7 +45,7 @@ def movers(text: str, mesh_shape: dict[str, int]) -> list[Mover]:
     text: its HLO.
     mesh_shape: sizes of the mesh axes, as `hlo.Program` takes them.
   """
-  program, frames, found = hlo.Program(text, mesh_shape), _frames(text), {}
+  program, frames, found = hlo.Program(text, mesh_shape), _frames(text), {}  # type: ignore[var-annotated]
   for (computation, name), moved in program.cost.moved.items():
     x = program.computations[computation][name]
     found.setdefault((_opcode(x), _line(x, frames), _scope(x)), []).append((moved, x))
@@ -53,7 +53,11 @@ def movers(text: str, mesh_shape: dict[str, int]) -> list[Mover]:
   for place, parts in found.items():
     _, largest = max(parts, key=lambda part: part[0])
     shapes = ' '.join(f'{s.dtype}{list(s.dims)}'.replace(' ', '') for s in largest.shapes)
-    every.append(Mover(sum(moved for moved, _ in parts), len(parts), *place, shapes))
+    every.append(
+      Mover(  # type: ignore[call-arg]  # a place is an opcode, a line and a scope
+        sum(moved for moved, _ in parts), len(parts), *place, shapes
+      )
+    )
   return sorted(every, key=lambda mover: -mover.moved)
 
 

@@ -34,7 +34,7 @@ def compile_and_report(
     num_movers: of the training step, said as well.
   """
   config, mesh = mesh_for(config, target, vocab_size, say)
-  results = {'target': target.name, 'processes': target.processes}
+  results: dict[str, Any] = {'target': target.name, 'processes': target.processes}
   say(f'{target.name}: {mesh.size} devices, {target.processes} processes, mesh {dict(mesh.shape)}')
   compiled = compile_program(lower_train(config, vocab_size, mesh, target), target)
   results['train'] = train_report(config, vocab_size, mesh, target, compiled)

@@ -84,7 +84,7 @@ def _shielded() -> Iterator[None]:
 
 
 def training_batches(
-  windows_WxN: Sequence[np.ndarray],
+  windows_WxN: np.ndarray | Sequence[np.ndarray],
   batch_size: int,
   seed: int,
   start_index: int = 0,

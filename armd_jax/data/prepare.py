@@ -91,7 +91,7 @@ def prepare(
   parts = []
   for side, corpus in opened.items():
     size = max(part_bytes, -(-total // _MOST_PARTS))
-    parts += [parts_lib.Part(spans, side) for spans in parts_lib.group(corpus.spans, size)]
+    parts += [parts_lib.WorkItem(spans, side) for spans in parts_lib.group(corpus.spans, size)]
   plan = {
     'source': source,
     'description': train.description,
@@ -116,7 +116,10 @@ def prepare(
 
 
 def _claim(
-  folder: epath.Path, plan: dict[str, Any], parts: Sequence[parts_lib.Part], split: parts_lib.Split
+  folder: epath.Path,
+  plan: dict[str, Any],
+  parts: Sequence[parts_lib.WorkItem],
+  split: parts_lib.Split,
 ) -> dict[str, Any] | None:
   """Makes the folder this plan's; the manifest if it is finished already."""
   there = None
@@ -157,7 +160,7 @@ def _other_text(plan: dict[str, Any], folder: epath.Path) -> UserError:
 
 
 def _run(
-  parts: Sequence[parts_lib.Part],
+  parts: Sequence[parts_lib.WorkItem],
   folder: epath.Path,
   tokenizer_name: str,
   split: parts_lib.Split,
@@ -222,7 +225,7 @@ def _start_worker(
   _split = parts_lib.Split(held_out, held_out_set, rows.on_bad(bad_rows))
 
 
-def _write_part(part: parts_lib.Part, number: int, out: str) -> None:
+def _write_part(part: parts_lib.WorkItem, number: int, out: str) -> None:
   """Writes the files of a part, then the note that they are whole."""
   folder = epath.Path(out)
   with _plain_errors(folder), _scratch(folder) as scratch:
@@ -287,7 +290,7 @@ class _Writer:
 
 
 def _finish(
-  folder: epath.Path, plan: dict[str, Any], parts: Sequence[parts_lib.Part]
+  folder: epath.Path, plan: dict[str, Any], parts: Sequence[parts_lib.WorkItem]
 ) -> dict[str, Any]:
   """Writes the manifest out of the notes of all parts, which it replaces."""
   if parts_lib.stamps(parts) != plan['files']:

@@ -68,7 +68,7 @@ def _stop_or_skip(tell: Callable[[], tuple[str, str]]) -> None:
   raise UserError(f"{problem}; {fix}, or leave out all such rows with bad_rows='skip'")
 
 
-_CHOICES = {'stop': lambda: _stop_or_skip, 'skip': Skip}
+_CHOICES = {'stop': lambda: _stop_or_skip, 'skip': Skip}  # type: dict[str, Callable[[], OnBad]]
 BAD_ROWS = tuple(_CHOICES)
 
 

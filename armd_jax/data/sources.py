@@ -15,6 +15,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -166,7 +167,7 @@ def is_held_out(digest: bytes, held_out_fraction: float) -> bool:
 def _rule(spans: Iterable[readers.Span]) -> str:
   """How the documents of files are told apart, in words."""
   of_text = [span.by_line for span in spans if isinstance(span, TextSpan)]
-  tables = [span for span in spans if not isinstance(span, TextSpan)]
+  tables: list[Any] = [span for span in spans if not isinstance(span, TextSpan)]
   columns = sorted({column for span in tables for column in span.columns})
   rules = [f'column {", ".join(map(repr, columns))}'] if columns else []
   if not all(span.columns for span in tables):

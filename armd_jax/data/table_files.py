@@ -29,7 +29,7 @@ class _Table:
   """Documents of rows, the same for all of these files."""
 
   def documents(self, on_bad: OnBad = rows.stop) -> Iterator[str]:
-    return (row for row in self.rows(on_bad) if row.strip())
+    return (row for row in self.rows(on_bad) if row.strip())  # type: ignore[attr-defined]
 
 
 # ----- JSON
@@ -55,7 +55,7 @@ class JsonSpan(_Table):
         try:
           text = _field(_parsed(line), self.columns)
         except BadRow as error:
-          on_bad(lambda at=position, e=error: self._problem(at, e))
+          on_bad(lambda at=position, e=error: self._problem(at, e))  # type: ignore[misc]
         else:
           yield text
       position += len(line) + 1
@@ -81,7 +81,9 @@ class JsonDocumentSpan(_Table):
       try:
         text = _field(item, self.columns) if self.columns else _own_text(item)
       except BadRow as error:
-        on_bad(lambda n=number, e=error: (f'item {n} of {self.path} {e.problem}', e.fix))
+        on_bad(
+          lambda n=number, e=error: (f'item {n} of {self.path} {e.problem}', e.fix)  # type: ignore[misc]
+        )
       else:
         yield text
 
@@ -107,7 +109,7 @@ def json_span(path: str, file: BinaryIO, choose: Choose) -> JsonSpan | JsonDocum
   lines = (line for line in file if _is_row(line))
   first = next(lines, b'')
   try:
-    is_lines = isinstance(_parsed(first), dict) and next(lines, b'')
+    is_lines: bool | bytes = isinstance(_parsed(first), dict) and next(lines, b'')
   except BadRow:
     is_lines = not first
   size = rows.size_of(file)
@@ -223,7 +225,9 @@ class CsvSpan(_Table):
           if any(map(_SURROGATE.search, values)):
             raise BadRow('is not UTF-8')
         except BadRow as error:
-          on_bad(lambda n=number, e=error: (f'row {n} of {self.path} {e.problem}', e.fix))
+          on_bad(
+            lambda n=number, e=error: (f'row {n} of {self.path} {e.problem}', e.fix)  # type: ignore[misc]
+          )
         else:
           yield ' '.join(values)
 
@@ -259,7 +263,7 @@ def _csv_rows(file: BinaryIO, delimiter: str) -> Iterator[tuple[int, list[str] |
   for number in itertools.count(1):
     try:
       with _long_fields():
-        row = next(reader)
+        row: list[str] | BadRow = next(reader)
     except StopIteration:
       return
     except csv.Error as error:
@@ -308,7 +312,9 @@ class ParquetSpan(_Table):
           try:
             text = joined([_decoded(value) for value in row], self.columns, self.columns)
           except BadRow as error:
-            on_bad(lambda n=number, e=error: (f'row {n} of {self.path} {e.problem}', e.fix))
+            on_bad(
+              lambda n=number, e=error: (f'row {n} of {self.path} {e.problem}', e.fix)  # type: ignore[misc]
+            )
           else:
             yield text
 

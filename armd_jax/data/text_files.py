@@ -64,7 +64,7 @@ class TextSpan:
         yield text
       else:
         position = self.begin + first + _bad_byte(piece)
-        on_bad(lambda at=position: self._problem(at))
+        on_bad(lambda at=position: self._problem(at))  # type: ignore[misc]
       first = last
 
   def _problem(self, position: int) -> tuple[str, str]:

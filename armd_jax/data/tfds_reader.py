@@ -50,7 +50,7 @@ class TfdsSpan:
         text = data.decode('utf-8')
       except UnicodeDecodeError:
         problem = f'example {index} of {self.name!r} is not UTF-8'
-        on_bad(lambda p=problem: (p, 'prepare the set from other text'))
+        on_bad(lambda p=problem: (p, 'prepare the set from other text'))  # type: ignore[misc]
       else:
         yield text
 

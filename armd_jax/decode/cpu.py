@@ -45,10 +45,10 @@ class CPU(Form):
   def for_steps(self, config: ModelConfig, rows: int) -> CPU:
     return CPU(config.dtype == 'float32' and rows <= MOST_ROWS)
 
-  def arrange(self, params: Params) -> Any:
+  def arrange(self, params: Params) -> Params:
     return cut(params)
 
-  def whole(self, params: Params) -> Any:
+  def whole(self, params: Params) -> Params:
     return whole(params)
 
   def reading(self) -> contextlib.AbstractContextManager[None]:
@@ -71,7 +71,7 @@ class CPU(Form):
     return state
 
 
-def _rooms(plan):
+def _rooms(plan: Plan) -> tuple[int, ...]:
   """Rows of the caches, one size after the other."""
   first = plan.prefill + 2 * plan.width
   step = max(ROOM, -(plan.room // 4) // CACHE_ROWS * -CACHE_ROWS)
@@ -83,7 +83,7 @@ def with_room(state: DecodeState, rows: int) -> DecodeState:
   return state.replace(network=_map_caches(lambda cache: cache.with_room(rows), state.network))
 
 
-def _map_caches(function, tree):
+def _map_caches(function: Callable[[Any], Any], tree: Any) -> Any:
   is_cache = lambda x: isinstance(x, KVCache)
   return jax.tree.map(lambda x: function(x) if is_cache(x) else x, tree, is_leaf=is_cache)
 
@@ -103,7 +103,7 @@ class HeadsFirst(KVCache):
     return cls(turned(cache.k), turned(cache.v))
 
   def write(self, k_BxWxGxD: Array, v_BxWxGxD: Array, offset_B: Array) -> HeadsFirst:
-    def put(cache, rows_BxWxGxD):
+    def put(cache: Array, rows_BxWxGxD: Array) -> Array:
       rows = rows_BxWxGxD.swapaxes(1, 2)
       rows = rows if cache.ndim == 4 else rows[0]
       write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=-2)
@@ -124,7 +124,7 @@ class HeadsFirst(KVCache):
     return self.replace(k=pad(self.k), v=pad(self.v)) if more else self
 
 
-def cut(params: Params) -> Any:
+def cut(params: Params) -> Params:
   """Unrolled parameters with `panels` in place of every kernel that can be cut into them,
   and beside the embedding, whose rows are looked up, too."""
   cut_ = {}
@@ -145,7 +145,7 @@ def cut(params: Params) -> Any:
   return cut_
 
 
-def whole(params: Params) -> Any:
+def whole(params: Params) -> Params:
   """What `cut` returns, as matrices again."""
   whole_ = {}
   for name, value in params.items():
@@ -176,12 +176,14 @@ def product(x_RxI: Array, panels_PxIxC: Array) -> Array:
   return jnp.sum(jax.lax.optimization_barrier(y_PxSxC), axis=1).reshape(1, -1)
 
 
-def _panels(matrix_IxF):
+def _panels(matrix_IxF: Array) -> Array:
   inner, outer = matrix_IxF.shape
   return matrix_IxF.reshape(inner, outer // PANEL, PANEL).swapaxes(0, 1)
 
 
-def _apply(next_function, args, kwargs, context):
+def _apply(
+  next_function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
+) -> Any:
   """Stands in for the layers whose parameters are in one of these forms."""
   module, method = context.module, context.method_name
   is_dense = isinstance(module, nn.DenseGeneral) and method == '__call__'

@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import flax
 import jax
@@ -118,7 +119,9 @@ def sample(model: Denoiser, plan: Plan, params: Params, request: Request, draws:
     return jax.tree.map(lambda x: axes.constrain(x, *[None] * x.ndim), generated)
 
 
-def _sample(model, plan, params, request, draws) -> Denoised:
+def _sample(
+  model: Denoiser, plan: Plan, params: Params, request: Request, draws: Draws
+) -> Denoised:
   settings, steps, length_B = plan.settings, plan.steps, request.length_B
   batch, num_slots = request.tokens_BxN.shape
   method = plan.method
@@ -131,19 +134,21 @@ def _sample(model, plan, params, request, draws) -> Denoised:
   slot_keys_BxN = slot_keys(draw_key, draws.sequence_B, jnp.arange(num_slots)[None])
   reveal_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(reveal_key, draws.sequence_B)
 
-  def run(text_BxN, t):
+  def run(text_BxN: Array, t: Array) -> tuple[Array, Array, Array]:
     """What every slot would become, how close a decision that was, and the log of what its scores
     sum to, over their due."""
     noise_B = method.noise(settings, jnp.full(batch, t)) if reads_noise else None
-    hidden_BxNxE = model.apply({'params': params}, text_BxN, noise_B, request.first_B, length_B)
+    hidden_BxNxE: Any = model.apply(
+      {'params': params}, text_BxN, noise_B, request.first_B, length_B
+    )
     # What is drawn and not used may be drawn again: a sequence's draws follow its own changes, so
     # that those of others, which make the network run, do not matter.
     left_B = jnp.sum(text_BxN == MASK, axis=1)
     keys_BxN = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))(slot_keys_BxN, left_B)
 
-    def draw_slot(slot):
+    def draw_slot(slot: tuple[Array, Array]) -> tuple[Array, Array, Array]:
       hidden_BxE, keys_B = slot
-      logits_BxV = model.apply({'params': params}, hidden_BxE, method='logits')
+      logits_BxV: Any = model.apply({'params': params}, hidden_BxE, method='logits')
       how = draws.temperature, draws.top_p
       drawn_Bx1, gap_Bx1 = draw(keys_B[:, None], logits_BxV[:, None], *how)
       excess_B = jax.nn.logsumexp(logits_BxV, axis=-1) - math.log(model.vocab_size)
@@ -152,7 +157,7 @@ def _sample(model, plan, params, request, draws) -> Denoised:
     slots = (jnp.moveaxis(hidden_BxNxE, 1, 0), jnp.moveaxis(keys_BxN, 1, 0))
     return jax.tree.map(jnp.transpose, jax.lax.map(draw_slot, slots, batch_size=LOGITS_AT_ONCE))
 
-  def body(state):
+  def body(state: tuple[Any, ...]) -> tuple[Any, ...]:
     step, text_BxN, appeared_BxN, predicted, is_new, runs, margin_B = state
     t, s = (steps - step) / steps, (steps - step - 1) / steps
     if reads_noise:

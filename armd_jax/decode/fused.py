@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -45,10 +46,10 @@ class GPU(Form):
   def for_steps(self, config: ModelConfig, rows: int) -> GPU:
     return GPU(serve(config))
 
-  def arrange(self, params: Params) -> Any:
+  def arrange(self, params: Params) -> Params:
     return fuse(params)
 
-  def whole(self, params: Params) -> Any:
+  def whole(self, params: Params) -> Params:
     return split(params)
 
   def reading(self) -> contextlib.AbstractContextManager[None]:
@@ -81,10 +82,10 @@ def serve(config: ModelConfig) -> bool:
     return False
   shape = lambda *dims: jax.ShapeDtypeStruct((1, *dims, config.head_dim), config.dtype)
   q, k = shape(1, ROWS, config.num_heads), shape(ROWS, config.num_kv_heads)
-  return attention.choose(config.attention, q, k, k) == 'pallas_hopper'
+  return attention.choose(config.attention, q, k, k) == 'pallas_hopper'  # type: ignore[arg-type]
 
 
-def fuse(params: Params) -> Any:
+def fuse(params: Params) -> Params:
   """Unrolled parameters, the projections of every layer as one matrix under `NAME`."""
   if not isinstance(params, dict):
     return params
@@ -98,7 +99,7 @@ def fuse(params: Params) -> Any:
   return others | {NAME: {key: jnp.concatenate(x, axis=-1) for key, x in joined.items()}}
 
 
-def split(params: Params) -> Any:
+def split(params: Params) -> Params:
   """What `fuse` returns, as it was."""
   if not isinstance(params, dict):
     return params
@@ -118,11 +119,17 @@ def split(params: Params) -> Any:
 class _Layers:
   """Stands in for the blocks whose parameters are in this form."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     # By view, which all layers of a stack share, and beside it, so that no other takes its id.
-    self._prepared = {}
+    self._prepared: dict[int, Any] = {}
 
-  def __call__(self, next_function, args, kwargs, context):
+  def __call__(
+    self,
+    next_function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    context: Any,
+  ) -> Any:
     module = context.module
     is_block = isinstance(module, Block) and context.method_name == '__call__'
     if not (is_block and module.has_variable('params', NAME)):
@@ -151,7 +158,12 @@ class _Layers:
     qkv_BxRxWxF = _dense(params[NAME], 'matrix', norm('attention_norm', projected_BxRxWxE))
     qkv_BxRxWxXxD = qkv_BxRxWxF.reshape(*qkv_BxRxWxF.shape[:3], -1, c.head_dim)
     q_BxRxWxHxD, k_BxKxGxD, v_BxKxGxD = hopper_cache.append(
-      qkv_BxRxWxXxD, rotation, view.offset_B, cache.k, cache.v, streams
+      qkv_BxRxWxXxD,
+      rotation,
+      view.offset_B,  # type: ignore[arg-type]  # there, as the cache is
+      cache.k,
+      cache.v,
+      streams,
     )
     # All rows of a step see the same.
     reach = hopper.reach(view.lengths_BxRxN[:, 0, 0], q_BxRxWxHxD.shape, k_BxKxGxD.shape[2])
@@ -163,7 +175,7 @@ class _Layers:
     return rows_BxRxWxE, cache.replace(k=k_BxKxGxD, v=v_BxKxGxD)
 
 
-def _rotation(c: ModelConfig, view: View, has_source: bool):
+def _rotation(c: ModelConfig, view: View, has_source: bool) -> tuple[Array, Array] | None:
   """Of all rows that are projected, for every head; None without RoPE."""
   rotation = view.rotation_BxRxNxD2
   if has_source and rotation is not None:
@@ -173,7 +185,7 @@ def _rotation(c: ModelConfig, view: View, has_source: bool):
   return jax.tree.map(heads, rotation)
 
 
-def _dense(params, name, x):
+def _dense(params: Params, name: str, x: Any) -> Array:
   """A dense layer whose inner axis is the last one."""
   matrix_IxF = params[name].reshape(x.shape[-1], -1)
   y = x @ matrix_IxF

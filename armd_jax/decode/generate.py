@@ -32,7 +32,10 @@ Model = ARMD | AR
 
 
 def task_of(
-  given_BxN: np.ndarray, length_B: np.ndarray, streams: int, first_token: int = BOS
+  given_BxN: Array | np.ndarray,
+  length_B: Array | np.ndarray,
+  streams: int,
+  first_token: int = BOS,
 ) -> Task:
   """Strided generation around given tokens (paper section 3.1).
 
@@ -89,9 +92,9 @@ _prepare = jax.jit(Network.of, static_argnames=('model', 'form'))
 
 def generate(
   model: Model,
-  params: Params,
+  params: Params | Network,
   task: Task,
-  tokens_BxN: Array,
+  tokens_BxN: Array | np.ndarray,
   sampling: Sampling,
   *,
   sequence_B: Array | None = None,
@@ -117,9 +120,9 @@ def generate(
 
 def stream(
   model: Model,
-  params: Params,
+  params: Params | Network,
   task: Task,
-  tokens_BxN: Array,
+  tokens_BxN: Array | np.ndarray,
   sampling: Sampling,
   *,
   chunk: int = 8,
@@ -152,20 +155,20 @@ def stream(
 def _inputs(
   mesh: Mesh | None,
   task: Task,
-  tokens_BxN: Array,
+  tokens_BxN: Array | np.ndarray,
   draws: Draws,
   put: Callable[..., Any] = sharding.put,
-) -> tuple[Task, Array, Draws]:
+) -> tuple[Task, Array | np.ndarray, Draws]:
   """The arguments as compiled functions take them: on a mesh laid out by `put`, with as many
   sequences as the devices can share."""
   tokens_BxN = np.asarray(tokens_BxN, np.int32)
   if mesh is None:
     return task, tokens_BxN, draws
 
-  def rows(x):
+  def rows(x: Any) -> Any:
     return put(sharding.filled_up(np.asarray(x), mesh), sharding.batch_sharding(mesh))
 
-  def progress(x):
+  def progress(x: Any) -> Any:
     return put(np.asarray(x), sharding.replicated(mesh)) if len(x) == 1 else rows(x)
 
   task = jax.tree.map(progress, task).replace(first_B=rows(task.first_B))
@@ -173,7 +176,7 @@ def _inputs(
 
 
 def lower_generate(
-  model: Model, params: Params, task: Task, mesh: Mesh | None = None
+  model: Model, params: Params | Network, task: Task, mesh: Mesh | None = None
 ) -> jax.stages.Lowered:
   """`generate` without top-p, traced and lowered, for those who time it or compile it ahead.
 
@@ -208,33 +211,42 @@ class Compiled:
   bytes: int
 
 
-def compile_generate(model: Model, params: Params, task: Task) -> Compiled:
+def compile_generate(model: Model, params: Params | Network, task: Task) -> Compiled:
   """Compiles ahead, for those who time it; `params` may come from `prepare`."""
   begin = time.perf_counter()
   compiled = lower_generate(model, params, task).compile()
   seconds = time.perf_counter() - begin
-  said = compiled.memory_analysis()
+  said: Any = compiled.memory_analysis()
   size = said.argument_size_in_bytes + said.output_size_in_bytes + said.temp_size_in_bytes
   draws = Sampling().draws(len(task.first_B))
   run = lambda tokens_BxN: compiled(params, *_inputs(None, task, tokens_BxN, draws))
   return Compiled(run, seconds, size - said.alias_size_in_bytes)
 
 
-def _generate_jitted(model: Model, plan: Plan) -> Callable[..., Any]:
+def _generate_jitted(model: Model, plan: Plan) -> jax.stages.Wrapped:
   return _jitted(_generate, _options(model, plan), static_argnames=('plan', 'model'))
 
 
-def _options(model, plan):
+def _options(model: Model, plan: Plan) -> tuple[tuple[str, Any], ...]:
   return tuple(plan.form.compiler_options(model.config).items())
 
 
 @functools.cache
-def _jitted(function: Callable[..., Any], options: tuple, **jit: Any) -> Callable[..., Any]:
+def _jitted(
+  function: Callable[..., Any], options: tuple[tuple[str, Any], ...], **jit: Any
+) -> jax.stages.Wrapped:
   """`jax.jit` of a function that runs steps, with the compiler options of a plan's form."""
   return jax.jit(function, compiler_options=dict(options) or None, **jit)
 
 
-def _generate(plan, model, params, task, tokens_BxN, draws) -> Generated:
+def _generate(
+  plan: Plan,
+  model: Model,
+  params: Params | Network,
+  task: Task,
+  tokens_BxN: Array,
+  draws: Draws,
+) -> Generated:
   with axes.on(plan.mesh):
     network = Network.of(model, params, plan.form)
     tokens_BxN = to_generation(tokens_BxN, task.order)
@@ -244,13 +256,17 @@ def _generate(plan, model, params, task, tokens_BxN, draws) -> Generated:
 
 
 @functools.partial(jax.jit, static_argnames=('plan', 'model'))
-def _begin(plan, model, params, task, tokens_BxN) -> tuple[Network, DecodeState]:
+def _begin(
+  plan: Plan, model: Model, params: Params | Network, task: Task, tokens_BxN: Array
+) -> tuple[Network, DecodeState]:
   with axes.on(plan.mesh):
     network = Network.of(model, params, plan.form)
     return network, start(network, plan, task, to_generation(tokens_BxN, task.order))
 
 
-def _advance(plan, network, task, draws, until, state) -> tuple[DecodeState, Array]:
+def _advance(
+  plan: Plan, network: Network, task: Task, draws: Draws, until: Array, state: DecodeState
+) -> tuple[DecodeState, Array]:
   with axes.on(plan.mesh):
     is_due = lambda state, width: state.steps >= until
     state = advance(network, task, draws, plan, state, is_due)
@@ -258,7 +274,7 @@ def _advance(plan, network, task, draws, until, state) -> tuple[DecodeState, Arr
 
 
 @functools.partial(jax.jit, static_argnames='plan')
-def _so_far(plan, task, state) -> tuple[Generated, Array]:
+def _so_far(plan: Plan, task: Task, state: DecodeState) -> tuple[Generated, Array]:
   with axes.on(plan.mesh):
     num_slots = task.order.num_slots
     is_known_BxN = jnp.arange(num_slots) < state.filled_B[:, None]

@@ -34,7 +34,7 @@ class Network:
   form: Form = flax.struct.field(pytree_node=False)
 
   @classmethod
-  def of(cls, model: ARMD | AR, params: Params, form: Form) -> Network:
+  def of(cls, model: ARMD | AR, params: Params | Network, form: Form) -> Network:
     """The network in a form, so that nothing is cast, gathered or arranged at every step.
 
     Args:
@@ -42,11 +42,12 @@ class Network:
       params: as trained, or a network that was made of them.
       form: how steps will read them.
     """
-    network = params
+    network: Any = params
     if not isinstance(params, cls):
       config = dataclasses.replace(model.config, scan_layers=False, remat='none')
       cast = jax.tree_util.tree_map_with_path(
-        lambda path, x: _cast(config.dtype, path, x), unstack_layers(params)
+        lambda path, x: _cast(config.dtype, path, x),
+        unstack_layers(params),  # type: ignore[arg-type]  # as trained
       )
       network = cls(cast, model.clone(config=config), dataclasses.replace(form, arranges=False))
     if form.arranges and not network.form.arranges:
@@ -68,14 +69,16 @@ class Network:
   def logits(self, hidden: Array) -> Array:
     """See `ARMD.logits`."""
     with self.form.reading():
-      return self.model.apply({'params': self.params}, hidden, method='logits')
+      return self.model.apply(  # type: ignore[return-value]
+        {'params': self.params}, hidden, method='logits'
+      )
 
   def empty_caches(self, batch: int, rows: int) -> Any:
     """Caches with room for so many rows of each sequence."""
     return self.form.caches(self.model.empty_state(batch, rows))
 
 
-def _cast(dtype, path, x):
+def _cast(dtype: str, path: Any, x: Array) -> Array:
   is_matrix = path[-1].key in ('kernel', 'embedding')
   names = (None if name == 'embed' else name for name in axes.of_parameter(path, x))
   return axes.constrain(x.astype(dtype) if is_matrix else x, *names)

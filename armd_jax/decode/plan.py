@@ -34,11 +34,11 @@ class Form:
     del config, rows
     return self
 
-  def arrange(self, params: Params) -> Any:
+  def arrange(self, params: Params) -> Params:
     """Weights for steps of few rows, from unrolled ones in the compute type."""
     return params
 
-  def whole(self, params: Params) -> Any:
+  def whole(self, params: Params) -> Params:
     """What `arrange` returns, for many rows."""
     return params
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -60,7 +61,7 @@ def fill_gaps(
   pieces = re.split('(_{3,})', template)
   if len(pieces) == 1:
     raise UserError('--infill has no gap; mark one by three or more underscores, like "To be ___"')
-  ids, given = [], []
+  ids, given = [], []  # type: list[int], list[bool]
   for i, piece in enumerate(pieces):
     is_gap = i % 2 == 1
     new = [0] * (gap_tokens or len(piece)) if is_gap else tokenizer.encode(piece).tolist()
@@ -78,9 +79,13 @@ def fill_gaps(
   return request
 
 
-def _empty(batch, num_slots):
+def _empty(batch: int, num_slots: int) -> Request:
   shape = (batch, num_slots)
-  return Request(np.zeros(shape, np.int32), np.zeros(shape, bool), np.zeros(batch, np.int32))
+  return Request(  # of numpy, which is filled in
+    np.zeros(shape, np.int32),  # type: ignore[arg-type]
+    np.zeros(shape, bool),  # type: ignore[arg-type]
+    np.zeros(batch, np.int32),  # type: ignore[arg-type]
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +124,7 @@ class Decoder:
     first_is_given = self.model.config.first_token == 'given'
     first_token = self.tokenizer.eos_id if first_is_given else BOS
     task = task_of(request.given_BxN, request.length_B, streams, first_token)
-    arguments = self.model, self.params, task, request.tokens_BxN, sampling
+    arguments: Any = (self.model, self.params, task, request.tokens_BxN, sampling)
     if watch is None:
       generated = jax.block_until_ready(generate(*arguments, mesh=self.mesh))
     else:
@@ -144,20 +149,34 @@ class Decoder:
     is_free_BxN = ~request.given_BxN
     is_free_BxN &= np.arange(is_free_BxN.shape[1]) < request.length_B[:, None]
     if self.model.config.first_token == 'given':
-      first_B = np.full(len(request.length_B), self.tokenizer.eos_id, np.int32)
+      first_B: Any = np.full(len(request.length_B), self.tokenizer.eos_id, np.int32)
       request = request.replace(first_B=first_B)
     steps = steps or int(is_free_BxN.sum(axis=1).max())
-    plan = diffusion.plan_of(method, self.model, steps, sampler, self.mesh)
-    generated = diffusion.generate(self.model, self.params, request, sampling, plan)
+    plan = diffusion.plan_of(
+      method,
+      self.model,  # type: ignore[arg-type]
+      steps,
+      sampler,
+      self.mesh,
+    )
+    generated = diffusion.generate(
+      self.model,  # type: ignore[arg-type]
+      self.params,
+      request,
+      sampling,
+      plan,
+    )
     if sampling.stop is not None:
       is_stop_BxN = is_free_BxN & (np.asarray(generated.tokens_BxN) == sampling.stop)
       stop_B = is_stop_BxN.argmax(axis=1)
       generated = generated.replace(
-        length_B=np.where(is_stop_BxN.any(axis=1), stop_B, request.length_B)
+        length_B=np.where(  # type: ignore[arg-type]
+          is_stop_BxN.any(axis=1), stop_B, request.length_B
+        )
       )
     return self._texts(generated), generated
 
-  def _texts(self, generated):
+  def _texts(self, generated: Generated | diffusion.Denoised) -> list[str]:
     rows = zip(np.asarray(generated.tokens_BxN), np.asarray(generated.length_B), strict=True)
     return [self.tokenizer.decode(ids_N[:length]) for ids_N, length in rows]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.struct
 import jax
@@ -33,7 +34,7 @@ class Sampling:
   top_p: float = 1.0
   stop: int | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name, fine, fix in (
       ('temperature', self.temperature >= 0, '0 (most likely) or more'),
       ('top_p', 0 < self.top_p <= 1, 'more than 0 and at most 1'),
@@ -41,14 +42,14 @@ class Sampling:
       if not fine:
         raise UserError(f'{name} is {getattr(self, name)}; write {fix}')
 
-  def draws(self, batch: int, sequence_B: Array | None = None) -> Draws:
+  def draws(self, batch: int, sequence_B: Array | np.ndarray | None = None) -> Draws:
     """As compiled functions take it, of sequences whose indices are 0.. if None."""
     sequence_B = np.arange(batch) if sequence_B is None else np.asarray(sequence_B)
     return Draws(
-      seed=np.uint32(self.seed % 2**32),
-      sequence_B=sequence_B.astype(np.int32),
-      temperature=np.float32(self.temperature),
-      top_p=None if self.top_p == 1 else np.float32(self.top_p),
+      seed=np.uint32(self.seed % 2**32),  # type: ignore[arg-type]
+      sequence_B=sequence_B.astype(np.int32),  # type: ignore[arg-type]
+      temperature=np.float32(self.temperature),  # type: ignore[arg-type]
+      top_p=None if self.top_p == 1 else np.float32(self.top_p),  # type: ignore[arg-type]
     )
 
 
@@ -77,7 +78,7 @@ class Draws:
   def slot_keys(self, slot_BxW: Array) -> Array:
     """One key per draw; see `slot_keys`."""
     draws = self if self.sequence_keys_B is not None else self.with_keys()
-    return _fold_slots(draws.sequence_keys_B, slot_BxW)
+    return _fold_slots(draws.sequence_keys_B, slot_BxW)  # type: ignore[arg-type]
 
 
 def slot_keys(key: Array, sequence_B: Array, slot_BxW: Array) -> Array:
@@ -93,11 +94,11 @@ def slot_keys(key: Array, sequence_B: Array, slot_BxW: Array) -> Array:
   return _fold_slots(_sequence_keys(key, sequence_B), slot_BxW)
 
 
-def _sequence_keys(key, sequence_B):
+def _sequence_keys(key: Array, sequence_B: Array) -> Array:
   return jax.vmap(jax.random.fold_in, (None, 0))(key, sequence_B)
 
 
-def _fold_slots(sequence_keys_B, slot_BxW):
+def _fold_slots(sequence_keys_B: Array, slot_BxW: Array) -> Array:
   slot_BxW = jnp.broadcast_to(slot_BxW, (len(sequence_keys_B), slot_BxW.shape[1]))
   return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(sequence_keys_B, slot_BxW)
 
@@ -148,7 +149,7 @@ def draw(
   return tokens_BxW, best_BxW - second_BxW
 
 
-def _two_best(x_BxWxV):
+def _two_best(x_BxWxV: Array) -> tuple[Array, Array, Array]:
   """The largest, the largest of the others, and where the first is."""
   place_BxW = jnp.argmax(x_BxWxV, axis=-1).astype(jnp.int32)
   is_first_BxWxV = jnp.arange(x_BxWxV.shape[-1]) == place_BxW[..., None]
@@ -156,10 +157,10 @@ def _two_best(x_BxWxV):
   return jnp.max(x_BxWxV, axis=-1), second_BxW, place_BxW
 
 
-def _two_best_at_once(x_BxWxV):
+def _two_best_at_once(x_BxWxV: Array) -> tuple[Array, Array, Array]:
   """The same in one reduction, which takes half of the launches."""
 
-  def join(a, b):
+  def join(a: Any, b: Any) -> tuple[Array, Array, Array]:
     (best_a, second_a, place_a), (best_b, second_b, place_b) = a, b
     is_a = (best_a > best_b) | ((best_a == best_b) & (place_a < place_b))
     second = jnp.maximum(jnp.minimum(best_a, best_b), jnp.maximum(second_a, second_b))

@@ -99,7 +99,7 @@ def advance(
   # Heads come one by one and groups `width` at a time: two loops, so that heads cost few rows each.
   for width in sorted({plan.narrow, plan.width}):
 
-    def more(state, width=width):
+    def more(state: DecodeState, width: int = width) -> Array:
       go_on = jnp.any(wanted(plan, task, state))
       if width < plan.width:
         go_on &= jnp.max(step_rows(task, state)) <= width
@@ -202,7 +202,7 @@ def finish(plan: Plan, task: Task, state: DecodeState) -> Generated:
   return Generated(whole(tokens_BxN), whole(length_B), state.steps, whole(state.margin_B))
 
 
-def _first_stop(task, state, stop_token):
+def _first_stop(task: Task, state: DecodeState, stop_token: int) -> Array:
   """int32 [B]: smallest text position where the stop token was generated; beyond N if none was."""
   num_slots = task.order.num_slots
   slot_N = jnp.arange(num_slots)
@@ -212,7 +212,7 @@ def _first_stop(task, state, stop_token):
   return jnp.min(position_BxN, axis=1)
 
 
-def _stopped(task, state, stop_token):
+def _stopped(task: Task, state: DecodeState, stop_token: int) -> Array:
   """bool [B]: a stop token is there and every earlier position is filled."""
   first_B = _first_stop(task, state, stop_token)
   is_filled_BxN = jnp.arange(task.order.num_slots) < state.filled_B[:, None]
@@ -220,7 +220,7 @@ def _stopped(task, state, stop_token):
   return jnp.sum(before_BxN, axis=1) == first_B - 1
 
 
-def _content(task, state, offset_B, width):
+def _content(task: Task, state: DecodeState, offset_B: Array, width: int) -> tuple[Array, Array]:
   """Token ids and positions of the `width` content rows from `offset_B` on; row r holds slot r."""
   row_BxW = offset_B[:, None] + jnp.arange(width)
   is_first_BxW = row_BxW == 0
@@ -229,7 +229,7 @@ def _content(task, state, offset_B, width):
   return ids_BxW, position_BxW
 
 
-def _at(x_BxN, index_BxW):
+def _at(x_BxN: Array, index_BxW: Array) -> Array:
   """x[b, index[b, w]], where the index may be shared by the batch; it is clipped to the array."""
   index_BxW = jnp.clip(index_BxW, 0, x_BxN.shape[1] - 1)
   index_BxW = jnp.broadcast_to(index_BxW, (x_BxN.shape[0], index_BxW.shape[1]))

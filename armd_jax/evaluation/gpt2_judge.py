@@ -8,17 +8,20 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from armd_jax import models
+from armd_jax.config import ModelConfig
 from armd_jax.data import vocabularies
 from armd_jax.data.tokenizers import get_tokenizer, vocab_size
 from armd_jax.errors import UserError, sentence
 from armd_jax.evaluation import quality
 from armd_jax.models import gpt2
+from armd_jax.models.params import Params
 from armd_jax.objectives import armd
 from armd_jax.order import left_to_right
 
@@ -48,7 +51,7 @@ class Gpt2Judge:
     self.encode = _encoder(pathlib.Path(folder), self._vocab_size)
 
   def nats(self, windows: Sequence[np.ndarray]) -> list[np.ndarray]:
-    results = [None] * len(windows)
+    results: list[Any] = [None] * len(windows)
     for batch, ids_BxT in quality.padded_batches(windows, _TOKENS_AT_ONCE, self._padded):
       nll_BxN = np.asarray(_nats(self._config, self._vocab_size, self._params, ids_BxT))
       for row, number in enumerate(batch):
@@ -56,7 +59,7 @@ class Gpt2Judge:
     return results
 
   def features(self, windows: Sequence[np.ndarray]) -> np.ndarray:
-    rows = [None] * len(windows)
+    rows: list[Any] = [None] * len(windows)
     for batch, ids_BxT in quality.padded_batches(windows, _TOKENS_AT_ONCE, self._padded):
       last_B = np.array([len(windows[number]) - 1 for number in batch])
       rows_BxE = _features(self._config, self._vocab_size, self._params, ids_BxT, last_B)
@@ -125,7 +128,7 @@ def _read_json(path: pathlib.Path) -> dict[str, int]:
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'vocab_size'))
-def _nats(config, vocab_size, params, ids_BxT) -> Array:
+def _nats(config: ModelConfig, vocab_size: int, params: Params, ids_BxT: Array) -> Array:
   """float32 [B, T - 1], of every id but the first."""
   batch, length = ids_BxT.shape
   model, order = models.build(config, vocab_size), left_to_right(length - 1)
@@ -135,9 +138,11 @@ def _nats(config, vocab_size, params, ids_BxT) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'vocab_size'))
-def _features(config, vocab_size, params, ids_BxT, last_B) -> Array:
+def _features(
+  config: ModelConfig, vocab_size: int, params: Params, ids_BxT: Array, last_B: Array
+) -> Array:
   """float32 [B, E], the row that reads the last id."""
   model, order = models.build(config, vocab_size), left_to_right(ids_BxT.shape[1])
   read_BxT = jnp.roll(ids_BxT, -1, axis=1)  # row n of the model reads the first id and n of these
-  hidden_BxTxE = model.apply({'params': params}, read_BxT, order, ids_BxT[:, 0])
+  hidden_BxTxE: Any = model.apply({'params': params}, read_BxT, order, ids_BxT[:, 0])
   return jnp.take_along_axis(hidden_BxTxE, last_B[:, None, None], axis=1)[:, 0]

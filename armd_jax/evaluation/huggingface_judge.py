@@ -63,7 +63,7 @@ class HuggingFaceJudge:
     return np.array(self._tokenizer.encode(text, add_special_tokens=False), np.int64)
 
   def nats(self, windows: Sequence[np.ndarray]) -> list[np.ndarray]:
-    results = [None] * len(windows)
+    results: list[Any] = [None] * len(windows)
     for batch, output in self._run(windows, output_hidden_states=False):
       # One sequence at a time: log-probabilities of a whole batch need twice the logits' memory.
       for row, number in enumerate(batch):
@@ -74,7 +74,7 @@ class HuggingFaceJudge:
     return results
 
   def features(self, windows: Sequence[np.ndarray]) -> np.ndarray:
-    rows = [None] * len(windows)
+    rows: list[Any] = [None] * len(windows)
     for batch, output in self._run(windows, output_hidden_states=True):
       for row, number in enumerate(batch):
         rows[number] = output.hidden_states[-1][row, len(windows[number]) - 1].numpy()

@@ -124,7 +124,7 @@ def score(
 def _run(model, mesh, most):
   """Logits exist for the `most` slots alone in which a last word may stand."""
 
-  def run(params, text_BxN, first_B, count_B):
+  def run(params: Params, text_BxN: jax.Array, first_B: jax.Array, count_B: jax.Array) -> jax.Array:
     given = model.config.length - model.config.num_slots
     first_token_B = text_BxN[:, 0] if given else None
     tokens_BxN = text_BxN[:, given:]

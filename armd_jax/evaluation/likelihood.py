@@ -161,7 +161,7 @@ def nll(
 def pulled_ahead(items: Iterator[Any], count: int) -> Iterator[Any]:
   """The items, each given out when `count` more have been asked for: a device that works on those
   does not wait for the host."""
-  waiting = collections.deque()
+  waiting: collections.deque[Any] = collections.deque()
   for item in items:
     waiting.append(item)
     if len(waiting) > count:
@@ -174,7 +174,7 @@ def scorer(model, mesh):
   """The compiled forward pass: a function of parameters, text_BxN and an order `[B, N]`, both over
   the mesh. One program serves every order, since orders are data."""
 
-  def score(params, text_BxN, order):
+  def score(params: Params, text_BxN: Array, order: GenerationOrder) -> Array:
     weights_BxN = jnp.zeros(order.position_BxN.shape, jnp.float32)
     with axes.on(mesh):
       _, nll_BxN = armd.nll(model, params, text_BxN, order, weights_BxN, loss_chunk=64)
@@ -189,7 +189,7 @@ def _score_bound(model, mesh):
   """`scorer` of a family's own bound, which takes a key per sequence in place of an order."""
   bound = families.of(model.config).bound
 
-  def score(params, text_BxN, key_data_Bx2):
+  def score(params: Params, text_BxN: Array, key_data_Bx2: Array) -> Array:
     keys_B = jax.random.wrap_key_data(key_data_Bx2)
     with axes.on(mesh):
       nats_B = bound(

@@ -8,11 +8,16 @@ and T(h) is how many different tokens follow h. A context never seen leaves P_{k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
 def witten_bell_nats(
-  train_WxN: np.ndarray, scored_UxM: np.ndarray, order: int, vocab_size: int
+  train_WxN: np.ndarray | Sequence[np.ndarray],
+  scored_UxM: np.ndarray,
+  order: int,
+  vocab_size: int,
 ) -> np.ndarray:
   """Scores windows by an order-k model counted on other windows.
 

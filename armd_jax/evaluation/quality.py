@@ -160,10 +160,10 @@ def statistics(texts_ids: Sequence[np.ndarray]) -> Statistics:
   fourgrams = [_ngrams(ids_T, 4) for ids_T in texts_ids]
   total = sum(map(len, fourgrams))
   different = sum(len(np.unique(grams, axis=0)) for grams in fourgrams)
-  return Statistics(
+  return Statistics(  # type: ignore[misc]  # three numbers are in `distinct`
     entropy_nats,
     entropy_nats / math.log(2),
-    *distinct,
+    *distinct,  # type: ignore[arg-type]
     repetition_4=1 - different / total if total else 0.0,
     tokens=sum(map(len, texts_ids)),
   )

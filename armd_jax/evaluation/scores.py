@@ -54,7 +54,7 @@ class Score:
     nats_per_byte: over the bytes of the scored tokens.
     nats_per_token: mean.
     tokens: scored.
-    text: as in `Part`.
+    text: as in `ScoredWindows`.
     orders: K, of random orders.
     standard_error: of `nats_per_token`, over windows; None of a single one.
   """
@@ -151,7 +151,9 @@ def _scores(
   windows, slots = len(part.windows_WxN), config.num_slots
   num_bytes = text_bytes(part.windows_WxN[:, config.length - slots :], tokenizer)
   if part.protocol == likelihood.UNIFORM and windows > 1:
-    found = [(b.orders, b.nats, b.standard_error) for b in bounds.over_orders(nats_KxW)]
+    found: list[tuple[int, float, float | None]] = [
+      (b.orders, b.nats, b.standard_error) for b in bounds.over_orders(nats_KxW)
+    ]
   else:
     nats_W = nats_KxW.mean(axis=0)
     error = float(nats_W.std(ddof=1)) / math.sqrt(windows) if windows > 1 else None
@@ -276,7 +278,7 @@ def fingerprint(arrays: Iterable[np.ndarray]) -> str:
   """Hex digits that change with any number."""
   digest = hashlib.sha256()
   for array in arrays:
-    digest.update(np.ascontiguousarray(array))
+    digest.update(np.ascontiguousarray(array))  # type: ignore[arg-type]
   return digest.hexdigest()[:16]
 
 

@@ -29,7 +29,7 @@ class Suite:
 
   described: tuple[str, ...]
   texts: str
-  parts: tuple[scores.Part, ...] = ()
+  parts: tuple[scores.ScoredWindows, ...] = ()
   passages: last_word.Passages | None = None
 
   def identity(self, model: Any, seed: int) -> dict[str, Any]:
@@ -59,9 +59,9 @@ def likelihood_task(
   corpus = corpus_lib.load(config.data, config.model.length)
   if text_sha256:
     corpus_lib.check_same(text_sha256, corpus, 'the run')
-  windows_WxN = corpus.held_out_WxN[: num_windows or None]
+  windows_WxN: Any = corpus.held_out_WxN[: num_windows or None]
   parts = [
-    scores.Part(protocol, windows_WxN, orders=1 if protocol.streams else orders)
+    scores.ScoredWindows(protocol, windows_WxN, orders=1 if protocol.streams else orders)
     for protocol in suite
   ]
   described = (
@@ -106,7 +106,9 @@ def zero_shot_task(
       f'{text.title}: {source}, whose split should be {protocol.split_of(text)!r}; detokenizer '
       f'{text.detokenizer}; {len(windows_WxN)} of {found} windows, {len(rows)} rows'
     )
-    parts += [scores.Part(p, windows_WxN, text.title, 1 if p.streams else orders) for p in suite]
+    parts += [
+      scores.ScoredWindows(p, windows_WxN, text.title, 1 if p.streams else orders) for p in suite
+    ]
   digits = scores.fingerprint(part.windows_WxN for part in parts)
   return Suite(tuple(described), digits, parts=tuple(parts))
 

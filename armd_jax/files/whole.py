@@ -73,7 +73,8 @@ def refusal(error: BaseException | None) -> str | None:
     return error.strerror
   # TensorStore and safetensors have the system's error in their text only.
   code = re.search(r"os_error_code='(\d+)'|\(os error (\d+)\)", str(error))
-  return os.strerror(int(code[1] or code[2])) if code else error and refusal(error.__cause__)
+  # No exception is falsy.
+  return os.strerror(int(code[1] or code[2])) if code else error and refusal(error.__cause__)  # type: ignore[return-value]
 
 
 def parse_json(data: str | bytes, like: Any) -> Any:

@@ -11,8 +11,8 @@ import jax
 
 
 def interleaved(
-  calls: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 1
-) -> dict[str, list[float]]:
+  calls: Mapping[Any, Callable[[], Any]], repeats: int, warm_up: int = 1
+) -> dict[Any, list[float]]:
   """Seconds of every call, taken in turns, so that a busy moment of the machine hits all alike.
 
   Args:
@@ -31,5 +31,5 @@ def interleaved(
   return seconds
 
 
-def medians(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
+def medians(seconds: Mapping[Any, Sequence[float]]) -> dict[Any, float]:
   return {name: statistics.median(values) for name, values in seconds.items()}

@@ -3,8 +3,6 @@ denoisers of the diffusion baselines partly masked tokens in text order."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -12,17 +10,19 @@ from armd_jax.config import ModelConfig
 from armd_jax.models.ar import AR
 from armd_jax.models.armd import ARMD
 from armd_jax.models.denoiser import Denoiser
+from armd_jax.models.params import Params
 from armd_jax.order import left_to_right
 
-NETWORKS = {'any': ARMD, 'left_to_right': AR, 'none': Denoiser}  # by the orders of a family
+# By the orders of a family.
+NETWORKS = {'any': ARMD, 'left_to_right': AR, 'none': Denoiser}
 
 
 def build(config: ModelConfig, vocab_size: int) -> ARMD | AR | Denoiser:
   """The network of a family that brings none of its own; see `families.build` for all of them."""
-  return NETWORKS[config.orders](config, vocab_size)
+  return NETWORKS[config.orders](config, vocab_size)  # type: ignore[return-value]
 
 
-def init(model: ARMD | AR | Denoiser, key: jax.Array) -> Any:
+def init(model: ARMD | AR | Denoiser, key: jax.Array) -> Params:
   """Random parameters of a network; runs under jit."""
   num_slots = model.config.num_slots
   order = None if model.config.orders == 'none' else left_to_right(num_slots)

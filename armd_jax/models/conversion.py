@@ -8,7 +8,6 @@ in prefix aggregation and the rows' own positions (our choice).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 
@@ -21,7 +20,7 @@ from armd_jax.models.params import Params
 
 def warm_start(
   config: ModelConfig, vocab_size: int, params: Params, num_two_stream_layers: int
-) -> tuple[ModelConfig, Any]:
+) -> tuple[ModelConfig, Params]:
   """An ARMD whose left-to-right likelihood is the AR model's.
 
   Args:

@@ -19,6 +19,7 @@ import safetensors.numpy
 from armd_jax import config as config_lib
 from armd_jax.errors import UserError, sentence
 from armd_jax.models.layers import stack_of
+from armd_jax.models.params import Params
 
 # What the computation here is fixed to, by the names of config.json; GPT-2's defaults come first.
 _FIXED = {
@@ -65,7 +66,7 @@ def is_gpt2(path: str | pathlib.Path) -> bool:
   return is_one and any((path / name).exists() for name in (_WEIGHTS, _INDEX))
 
 
-def load(folder: str | pathlib.Path) -> tuple[config_lib.ModelConfig, int, Any]:
+def load(folder: str | pathlib.Path) -> tuple[config_lib.ModelConfig, int, Params]:
   """A model's config, its vocabulary size and its parameters.
 
   Args:

@@ -330,7 +330,7 @@ def stack_of(config: ModelConfig, layers: Sequence[Any]) -> dict[str, Any]:
   return {'layers': jax.tree.map(lambda *x: jnp.stack(x), *layers)} if layers else {}
 
 
-def unstack_layers(params: Params) -> Any:
+def unstack_layers(params: Params) -> Params:
   """Parameters of a scanned model as those of the unrolled one; see `stack_of`."""
   if not isinstance(params, dict):
     return params

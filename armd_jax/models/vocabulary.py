@@ -48,7 +48,11 @@ class Vocabulary(nn.Module):
     rows = find(self.embedding_VxE, jnp.maximum(ids, 0))
     special_E = self.special_E.astype(self.config.dtype)
     rows = jnp.where((ids == SPECIAL)[..., None], special_E, rows)
-    return rows + self.at(position) if self.config.architecture == 'gpt2' else rows
+    return (
+      rows + self.at(position)  # type: ignore[arg-type]
+      if self.config.architecture == 'gpt2'
+      else rows
+    )
 
   def at(self, position: Array) -> Array:
     """Learned position rows in the compute dtype."""

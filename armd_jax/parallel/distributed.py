@@ -219,7 +219,7 @@ def _join(cluster: Cluster, timeout: int, waits: _Waits) -> None:
   jax.config.update('jax_enable_preemption_service', False)  # see StopNotice
   try:
     if cluster.kind == 'explicit':
-      found = cluster.coordinator, cluster.num_processes, cluster.process_id, local_devices
+      found: Any = (cluster.coordinator, cluster.num_processes, cluster.process_id, local_devices)
     else:
       # As jax would, but before it connects them.
       given = os.environ.get('JAX_COORDINATOR_ADDRESS'), None, None, local_devices
@@ -334,7 +334,7 @@ def agree(what: str, facts: Mapping[str, Any]) -> None:
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
-  flat = {}
+  flat: dict[str, str] = {}
   for name, value in facts.items():
     inner = isinstance(value, Mapping)
     flat |= _flat(value, f'{prefix}{name}.') if inner else {f'{prefix}{name}': str(value)}

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from armd_jax.errors import CRASHED, INTERRUPTED
 
@@ -28,7 +28,7 @@ _BY_CTRL_C = 'stopped by Ctrl-C; the same command starts again, or goes on from 
 _ending = threading.RLock()
 _code: int | None = None
 _partings: list[Callable[[int], None]] = []
-_abort_handlers = []  # which C calls, and Python must not collect
+_abort_handlers = []  # type: list[Any]  # which C calls, and Python must not collect
 
 
 def before_leaving(part: Callable[[int], None]) -> None:
@@ -70,7 +70,7 @@ def leave_if_aborted(sentence: str) -> None:
   """
 
   @ctypes.CFUNCTYPE(None, ctypes.c_int)
-  def handler(_):
+  def handler(_: int) -> None:
     if _code is None:
       print(sentence, file=sys.stderr, flush=True)
     os._exit(CRASHED if _code is None else _code)
@@ -135,11 +135,11 @@ def run(command: Sequence[str]) -> int:
   child = subprocess.Popen(command, process_group=0)
   noticed = []
 
-  def pass_on(number, _):
+  def pass_on(number: int, _: Any) -> None:
     noticed.append(number)
     child.send_signal(number)
 
-  def kill(_):
+  def kill(_: int) -> None:
     if child.poll() is None:
       os.killpg(child.pid, signal.SIGKILL)
 

@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 import time
+from typing import Any
 
 from jax._src import distributed as jax_distributed
 
@@ -71,7 +72,8 @@ class Meeting:
     except OSError as error:
       raise UserError(
         f'process 0 on {self._host} cannot listen on port {port} '
-        f'({os.strerror(error.errno)}); end what does, or give all processes another port'
+        f'({os.strerror(error.errno)}); '  # type: ignore[arg-type]
+        'end what does, or give all processes another port'
       ) from error
     with listener:
       while len(self._met) < self._processes - 1:  # of those that have not died meanwhile
@@ -108,7 +110,7 @@ class Meeting:
 
   def _refuse(self, listener: socket.socket, reason: str) -> None:
     deadline = time.monotonic() + _SECONDS_FOR_LATE_ONES
-    told = set()
+    told: set[int] = set()
     while True:
       for key, (connection, _) in self._met.items():
         if key not in told:
@@ -124,7 +126,11 @@ class Meeting:
     raise UserError(reason)
 
   def _greet(self) -> None:
-    hello = {'process': self._process, 'processes': self._processes, 'host': self._host}
+    hello: dict[str, str | int] = {
+      'process': self._process,
+      'processes': self._processes,
+      'host': self._host,
+    }
     while True:
       try:
         with socket.create_connection(self._address, timeout=_SECONDS_TO_GREET) as connection:
@@ -146,7 +152,7 @@ def _send(connection: socket.socket, message: dict[str, str | int]) -> None:
     return
 
 
-def _receive_line(connection: socket.socket, seconds: float | None) -> dict:
+def _receive_line(connection: socket.socket, seconds: float | None) -> dict[str, Any]:
   """A message; {} of one who speaks another language, or not at all."""
   connection.settimeout(seconds)
   try:
@@ -178,7 +184,7 @@ class Touch:
 
   def __init__(self, host: str):
     state = jax_distributed.global_state
-    self._client, self._process = state.client, state.process_id
+    self._client, self._process = state.client, state.process_id  # type: Any, int
     self._processes, self._host = state.num_processes, host
     self._closed = threading.Event()
     self._listener = threading.Thread(target=self._listen, daemon=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -51,7 +52,7 @@ def learning(results: Results, path: pathlib.Path) -> None:
   ):
     for system, name in NAMES.items():
       steps = sorted(p.fractions(results.config).values())
-      means = {step: results.over_seeds(system, step, kind) for step in steps}
+      means: dict[int, Any] = {step: results.over_seeds(system, step, kind) for step in steps}
       means = {step: mean for step, mean in means.items() if mean}
       if means:
         axes.errorbar(

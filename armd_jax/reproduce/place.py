@@ -69,7 +69,7 @@ class Place:
 
 def results_of(place: Place, pieces: Sequence[Piece]) -> dict[str, dict[str, Any]]:
   """The records that are there and up to date, by name of their piece."""
-  found, keys = {}, {}
+  found, keys = {}, {}  # type: dict[str, dict[str, Any]], dict[str, str]
   for piece in pieces:
     if all(need in keys for need in piece.needs):
       key, record = key_of(piece, place, keys), place.result(piece.name)
@@ -100,10 +100,10 @@ def chosen_rate(system: str, place: Place) -> float:
   """The learning rate with the lowest held-out nats of the system's own objective."""
   nats = {}
   for rate in pieces_lib.RATES:
-    record = place.result(pieces_lib.evaluated(pieces_lib.rate_name(system, rate)))
+    record: Any = place.result(pieces_lib.evaluated(pieces_lib.rate_name(system, rate)))
     (rows,) = record['result'].values()
     nats[rate] = own_row(rows, system)['nats_per_byte']
-  return min(nats, key=nats.get)
+  return min(nats, key=nats.get)  # type: ignore[arg-type]
 
 
 def own_row(rows: Sequence[dict[str, Any]], system: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from armd_jax.reproduce import pieces as p
 from armd_jax.reproduce.results import Results, markdown, perplexity_excess
 
@@ -58,7 +60,7 @@ def rates(results: Results) -> str:
     kind = 'exact' if system in ('ar', 'armd') else 'bound'
     scores = {r: results.score(p.rate_name(system, r), step, kind) for r in p.RATES}
     nats = {rate: row['nats_per_byte'] for rate, row in scores.items() if row}
-    best = min(nats, key=nats.get) if len(nats) == len(p.RATES) else None
+    best = min(nats, key=nats.get) if len(nats) == len(p.RATES) else None  # type: ignore[arg-type]
     text = lambda rate, nats=nats, best=best: (
       (rate in nats and (f'**{nats[rate]:.4f}**' if rate == best else f'{nats[rate]:.4f}')) or None
     )
@@ -162,7 +164,7 @@ def ablations(results: Results) -> str:
   step = p.fractions(results.config)['50 %']
   runs = {'ARMD as it is': p.core_name('armd', 0)}
   runs |= {name.removeprefix('ablation.'): name for name in p.ablations(results.config)}
-  nats = {
+  nats: dict[str, Any] = {
     name: [(s := results.score(run, step, kind)) and s['nats_per_byte'] for kind in _KINDS]
     for name, run in runs.items()
   }

@@ -99,7 +99,7 @@ def _spread(windows_WxN, count):
 
 def _suite(config, params, windows_WxN, draws, mesh):
   suite = likelihood.standard_suite(config.model, ())
-  parts = [scores.Part(p, windows_WxN, '', 1 if p.streams else draws) for p in suite]
+  parts = [scores.ScoredWindows(p, windows_WxN, '', 1 if p.streams else draws) for p in suite]
   journal, tokenizer = Journal(), get_tokenizer(config.data.tokenizer)
   how = dict(batch_size=BATCH, journal=journal)
   model = families.build(config.model, tokenizer.vocab_size)
@@ -150,7 +150,7 @@ def cost(raw: Mapping[str, Any]) -> dict[str, Any]:
   for system, overrides in SYSTEMS.items():
     if system != 'armd_uniform':
       order = raw['order'] | {'ar_steps': 0, 'perm_steps': 0}
-      model = raw['model'] | {'family': overrides['model.family']}
+      model = raw['model'] | {'family': overrides['model.family']}  # type: ignore[index]
       configs[system] = config_lib.parse({**raw, 'order': order, 'model': model})
   vocab = get_tokenizer(configs['ar'].data.tokenizer).vocab_size
   numbers = train_step.measure(configs, vocab, STEP_REPEATS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def read(path: pathlib.Path) -> dict[int, Record]:
   return dict(sorted(records.items()))
 
 
-def overview(records: dict[int, Record], rows: int = 10) -> list[Record]:
+def overview(records: Mapping[int, Record], rows: int = 10) -> list[Record]:
   """A run in few rows: means of what was logged since the row before, and the last of what a step
   has one of.
 

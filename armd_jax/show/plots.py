@@ -6,7 +6,7 @@ import html
 import io
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -38,7 +38,7 @@ _PAGE_STYLE = {
 }  # fmt: skip
 
 
-def training(records: dict[int, dict[str, Any]], order: OrderConfig, path: pathlib.Path) -> None:
+def training(records: Mapping[int, dict[str, Any]], order: OrderConfig, path: pathlib.Path) -> None:
   """Loss, learning rate and speed over steps, with the phases of the order schedule.
 
   Args:
@@ -58,7 +58,7 @@ def training(records: dict[int, dict[str, Any]], order: OrderConfig, path: pathl
   save(figure, path)
 
 
-def loss_panel(axes: Any, records: dict[int, dict[str, Any]], order: OrderConfig) -> None:
+def loss_panel(axes: Any, records: Mapping[int, dict[str, Any]], order: OrderConfig) -> None:
   """Training and held-out loss over steps; arguments as of `training`."""
   for name, style, color, label in (
     ('loss', '-', CONTENT, 'training'),
@@ -71,7 +71,7 @@ def loss_panel(axes: Any, records: dict[int, dict[str, Any]], order: OrderConfig
   axes.legend()
 
 
-def kinds_panel(axes: Any, records: dict[int, dict[str, Any]], order: OrderConfig) -> None:
+def kinds_panel(axes: Any, records: Mapping[int, dict[str, Any]], order: OrderConfig) -> None:
   """Training loss of every kind of order apart."""
   for kind, color in zip(ORDER_KINDS, (CONTENT, QUERY, *OTHERS), strict=True):
     if points := _curve(records, f'loss_{kind}'):
@@ -84,7 +84,7 @@ def kinds_panel(axes: Any, records: dict[int, dict[str, Any]], order: OrderConfi
 
 def curve_panel(
   axes: Any,
-  records: dict[int, dict[str, Any]],
+  records: Mapping[int, dict[str, Any]],
   order: OrderConfig,
   name: str,
   label: str,

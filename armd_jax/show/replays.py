@@ -47,7 +47,7 @@ def pieces_of(
   return tuple(pieces)
 
 
-def steps_of(given_N: np.ndarray, streams: int) -> np.ndarray:
+def steps_of(given_N: np.ndarray | jax.Array, streams: int) -> np.ndarray:
   """The step at which each token of a text is generated, int [N]; 0 where it is given.
 
   >>> steps_of(np.arange(8) < 2, 3).tolist()

@@ -150,7 +150,7 @@ def _read(name: str) -> str:
   return (_FILES / name).read_text('utf-8')
 
 
-def training_section(config: Config, records: dict[int, history.Record]) -> str:
+def training_section(config: Config, records: Mapping[int, history.Record]) -> str:
   """Curves and the table that training ends with."""
   drawings = [
     ('Loss', plots.svg(lambda axes: plots.loss_panel(axes, records, config.order), 'Loss by step'))

@@ -103,7 +103,7 @@ def new_state(config: Config, vocab_size: int, mesh: Mesh) -> TrainState:
 
 def loss_and_gradients(
   config: Config, vocab_size: int, params: Params, step: Array, text_BxN: Array
-) -> tuple[tuple[Array, Array], Any]:
+) -> tuple[tuple[Array, Array], Params]:
   """Mean nats per scored token of a batch, and its gradient, in `accumulation` micro-batches.
 
   Returns:
@@ -121,7 +121,7 @@ def loss_and_gradients(
   streams_key, orders_key, dropout_key = jax.random.split(step_key, 3)
   index_B = jnp.arange(batch)
 
-  def loss(params, text_MxN, index_M):
+  def loss(params: Params, text_MxN: Array, index_M: Array) -> tuple[Array, Array]:
     keys_M = jax.vmap(jax.random.fold_in, (None, 0))(orders_key, index_M)
     return family.loss(
       model,
@@ -136,7 +136,7 @@ def loss_and_gradients(
   if micro_batches == 1:
     return gradient(params, text_BxN, index_B)
 
-  def add(sums, xs):
+  def add(sums: Any, xs: Any) -> tuple[Any, None]:
     return jax.tree.map(jnp.add, sums, gradient(params, *xs)), None
 
   # Micro-batch m takes examples m, m + A, ...: every device keeps working on its own examples.
@@ -153,7 +153,7 @@ def _all_finite(tree: Any) -> Array:
   )
 
 
-def train_step(config: Config, vocab_size: int, mesh: Mesh):
+def train_step(config: Config, vocab_size: int, mesh: Mesh) -> jax.stages.Wrapped:
   """The compiled step for a mesh: `step(state, text_BxN) -> (state, metrics)`.
 
   The state is donated. A step whose loss, gradient, new parameters, averages or optimizer state are
@@ -169,7 +169,7 @@ def train_step(config: Config, vocab_size: int, mesh: Mesh):
 
 
 @functools.lru_cache(maxsize=8)
-def _train_step(config, vocab_size, mesh):
+def _train_step(config: Config, vocab_size: int, mesh: Mesh) -> jax.stages.Wrapped:
   optimizer = make_optimizer(config.optimizer)
   order = config.order
 

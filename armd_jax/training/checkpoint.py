@@ -137,7 +137,10 @@ class Checkpoints:
     steps = [step for step in self.found() if step <= newest]
     seals = {step: self._seal(step) for step in steps if step not in self._damaged}
     whole = {step: seal.get('held_out') for step, seal in seals.items() if seal}
-    measured = sorted((step for step in whole if whole[step] is not None), key=whole.get)
+    measured = sorted(
+      (step for step in whole if whole[step] is not None),
+      key=whole.get,  # type: ignore[arg-type]
+    )
     kept = {*sorted(whole)[-self._keep_last :], *measured[: self._keep_best]}
     if self._keep_every:
       kept |= {step for step in whole if step % self._keep_every == 0}
@@ -207,7 +210,7 @@ class Checkpoints:
       folder = self.directory / str(candidate)
       damage = next(filter(None, distributed.gather_text(self._damage(candidate))), '')
       if not damage:
-        seal = self._seal(candidate)
+        seal: Any = self._seal(candidate)
         self._check_config(seal.get('config'), folder)
         # Before orbax looks: its errors name neither the array nor what to do.
         _check_shapes(self._written(folder), _shapes(abstract), folder)
@@ -314,7 +317,9 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
   return {path_name(path): tuple(x.shape) for path, x in leaves}
 
 
-def _check_shapes(have: dict, want: dict, folder: pathlib.Path) -> None:
+def _check_shapes(
+  have: dict[str, tuple[int, ...]], want: dict[str, tuple[int, ...]], folder: pathlib.Path
+) -> None:
   fix = 'use the config it was trained with'
   for name in sorted(want.keys() - have.keys()):
     raise UserError(f'checkpoint {folder} lacks {name!r} {want[name]}; {fix}')

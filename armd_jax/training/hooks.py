@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -47,9 +48,9 @@ def evaluation(config: Config, corpus: Corpus, mesh: Mesh) -> Hook:
   diffusion baseline."""
   model = families.build(config.model, corpus.tokenizer.vocab_size)
   batch_size = config.train.batch_size // config.train.accumulation
-  windows_WxN = corpus.held_out_WxN[: config.train.eval_windows]
+  windows_WxN: Any = corpus.held_out_WxN[: config.train.eval_windows]
 
-  def run(state):
+  def run(state: TrainState) -> Record:
     nll = likelihood.nll(
       model,
       state.ema,
@@ -70,7 +71,7 @@ def samples(config: Config, corpus: Corpus, mesh: Mesh) -> Hook:
   model = families.build(config.model, corpus.tokenizer.vocab_size)
   request = requests.continue_prompts([''], config.model.num_slots, corpus.tokenizer)
 
-  def run(state):
+  def run(state: TrainState) -> Record:
     decoder = requests.Decoder(model, state.ema, corpus.tokenizer, mesh)
     is_strided = 0 <= config.order.strided_start < state.step
     streams = max(config.order.strided_streams) if is_strided else 1

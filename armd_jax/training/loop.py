@@ -7,6 +7,7 @@ import functools
 import os
 import pathlib
 import sys
+from collections.abc import Mapping
 
 import jax
 
@@ -95,7 +96,9 @@ def _train(
       return state
     begun = workdir_lib.begun(workdir, config, overwrite)
     distributed.together(lambda: is_new and enter(begun))
-    distributed.together(lambda: is_first and text.keep(workdir, config, corpus))
+    distributed.together(
+      lambda: is_first and text.keep(workdir, config, corpus)  # type: ignore[func-returns-value]
+    )
 
     # ----- what surrounds the steps, closed in reverse order
     watchdog.progress('the first batch, or the step to compile')
@@ -137,7 +140,7 @@ def _train(
       with log.paused():
         if profile.ends_after(step):
           profile.close()
-        found = {}
+        found: history.Record = {}
         for hook in due:
           found |= (record := hook.run(state))
           log.record(step, record)
@@ -216,7 +219,14 @@ def _is_new(
   return False
 
 
-def _describe(config, corpus, state, first_step, workdir, ideal_seconds) -> None:
+def _describe(
+  config: config_lib.Config,
+  corpus: corpus_lib.Corpus,
+  state: training.TrainState,
+  first_step: int,
+  workdir: pathlib.Path,
+  ideal_seconds: Mapping[str, float],
+) -> None:
   if not distributed.is_first():
     return
   num_parameters = sum(x.size for x in jax.tree.leaves(state.params))

@@ -122,7 +122,7 @@ class TensorBoard:
         self._write(step, summary=summary.scalar(name, value))
     self._events.flush()
 
-  def _write(self, step, **what):
+  def _write(self, step: int, **what: Any) -> None:
     self._events.write_event(event_pb2.Event(step=step, wall_time=time.time(), **what))
 
   def close(self) -> None:
@@ -187,11 +187,11 @@ class Log:
     """
     self._workdir, self._config = workdir, config
     self._ideal_seconds = ideal_seconds
-    self._pending = None
+    self._pending: tuple[int, Any, float, tuple[int, int]] | None = None
     self._done: list[dict[str, Any]] = []  # steps since the last record
     self._not_finite = 0  # steps in a row, up to the last
     self._since: float | None = None  # the first step compiles, so time counts from its end
-    self._console, self._writers = None, []
+    self._console, self._writers = None, []  # type: Console | None, list[Writer]
     if distributed.is_first():
       with self._writing():
         self._console = Console(config.train.steps, first_step)
@@ -272,9 +272,11 @@ class Log:
     finite = [step['values'] for step in steps if step['finite']]
     mean = lambda name: float(np.mean([v[name] for v in finite])) if finite else None
     last = steps[-1]['values']
-    record = {'loss': mean('loss'), 'gradient_norm': mean('gradient_norm')}
+    record: Record = {'loss': mean('loss'), 'gradient_norm': mean('gradient_norm')}
     if finite:
-      nats_K, count_K = np.sum([values['kinds_2xK'] for values in finite], axis=0, dtype=np.float64)
+      nats_K, count_K = np.sum(  # type: ignore[misc]  # an array, of arrays
+        [values['kinds_2xK'] for values in finite], axis=0, dtype=np.float64
+      )
       for kind, nats, count in zip(ORDER_KINDS, nats_K, count_K, strict=True):
         if count:
           record[f'loss_{kind}'] = nats / count

@@ -55,7 +55,7 @@ def quickstart(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, An
     check_streams(streams, config.model.num_slots, 'config.model.length')
   corpus = corpus_lib.load(config.data, config.model.length)
   tokenizer = corpus.tokenizer
-  held_out_WxN = corpus.held_out_WxN[:EVAL_WINDOWS]
+  held_out_WxN: Any = corpus.held_out_WxN[:EVAL_WINDOWS]
   model, mesh = families.build(config.model, tokenizer.vocab_size), sharding.make_mesh(config.mesh)
 
   _title('1. Train with the progressive permutation schedule')
@@ -97,7 +97,7 @@ def quickstart(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, An
   for s in speeds:
     print(f'{s["streams"]:3}  {s["steps"]:5}  {s["tokens_per_second"]:8.0f}  {s["speedup"]:7.2f}x')
 
-  results = {
+  results: dict[str, Any] = {
     'machine': machines.machine(),
     'text': {'description': corpus.description, 'sha256': corpus.sha256},
     'config': config_lib.to_dict(config),

@@ -24,8 +24,8 @@ from armd_jax.files import paths, whole
 REPLACED, _MOVING = '.replaced', '.replaced-moving'
 # What a run leaves in its folder. Nothing else is ever moved or deleted, whatever its place.
 _MADE = (
-  'config.json', 'text.json', 'metrics.jsonl', 'training.png', 'tensorboard/events.out.tfevents.*',
-  'profile/plugins', 'checkpoints/[0-9]*',
+  'config.json', 'text.json', 'metrics.jsonl', 'training.png',
+  'tensorboard/events.out.tfevents.*', 'profile/plugins/', 'checkpoints/[0-9]*/',
 )  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def check_free(workdir: pathlib.Path, overwrite: bool) -> None:
       f'{workdir} holds {made[0].relative_to(workdir)} but no config.json that says whose it is; '
       'use another --workdir, or remove that'
     )
-  for above in {pattern.rpartition('/')[0] for pattern in _MADE} - {''}:
+  for above in _places():
     if overwrite and (workdir / above).is_symlink():
       raise UserError(
         f'{workdir / above} is a link, and --overwrite deletes nothing outside of {workdir}; '
@@ -191,15 +191,22 @@ def _saved(workdir: pathlib.Path) -> bool:
 def _made(folder: pathlib.Path) -> Iterator[pathlib.Path]:
   """What a run has left in a folder, links not followed."""
   for pattern in _MADE:
-    above, _, name = pattern.rpartition('/')
+    above, _, name = pattern.rstrip('/').rpartition('/')
     inside = folder / above
     if (above and inside.is_symlink()) or not inside.is_dir():
       continue
     for path in sorted(inside.iterdir()):
-      if fnmatch.fnmatchcase(path.name, name) and (
-        above != 'checkpoints' or is_checkpoint(path.name) or is_checkpoint(path.name, True)
-      ):
+      is_kind = path.is_dir() if pattern.endswith('/') else path.is_file()
+      if not fnmatch.fnmatchcase(path.name, name) or not is_kind or path.is_symlink():
+        continue
+      unfinished = is_checkpoint(path.name, unfinished=True)
+      if above != 'checkpoints' or is_checkpoint(path.name) or unfinished:
         yield path
+
+
+def _places() -> set[str]:
+  """The folders in a work directory."""
+  return {pattern.partition('/')[0] for pattern in _MADE if '/' in pattern}
 
 
 def _move(source: pathlib.Path, target: pathlib.Path) -> None:
@@ -213,11 +220,11 @@ def _move(source: pathlib.Path, target: pathlib.Path) -> None:
 
 def _delete(folder: pathlib.Path) -> None:
   for path in list(_made(folder)):
-    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
   _remove_empty(folder)
 
 
 def _remove_empty(folder: pathlib.Path) -> None:
-  for inside in {folder / pattern.rpartition('/')[0] for pattern in _MADE} - {folder}:
+  for inside in map(folder.joinpath, _places()):
     if inside.is_dir() and not inside.is_symlink() and not any(inside.iterdir()):
       inside.rmdir()

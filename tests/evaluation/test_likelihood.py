@@ -157,8 +157,8 @@ def test_the_any_order_bound_is_above_left_to_right_and_tightens(trained):
   model, params, windows = trained
   mesh = sharding.make_mesh(config_lib.MeshConfig())
   parts = [
-    scores.Part(likelihood.LEFT_TO_RIGHT, windows),
-    scores.Part(likelihood.UNIFORM, windows, orders=16),
+    scores.ScoredWindows(likelihood.LEFT_TO_RIGHT, windows),
+    scores.ScoredWindows(likelihood.UNIFORM, windows, orders=16),
   ]
   exact, *found = scores.score(model, ByteTokenizer(), params, parts, mesh, batch_size=64)
   # The text's own: ln 5 for the first letter, ln 2 for each of the others.

@@ -37,8 +37,8 @@ def windows(count=7):
 
 def parts():
   return [
-    scores.Part(likelihood.LEFT_TO_RIGHT, windows(), 'One'),
-    scores.Part(likelihood.UNIFORM, windows(5), 'Two', orders=4),
+    scores.ScoredWindows(likelihood.LEFT_TO_RIGHT, windows(), 'One'),
+    scores.ScoredWindows(likelihood.UNIFORM, windows(5), 'Two', orders=4),
   ]
 
 
@@ -53,7 +53,7 @@ def test_numbers_belong_together(params):
   assert [(s.text, s.orders) for s in others] == [('Two', 1), ('Two', 2), ('Two', 4)]
   one_by_one = [
     scores.score(MODEL, TOKENIZER, params, [part], MESH)[0]
-    for part in (scores.Part(likelihood.LEFT_TO_RIGHT, w[None]) for w in windows())
+    for part in (scores.ScoredWindows(likelihood.LEFT_TO_RIGHT, w[None]) for w in windows())
   ]
   nats = np.array([s.nats_per_token for s in one_by_one])
   assert first.nats_per_token == pytest.approx(nats.mean(), rel=1e-5)

@@ -81,7 +81,8 @@ def test_processes_that_do_not_come_are_a_sentence():
   """A process whose process 0 never answers, with a short time limit."""
   script = (
     'from armd_jax import cli\nfrom armd_jax.parallel import distributed as d\n'
-    'cli.run(lambda: d.start(d.Cluster("explicit", "127.0.0.1:1", 2, 1), timeout=2))'
+    'start = lambda _: d.start(d.Cluster("explicit", "127.0.0.1:1", 2, 1), timeout=2)\n'
+    'cli.run(start, cli.OnCluster)'
   )
   done = tiny_run.run([*tiny_run.PYTHON, '-c', script])
   assert done.returncode == 70
@@ -94,7 +95,7 @@ def test_an_error_of_the_program_itself_is_a_crash():
   script = (
     'from armd_jax import cli\nfrom armd_jax.parallel import distributed as d\n'
     f'at = "127.0.0.1:{tiny_run.free_port()}"\n'
-    'cli.run(lambda: (d.start(d.Cluster("explicit", at, 1, 0)), 1 / 0))'
+    'cli.run(lambda _: (d.start(d.Cluster("explicit", at, 1, 0)), 1 / 0), cli.OnCluster)'
   )
   done = tiny_run.run([*tiny_run.PYTHON, '-c', script])
   assert done.returncode == 70
@@ -199,13 +200,13 @@ from armd_jax import cli
 from armd_jax.parallel import distributed
 from armd_jax.training import hooks
 
-def main():
+def main(_):
   distributed.start(distributed.Cluster('explicit', sys.argv[1], 2, me), timeout=200)
   print('joined', flush=True)
 {body}
 
 me = int(sys.argv.pop())
-cli.run(main)
+cli.run(main, cli.OnCluster)
 """
 
 

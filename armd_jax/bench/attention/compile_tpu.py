@@ -18,7 +18,8 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +146,7 @@ def compiles_in_float32(folder: str, chip: str, shape: shapes.Shape, streams: in
 
 def distinct(names: Iterable[str]) -> list[str]:
   """The first of each set of shapes that share their kernels: heads are a dimension of the grid."""
-  found = {}
+  found: dict[Any, str] = {}
   for name in names:
     shape = shapes.NAMED[name]
     size = shape.rows, shape.keys, shape.heads // shape.groups, shape.head_dim
@@ -153,7 +154,9 @@ def distinct(names: Iterable[str]) -> list[str]:
   return list(found.values())
 
 
-def run(path: pathlib.Path, chips: list[str], names: list[str], streams: list[int]) -> None:
+def run(
+  path: pathlib.Path, chips: Sequence[str], names: Sequence[str], streams: Sequence[int]
+) -> None:
   """Measures every program that `path` does not hold yet for this code.
 
   In float32 only with the most streams, which need the most VMEM.
@@ -162,7 +165,7 @@ def run(path: pathlib.Path, chips: list[str], names: list[str], streams: list[in
     UserError: the compiler refused programs; all others are measured.
   """
   kept, today = records.Records(path), stamp()
-  programs = itertools.product(('bfloat16', 'float32'), distinct(names), chips, streams)
+  programs: Any = itertools.product(('bfloat16', 'float32'), distinct(names), chips, streams)
   programs = {
     f'{dtype} {chip} {name} x{count}': (chip, shapes.NAMED[name], count)
     for dtype, name, chip, count in programs

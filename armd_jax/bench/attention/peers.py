@@ -22,7 +22,7 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -228,7 +228,9 @@ def stamp() -> str:
   return f'jax {jax.__version__}'
 
 
-def run(path: pathlib.Path, chips: list[str], measured: Callable[..., dict[str, float]]) -> None:
+def run(
+  path: pathlib.Path, chips: Sequence[str], measured: Callable[..., dict[str, float]]
+) -> None:
   """Adds to the results at `path` the best peer of every shape that this jax has not compiled yet.
 
   Args:
@@ -242,7 +244,7 @@ def run(path: pathlib.Path, chips: list[str], measured: Callable[..., dict[str, 
     for length, name, chip in itertools.product(LENGTHS, HEADS, chips)
   }
   for shape in kept.missing(dict.fromkeys(wanted, today)):
-    (chip, length, name), best = wanted[shape], {}
+    (chip, length, name), best = wanted[shape], {}  # type: ignore[var-annotated]
     for peer, blocks in itertools.product(PEERS, BLOCKS):
       tried = [peer, 'x'.join(map(str, blocks))]
       try:

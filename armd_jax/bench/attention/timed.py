@@ -6,6 +6,7 @@ import functools
 import pathlib
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import einops
 import jax
@@ -62,7 +63,7 @@ def attends(shape: shapes.Shape, streams: int) -> dict[str, Callable]:
   names = [KERNELS[device.current().platform]]
   if streams * shape.rows * shape.keys * shape.heads <= MAX_REFERENCE_SCORES:
     names.append('reference')
-  found = {name: functools.partial(ours, backend=name) for name in names}
+  found: dict[str, Any] = {name: functools.partial(ours, backend=name) for name in names}
   if streams == 1 and not shape.decodes:  # all they know is left to right
     found |= peers.callables(device.current().platform, shape)
   return found
@@ -76,7 +77,7 @@ def timed_rows(shape: shapes.Shape, streams: int, repeats: int) -> list[dict]:
   size = (1, shape.keys, shape.groups, shape.head_dim)
   k, v = (jax.random.normal(key, size, jnp.bfloat16) for key in keys[1:])
   product = 2 * shape.head_dim * shape.heads * int(shape.lengths(streams).sum())
-  peak = peak_flops(device.current().chip)
+  peak: Any = peak_flops(device.current().chip)
   counts = {
     kind: max(1, round(MIN_SECONDS * peak / (products * product)))
     for kind, products in (('forward', 2), ('both', 7))

@@ -39,7 +39,7 @@ def sizes(shape: shapes.Shape, streams: int) -> tuple[int, int]:
 
 def candidates(num_rows: int, num_keys: int) -> list[Blocks]:
   """Distinct forward blocks that fit these rows and keys."""
-  found = {}
+  found: dict[Any, Any] = {}
   for rows, keys, unit_rows, unit_keys, join, transposed in itertools.product(
     (256, 512, 1024, 2048),
     (512, 1024, 2048),

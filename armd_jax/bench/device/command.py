@@ -6,6 +6,7 @@ import argparse
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from armd_jax.errors import UserError
 
@@ -23,7 +24,7 @@ class Parser(argparse.ArgumentParser):
     super().__init__(prog=f'python -m {program}', description=about)
     self.add_argument('--out', type=pathlib.Path, required=True, help=out)
 
-  def error(self, message: str) -> None:
+  def error(self, message: str) -> NoReturn:
     raise UserError(f'{message}; see --help')
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ class Systems:
   """The networks and their weights."""
 
   def __init__(self, dry: bool):
-    model = dict(TINY_DECODE if dry else timing.SHAPES['gpt2_small'])
+    model: dict[str, Any] = dict(TINY_DECODE if dry else timing.SHAPES['gpt2_small'])
     self.vocab_size, self.dry = model.pop('vocab_size'), dry
     model['dtype'] = 'float32' if dry else 'bfloat16'
     streams = sorted({streams for _, streams, _ in DECODED})
@@ -44,7 +45,7 @@ def measure(program, system: decode.System, batch: int, busy: int, dry: bool) ->
   """Generates some batches; the numbers of a row."""
   slots = system.model.config.num_slots
   tokens_BxN = np.zeros((batch, slots), np.int32)
-  seconds, begin = [], time.perf_counter()
+  seconds, begin = [], time.perf_counter()  # type: list[float], float
   most = MIN_TURNS if dry else TURNS
   while len(seconds) < MIN_TURNS or (len(seconds) < most and time.perf_counter() - begin < SECONDS):
     start = time.perf_counter()

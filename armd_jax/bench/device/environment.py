@@ -79,7 +79,7 @@ def system_cuda() -> Cuda | None:
   if not roots[0] and (wheel := _wheel_of_ptxas()):
     return _cuda(wheel)
   nvcc = shutil.which('nvcc')
-  roots += ['/usr/local/cuda', nvcc and pathlib.Path(nvcc).resolve().parents[1]]
+  roots += ['/usr/local/cuda', nvcc and pathlib.Path(nvcc).resolve().parents[1]]  # type: ignore[list-item]
   found = (_cuda(pathlib.Path(root)) for root in roots if root)
   return next((cuda for cuda in found if cuda), None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from typing import Any
 
 from armd_jax import config as config_lib
 from armd_jax.bench import decode_peers, timing
@@ -19,14 +20,14 @@ WARM_UP = 16  # tokens
 
 def measure(batch: int, dry: bool, left: float) -> dict:
   """Generates texts as often as there is time for; the numbers of a row."""
-  model = dict(TINY_DECODE if dry else timing.SHAPES['gpt2_small'])
+  model: dict[str, Any] = dict(TINY_DECODE if dry else timing.SHAPES['gpt2_small'])
   vocab_size = model.pop('vocab_size')
   model['dtype'] = 'float32' if dry else 'bfloat16'
   config = config_lib.parse({'model': model}).model
   until = time.perf_counter() + left
   run = decode_peers.gpt2(config, vocab_size, batch)['run']
   run(WARM_UP)
-  seconds = []
+  seconds: list[float] = []
   while len(seconds) < TURNS and time.perf_counter() + sum(seconds[-1:]) < until:
     start = time.perf_counter()
     run()

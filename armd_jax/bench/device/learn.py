@@ -87,7 +87,7 @@ def learned(results: dict) -> dict:
 
 
 def main(rows: Rows, arguments: list[str]) -> int:
-  rows.measure(KEY, lambda: train(rows, *(arguments or [None])))
+  rows.measure(KEY, lambda: train(rows, *(arguments or [None])))  # type: ignore[list-item]
   return rows.exit_code()
 
 

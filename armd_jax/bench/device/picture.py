@@ -109,5 +109,5 @@ def draw(rows: page.Rows, path: pathlib.Path) -> None:
 
 
 if __name__ == '__main__':
-  OUT = pathlib.Path(re.fullmatch('--out=(.+)', sys.argv[1])[1])
+  OUT = pathlib.Path(re.fullmatch('--out=(.+)', sys.argv[1])[1])  # type: ignore[index]
   draw(rows_lib.read(OUT), OUT / page.PICTURE)

@@ -43,7 +43,7 @@ class Runner:
       return
     limit = stage.limit * self.scale
     print(f'-- {stage.name}: at most {limit:.0f} s, {ended.left():.0f} s are left', flush=True)
-    begun, running = {}, {}
+    begun, running = {}, {}  # type: ignore[var-annotated]
     try:
       while todo or running:
         while todo and len(running) < self.cores:
@@ -82,7 +82,7 @@ class Runner:
       print(f'---- {stage.name}: {process.name}', file=log, flush=True)
       return subprocess.Popen(
         command,
-        env=os.environ | self.variables | process.variables,
+        env=os.environ | self.variables | process.variables,  # type: ignore[operator]
         stdout=log,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,

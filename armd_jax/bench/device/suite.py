@@ -21,7 +21,7 @@ DRY_TESTS = ('tests/attention/test_hopper.py', '-k', 'bounds or registers or ref
 
 def outcomes(report: pathlib.Path) -> dict:
   """The numbers of a row from a report of pytest's."""
-  counts, bad = collections.Counter(), []
+  counts, bad = collections.Counter(), []  # type: collections.Counter[str], list[str]
   for case in ElementTree.parse(report).iter('testcase'):
     kinds = {child.tag for child in case} & {'failure', 'error', 'skipped'}
     kind = next(iter(kinds), 'passed')

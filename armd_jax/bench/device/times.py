@@ -74,7 +74,7 @@ def timed(case: Case, dry: bool) -> list[Timed]:
       flops = KINDS[kind] * product
       count = DRY_CALLS
       if not dry:
-        count = int(min(max(CALLS[0], MIN_SECONDS * calls.peak() / flops), CALLS[1]))
+        count = int(min(max(CALLS[0], MIN_SECONDS * calls.peak() / flops), CALLS[1]))  # type: ignore[operator]
       form = calls.with_gradients if kind == 'both' else calls.forward_only
       chain = calls.chained(form(attend), count, cut=name == 'xla')
       made.append(Timed(time_key(case, name, kind), chain, dtype, count, flops))
