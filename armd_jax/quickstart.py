@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 import sys
 
 import jax
@@ -19,6 +18,7 @@ from ml_collections import ConfigDict
 
 from armd_jax import cli
 from armd_jax import config as config_lib
+from armd_jax.files import paths
 from armd_jax.flags import experiment, flag
 from armd_jax.training.quickstart import quickstart
 
@@ -35,7 +35,7 @@ def main(options: Options) -> None:
   if options.text:
     raw.data.source = options.text
   print(f'python {sys.version.split()[0]}, jax {jax.__version__}, {os.cpu_count()} cores')
-  quickstart(config_lib.parse(raw), pathlib.Path(options.workdir))
+  quickstart(config_lib.parse(raw), paths.given(options.workdir, '--workdir'))
 
 
 if __name__ == '__main__':

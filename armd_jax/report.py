@@ -9,13 +9,13 @@ results.json; training is read from the run itself.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 
 from armd_jax import cli, families
 from armd_jax.artifacts import weights
 from armd_jax.artifacts.cards import measured_in
 from armd_jax.decode.requests import Decoder
 from armd_jax.decode.sampling import Sampling
+from armd_jax.files import paths
 from armd_jax.flags import flag
 from armd_jax.parallel import sharding
 from armd_jax.show import report_files, run_page
@@ -38,8 +38,8 @@ class Options:
 
 def main(options: Options) -> None:
   sampling = Sampling(options.seed, options.temperature, options.top_p)
-  workdir = pathlib.Path(options.workdir)
-  out = pathlib.Path(options.out or workdir / 'report.html')
+  workdir = paths.given(options.workdir, '--workdir')
+  out = paths.given(options.out, '--out') if options.out else workdir / 'report.html'
   config, records = workdir_lib.read_config(workdir), report_files.read_records(workdir)
   measured = report_files.read_measured(workdir, options.decoding, options.judged)
   config, tokenizer, params, step = weights.load_ema(workdir)

@@ -22,6 +22,7 @@ from typing import Any
 
 from armd_jax import cli
 from armd_jax.errors import UserError, sentence
+from armd_jax.files import paths
 from armd_jax.flags import flag
 from armd_jax.parallel import ends
 
@@ -32,7 +33,7 @@ def overrides_of(name: str) -> list[Mapping[str, Any]]:
   Raises:
     UserError: there is no such function, or it returns something else.
   """
-  path, _, function = name.partition(':')
+  path, _, function = paths.experiment(name, '--sweep').partition(':')
   if not pathlib.Path(path).is_file() or not function:
     raise UserError(
       f'--sweep is {name!r}; write FILE:FUNCTION, like experiments/sweeps/standard.py:seeds'
@@ -77,9 +78,10 @@ def commands(
   """
   found = []
   for overrides in runs:
+    folder = paths.given(workdir, '--workdir')
     train = [
       'python' if launcher else sys.executable, '-m', 'armd_jax.train', f'--config={config}',
-      f'--workdir={pathlib.Path(workdir) / run_name(overrides)}',
+      f'--workdir={folder / run_name(overrides)}',
     ]  # fmt: skip
     train += [f'--config.{field}={value}' for field, value in overrides.items()]
     found.append([*shlex.split(launcher), '--', *train] if launcher else train)

@@ -1,7 +1,9 @@
 """Exports open without their run, say the same, and are refused when anything in them is wrong."""
 
+import dataclasses
 import json
 import pathlib
+import re
 import resource
 import shutil
 
@@ -10,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import tiny
 import tiny_run
 
 import armd_jax
 from armd_jax import config as config_lib
 from armd_jax import export as export_lib
 from armd_jax import models, training
-from armd_jax.artifacts import cards, standalone, weights
+from armd_jax.artifacts import cards, parameters, standalone, weights
 from armd_jax.config import MeshConfig, UserError
 from armd_jax.decode import requests
 from armd_jax.decode.generate import generate, task_of
@@ -63,6 +66,28 @@ def write(path, source, weights='ema', overwrite=False):
       standalone.write_folder(part, params, card)
       standalone.seal(part, export)
   return path
+
+
+def test_parameters_of_numpy_generate_the_same(file):
+  model = armd_jax.load(file)
+  numpy = dataclasses.replace(model, params=jax.tree.map(np.asarray, model.params))
+  assert numpy.generate('al', streams=4) == model.generate('al', streams=4)
+
+
+def test_a_denoiser_generates_in_a_line(tmp_path):
+  raw = tiny_run.config(tmp_path)
+  raw.model.update(family='mdlm', num_layers=1)
+  config = config_lib.parse(raw)
+  state = training.new_state(config, 257, sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
+  workdir_lib.write_config(tmp_path / 'run', config)
+  saves = checkpoint.Checkpoints(tmp_path / 'run')
+  saves.save(3, state, 0, None)
+  saves.close()
+  model = armd_jax.load(tmp_path / 'run')
+  assert isinstance(model.generate(), str)
+  texts = model.generate('al', streams=4, count=2, seed=np.int32(7))
+  assert len(texts) == 2 and all(text.startswith('al') for text in texts)
+  assert texts == model.generate('al', streams=4, count=2, seed=7)
 
 
 @pytest.fixture(scope='module')
@@ -114,6 +139,33 @@ def test_relative_paths_open_what_absolute_ones_do(run, folder, file, monkeypatc
       jax.tree.map(np.testing.assert_array_equal, armd_jax.load(relative).params, run[1].ema)
 
 
+def test_a_path_may_be_written_in_any_way(folder, file, tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(folder.parent))
+  link = tmp_path / 'link'
+  link.symlink_to(folder)
+  home = '~/export', pathlib.Path('~/export'), f'~/{file.name}'
+  for path in (*home, f'{folder}/', f'{folder}//', link):
+    assert armd_jax.load(path).step == 12
+
+
+@pytest.mark.parametrize(
+  'path',
+  ['', ' ', '~', '.', 'no/such', 'no/such/', pathlib.Path('absent'), '~nobody/x', 'gs://b/x',
+   'a\0b', 'absent.safetensors', 'folder.safetensors', 'file', 'file/', '/dev/null', None, 3,
+   b'file'],
+)  # fmt: skip
+def test_a_path_of_nothing_is_a_sentence(path, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'folder.safetensors').mkdir()
+  (tmp_path / 'file').touch()
+  for load in (armd_jax.load, lambda path: export_lib.load(path, 'ema'), weights.load_ema):
+    with pytest.raises(UserError, match=r'(; give|; write) ') as caught:
+      load(path)
+    assert '\n' not in str(caught.value) and 'None)' not in str(caught.value)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'folder.safetensors']
+
+
 def test_three_lines_of_python(run, file):
   model = armd_jax.load(file)
   text = model.generate('al', streams=4, seed=5)
@@ -123,7 +175,10 @@ def test_three_lines_of_python(run, file):
   network = models.build(config.model, tokenizer.vocab_size)
   decoder = requests.Decoder(network, params, tokenizer, sharding.make_mesh(config.mesh))
   assert [text] == decoder.complete(request, 4, Sampling(seed=5))[0]
-  for refused in ({'streams': 0}, {'temperature': -1.0}, {'top_p': 0}, {'stop': 'EOS'}):
+  for refused in (
+    {'streams': 0}, {'streams': 2.0}, {'temperature': -1.0}, {'top_p': 0}, {'stop': 'EOS'},
+    {'seed': -1}, {'seed': 2**32}, {'seed': True}, {'seed': 1.0}, {'prompt': 3}, {'prompt': b'al'},
+  ):  # fmt: skip
     ((name, value),) = refused.items()
     with pytest.raises(UserError, match=f'{name} is {value!r}; write '):
       model.generate(**refused)
@@ -271,6 +326,60 @@ def test_the_card_quotes_what_it_is_given_as_it_is():
   assert len(text.splitlines()) == 3 and '<script' not in text.replace('\\<', '')
   assert text.splitlines()[0].count('|') - text.splitlines()[0].count('\\|') == 4
   assert cards._code('a`b``c\nd') == '``` a`b``c d ```'
+
+
+def rows_of(section):
+  """Names, shapes and meanings of the table of parameters."""
+  lines = [line.split(' | ') for line in section.splitlines() if line.startswith('| `')]
+  return {name.strip('|` '): (shape, meaning.strip('| ')) for name, shape, meaning in lines}
+
+
+def test_the_card_describes_every_parameter(folder, file):
+  card = (folder / 'README.md').read_text('utf-8')
+  section = card.partition('## Parameters')[2]
+  rows = rows_of(section)
+  arrays = safetensors.numpy.load_file(file)
+  assert rows.keys() == arrays.keys()
+  for name, (shape, _) in rows.items():
+    assert shape == ' x '.join(map(str, arrays[name].shape)) and arrays[name].dtype == np.float32
+  assert 'Rows 257 to 383 of the embedding are padding' in section
+  assert 'in this order, `last_two_stream` (1), `causal` (2)' in section
+  assert '[E, 2, G, D]: keys (0 of the axis of 2)' in rows['last_two_stream/key_value/kernel'][1]
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'num_layers': 6, 'num_two_stream_layers': 3},
+    {'num_layers': 6, 'num_two_stream_layers': 0, 'position_rows': 'learned'},
+    {'scan_layers': False, 'query_seed': 'warm', 'num_kv_heads': 2},
+    {'query_seed': 'mask_embedding', 'architecture': 'gpt2'},
+    {'family': 'ar', 'scan_layers': False},
+    {'family': 'sedd', 'vocab_multiple': 8},
+  ],
+)
+def test_parameters_of_every_kind_are_described(changes):
+  model = tiny.model_config(**changes)
+  network = models.build(model, tiny.VOCAB)
+  shapes = jax.eval_shape(lambda key: models.init(network, key), jax.random.key(0))
+  shapes = standalone.shapes(shapes)
+  section = parameters.section(model, tiny.VOCAB, shapes)
+  rows = rows_of(section)
+  sizes = {'V': model.padded(tiny.VOCAB), 'E': 32, 'H': 4, 'G': model.num_kv_heads, 'D': 8, 'F': 64}
+  sizes |= {'C': 128, 'length + 1': 17, 'position_dim': 8}
+  for name, shape in shapes.items():
+    told, meaning = rows[re.sub(r'layer_\d+', 'layer_*', name)]
+    axes = meaning.partition(']')[0].strip('[').split(', ') if shape else []
+    axes = [sizes[axis] if axis in sizes else int(axis) for axis in axes]
+    layers = shape[: len(shape) - len(axes)]
+    assert (*layers, *axes) == shape, name
+    assert len(layers) == ('/layers/' in name)
+    assert told == (' x '.join(map(str, shape)) or 'a number')
+    # Ranges of layers are as long as what is stacked.
+    if layers:
+      first, _, last = re.search(rf'`{name.split("/")[0]}` \((.*?)\)', section)[1].partition(' to ')
+      assert layers[0] == int(last or first) - int(first) + 1
+  assert ('padding' in section) == (model.padded(tiny.VOCAB) > tiny.VOCAB)
 
 
 def test_scores_of_other_weights_do_not_enter_the_card(tmp_path):

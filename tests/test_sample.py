@@ -39,7 +39,13 @@ def test_gap_refusals():
 
 @pytest.mark.parametrize(
   ('settings', 'message'),
-  [((0, 1), 'streams is 0; write 1 or more'), ((1, 0), 'num_samples is 0; write 1 or more')],
+  [
+    ((0, 1), 'streams is 0; write a whole number, 1 or more'),
+    ((1, 0), 'num_samples is 0; write a whole number, 1 or more'),
+    ((2.0, 1), 'streams is 2.0; write a whole number'),
+    ((True, 1), 'streams is True; write a whole number'),
+    ((1, '3'), "num_samples is '3'; write a whole number"),
+  ],
 )
 def test_count_refusals(settings, message):
   with pytest.raises(UserError, match=message):

@@ -128,6 +128,34 @@ def test_starts_on_a_chip_whose_peak_is_known(text, tmp_path, monkeypatch, capsy
   assert all(0 < records[step][name] < 1 for step in (2, 3) for name in ('mfu', 'mfu_6nd'))
 
 
+def test_a_run_goes_on_with_a_text_that_moved(text, finished, tmp_path):
+  """Its name and folder are others, its bytes the same: so are all steps."""
+  moved = shutil.copy(text, tmp_path / 'elsewhere.txt')
+  workdir = copy(finished, tmp_path)
+  shutil.rmtree(workdir / 'checkpoints' / '40')
+  call(moved, workdir)
+  jax.tree.map(np.testing.assert_array_equal, final(workdir)[0], final(finished)[0])
+  assert workdir_lib.read_config(workdir).data.source == str(moved)
+  with pytest.raises(UserError, match='text'):
+    call(shutil.copy(__file__, tmp_path / 'another.txt'), workdir, '--config.train.steps=60')
+
+
+@pytest.mark.parametrize('seed', ['-1', '2147483648', '18446744073709551616', '1.5', 'True', ''])
+def test_a_seed_out_of_range_leaves_nothing_behind(text, tmp_path, seed):
+  with pytest.raises(UserError, match='seed'):
+    call(text, tmp_path / 'run', f'--config.seed={seed}')
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('seed', [-1, 2**32, 2**70, True])
+def test_programs_refuse_seeds_out_of_range_and_leave_nothing(finished, seed):
+  before = sorted(finished.iterdir())
+  for called in (sample, evaluate):
+    with pytest.raises(UserError, match=r'seed is .*; write a whole number from 0 to 4294967295'):
+      called.main(called.Options(workdir=str(finished), seed=seed))
+  assert sorted(finished.iterdir()) == before
+
+
 def test_a_finished_run_is_left_alone(text, finished, tmp_path):
   workdir = copy(finished, tmp_path)
   before = {p: p.read_bytes() for p in workdir.rglob('*') if p.is_file()}

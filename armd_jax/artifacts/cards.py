@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from armd_jax.artifacts import parameters, standalone
 from armd_jax.artifacts.standalone import Export
 from armd_jax.errors import UserError
 from armd_jax.files import paths, whole
@@ -45,6 +45,10 @@ print(model.generate('Once', streams={1 if model.orders == 'left_to_right' else 
 ## Measured
 
 {tables or 'Nothing: no `--scores` were given.'}
+
+## Parameters
+
+{parameters.section(model, export.tokenizer.vocab_size, standalone.shapes(params))}
 """
 
 
@@ -95,7 +99,7 @@ def measured_in(path: str | os.PathLike[str], step: int) -> list[Mapping[str, An
 
 def _held_out(workdir, step):
   """The last number of the run's own log, as rows."""
-  path = pathlib.Path(workdir) / 'metrics.jsonl'
+  path = paths.given(workdir, '--workdir') / 'metrics.jsonl'
   records = history.read(path) if path.exists() else {}
   rows = {s: record['held_out'] for s, record in records.items() if record.get('held_out')}
   last = max((s for s in rows if s <= step), default=None)

@@ -191,6 +191,11 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
   return digest.hexdigest()
 
 
+def shapes(params: Params) -> dict[str, tuple[int, ...]]:
+  """Of the parameters by name, as a safetensors file has them."""
+  return {name: tuple(x.shape) for name, x in _by_name(params).items()}
+
+
 def _by_name(tree: Any) -> dict[str, Any]:
   """What has a shape in a tree, by its path."""
   leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, 'shape'))
@@ -295,7 +300,8 @@ def _about(path):
   except UserError:
     raise
   except OSError as error:
-    raise UserError(f'cannot read {path} ({error.strerror}); give another') from error
+    reason = error.strerror or sentence(error)  # safetensors gives no number of an error
+    raise UserError(f'cannot read {path} ({reason}); give another') from error
   except ValueError as error:
     name = 'its metadata' if is_file else _MANIFEST
     raise UserError(f'export {path} is damaged ({name} {error}); {_FIX}') from None

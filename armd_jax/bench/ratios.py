@@ -60,10 +60,10 @@ def measure(
     speeds, steps = pathlib.Path(folder, 'decode.json'), pathlib.Path(folder, 'train_step.json')
     _python('-m', 'armd_jax.bench.decode', *decode_flags, f'--json={speeds}')
     _python('-m', 'armd_jax.bench.train_step', *train_step_flags, f'--json={steps}')
-    systems = json.loads(speeds.read_text())['systems']  # AR comes first
+    systems = json.loads(speeds.read_text('utf-8'))['systems']  # AR comes first
     ar, *armd = (row['tokens_per_second'] for row in systems)
     rate = dict(zip((row['streams'] for row in systems[1:]), armd, strict=True))
-    train = json.loads(steps.read_text())['ratios']['time']
+    train = json.loads(steps.read_text('utf-8'))['ratios']['time']
     calls = {
       'jax': lambda: _python('-c', 'import jax'),
       'import': lambda: _python('-c', 'import armd_jax.training.loop'),

@@ -15,12 +15,11 @@ run (MDLM's caching, section 4; RADD's E-NFEs): that changes the cost and not th
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from typing import Any
 
-import flax
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,9 +50,9 @@ class Denoised(Generated):
   step_BxN: Array
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Plan:
-  """What is static of a sampler.
+  """How a sampler runs; compiled programs depend on all of it but the number of steps.
 
   Attributes:
     method: its schedule, and what the network reads.
@@ -63,11 +62,11 @@ class Plan:
     mesh: where the parameters are, which shares the batch; None: on one device.
   """
 
-  method: MaskedDiffusion
-  settings: DiffusionConfig
-  steps: int
-  is_euler: bool
-  mesh: Mesh | None = None
+  method: MaskedDiffusion = flax.struct.field(pytree_node=False)
+  settings: DiffusionConfig = flax.struct.field(pytree_node=False)
+  steps: int | Array
+  is_euler: bool = flax.struct.field(pytree_node=False)
+  mesh: Mesh | None = flax.struct.field(pytree_node=False, default=None)
 
 
 def plan_of(
@@ -111,7 +110,7 @@ def generate(
   return jax.tree.map(lambda x: x[:batch] if x.ndim else x, generated)
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'plan'))
+@functools.partial(jax.jit, static_argnames='model')
 def sample(model: Denoiser, plan: Plan, params: Params, request: Request, draws: Draws) -> Denoised:
   """`generate`, of arrays that are laid out already."""
   with axes.on(plan.mesh):

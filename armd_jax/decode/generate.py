@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,6 +30,8 @@ from armd_jax.parallel import axes, sharding
 
 Array = jax.Array
 Model = ARMD | AR
+
+FEWEST_PREFILL = 16  # rows of the pass over given tokens; other sizes are twice another
 
 
 def task_of(
@@ -71,9 +74,16 @@ def plan_of(
   if mesh is None or mesh.size == 1:
     form = form.for_steps(model.config, 2 * batch * width)
   narrow = form.narrowest(-(-batch // (1 if mesh is None else sharding.batch_parts(mesh))))
-  prefill, width = int(num_given_B.max()), max(width, narrow)
+  prefill, width = prefill_rows(int(num_given_B.max()), num_slots), max(width, narrow)
   room = whole_room(num_slots, width)
   return Plan(form, batch, prefill, width, narrow, room, stop_token, mesh)
+
+
+def prefill_rows(given: int, num_slots: int) -> int:
+  """Rows of the pass over so many given tokens: few sizes, so that prompts of other lengths seldom
+  compile anew. The rows beyond the given ones are padding, which nobody sees."""
+  sizes = (FEWEST_PREFILL << n for n in itertools.count())
+  return min(num_slots, next(size for size in sizes if size >= given)) if given else 0
 
 
 def device_form() -> Form:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from armd_jax import errors
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.decode import diffusion
 from armd_jax.decode.generate import generate, stream, task_of
@@ -182,11 +183,11 @@ class Decoder:
 
 
 def check_counts(streams: int, num_samples: int) -> None:
-  """Refuses less than one.
+  """Refuses what is no whole number, or less than one.
 
   Raises:
     UserError: naming the value and the fix.
   """
   for name, value in (('streams', streams), ('num_samples', num_samples)):
-    if value < 1:
-      raise UserError(f'{name} is {value}; write 1 or more')
+    if not errors.is_whole(value) or value < 1:
+      raise UserError(f'{name} is {value!r}; write a whole number, 1 or more')

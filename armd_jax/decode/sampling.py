@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from armd_jax.errors import UserError
+from armd_jax.errors import UserError, check_seed
 from armd_jax.hardware import device
 
 Array = jax.Array
@@ -21,7 +21,7 @@ class Sampling:
   """How texts are drawn, checked.
 
   Attributes:
-    seed: of all draws.
+    seed: of all draws, from 0 to 2**32 - 1.
     temperature: >= 0; 0 takes the most likely tokens.
     top_p: nucleus of the distribution to draw from, in (0, 1].
     stop: id of the token before which a text ends; None: none does.
@@ -35,6 +35,10 @@ class Sampling:
   stop: int | None = None
 
   def __post_init__(self) -> None:
+    check_seed(self.seed)
+    for name, number in (('temperature', self.temperature), ('top_p', self.top_p)):
+      if not isinstance(number, int | float | np.number) or isinstance(number, bool):
+        raise UserError(f'{name} is {number!r}; write a number')
     for name, fine, fix in (
       ('temperature', self.temperature >= 0, '0 (most likely) or more'),
       ('top_p', 0 < self.top_p <= 1, 'more than 0 and at most 1'),
@@ -46,7 +50,7 @@ class Sampling:
     """As compiled functions take it, of sequences whose indices are 0.. if None."""
     sequence_B = np.arange(batch) if sequence_B is None else np.asarray(sequence_B)
     return Draws(
-      seed=np.uint32(self.seed % 2**32),  # type: ignore[arg-type]
+      seed=np.uint32(self.seed),  # type: ignore[arg-type]
       sequence_B=sequence_B.astype(np.int32),  # type: ignore[arg-type]
       temperature=np.float32(self.temperature),  # type: ignore[arg-type]
       top_p=None if self.top_p == 1 else np.float32(self.top_p),  # type: ignore[arg-type]

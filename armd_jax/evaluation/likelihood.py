@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from armd_jax import families
 from armd_jax.config import ModelConfig, OrderConfig, check_streams
+from armd_jax.errors import check_seed
 from armd_jax.models.ar import AR
 from armd_jax.models.armd import ARMD
 from armd_jax.models.denoiser import Denoiser
@@ -137,8 +138,11 @@ def nll(
   is_bound = protocol == DENOISING
   score = (_score_bound if is_bound else scorer)(model, mesh)
   rows = sharding.batch_sharding(mesh)
+  check_seed(seed)
   total = orders * len(windows_WxN)
-  keys_W = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(total))
+  keys_W = jax.vmap(jax.random.fold_in, (None, 0))(
+    jax.random.key(np.uint32(seed)), jnp.arange(total)
+  )
   order = functools.partial(protocol.order, model.config.num_slots)
   make = jax.jit(jax.random.key_data if is_bound else order)
 

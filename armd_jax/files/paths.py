@@ -13,6 +13,7 @@ from armd_jax.errors import UserError
 
 # What no library takes for a pattern, an escape, or an address.
 _PLAIN = re.compile(r'[\w/.,=+@ -]*', re.ASCII)
+_PACKAGE = pathlib.Path(__file__).parents[1]
 _aliases: dict[pathlib.Path, pathlib.Path] = {}
 
 
@@ -28,7 +29,9 @@ def given(path: str | os.PathLike[str], what: str) -> pathlib.Path:
   >>> given('work/mine/', '--workdir')
   PosixPath('work/mine')
   """
-  text = os.fspath(path)
+  if not isinstance(path, str | pathlib.PurePath):
+    raise UserError(f'{what} is {path!r}; write a text or a pathlib.Path')
+  text = str(path)
   if not text.strip():
     raise UserError(f'{what} is empty; write the name of a folder or a file')
   if '\0' in text:
@@ -42,6 +45,26 @@ def given(path: str | os.PathLike[str], what: str) -> pathlib.Path:
     return pathlib.Path(text).expanduser()
   except RuntimeError as error:
     raise UserError(f'{what} is {text!r}, but there is no such home; write a path') from error
+
+
+def experiment(path: str, what: str) -> str:
+  """The file of an experiment that a user named, from the current directory on.
+
+  One that is not there and whose name begins with `experiments/` is the project's own of that name:
+  a clone has these beside the package, an installed package inside.
+
+  Args:
+    path: as written, perhaps with options behind a colon, like experiments/text8.py:family=mdlm.
+    what: where it was written, such as '--config'.
+  Raises:
+    UserError: it names nothing on a disk.
+  """
+  name, colon, options = path.partition(':')
+  file = given(name, what)
+  if not file.exists() and file.parts[:1] == ('experiments',):
+    own = [root / file for root in (_PACKAGE, _PACKAGE.parent)]
+    file = next((path for path in own if path.exists()), file)
+  return f'{file}{colon}{options}'
 
 
 def plain(folder: pathlib.Path) -> pathlib.Path:

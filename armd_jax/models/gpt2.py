@@ -18,6 +18,7 @@ import safetensors.numpy
 
 from armd_jax import config as config_lib
 from armd_jax.errors import UserError, sentence
+from armd_jax.files import paths
 from armd_jax.models.layers import stack_of
 from armd_jax.models.params import Params
 
@@ -78,7 +79,7 @@ def load(folder: str | pathlib.Path) -> tuple[config_lib.ModelConfig, int, Param
     UserError: a file is missing or damaged, is no GPT-2, or lacks an array, has one of another
       shape than config.json says, or anything that is not used.
   """
-  folder = pathlib.Path(folder)
+  folder = paths.given(folder, 'the folder of a GPT-2')
   described = _described(folder)
   config = _config(folder, described)
   file, arrays = _all_arrays(folder)

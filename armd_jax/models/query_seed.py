@@ -112,7 +112,7 @@ class Prefix(nn.Module):
         position, self.config.position_dim
       )
     # Of unit length, as the fixed kinds are: whatever is learned, a position weighs itself by 1.
-    rows = self.pe_table[position]
+    rows = jnp.asarray(self.pe_table)[position]
     return rows * jax.lax.rsqrt(jnp.sum(jnp.square(rows), axis=-1, keepdims=True))
 
 

@@ -45,7 +45,8 @@ class Vocabulary(nn.Module):
     """
     look_up = functools.partial(_look_up, self.config.dtype)
     find = axes.split(look_up, (('vocab', 'embed'), ('batch', None)), ('batch', None, None))
-    rows = find(self.embedding_VxE, jnp.maximum(ids, 0))
+    # Parameters may be NumPy's, which take no traced indices.
+    rows = find(jnp.asarray(self.embedding_VxE), jnp.maximum(ids, 0))
     special_E = self.special_E.astype(self.config.dtype)
     rows = jnp.where((ids == SPECIAL)[..., None], special_E, rows)
     return (
@@ -56,7 +57,7 @@ class Vocabulary(nn.Module):
 
   def at(self, position: Array) -> Array:
     """Learned position rows in the compute dtype."""
-    return self.positions_MxE[position].astype(self.config.dtype)
+    return jnp.asarray(self.positions_MxE)[position].astype(self.config.dtype)
 
   def logits(self, hidden: Array) -> Array:
     """float32 logits over the padded vocabulary; padding gets -inf."""

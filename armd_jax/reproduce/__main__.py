@@ -13,7 +13,6 @@ they need; --list prints the names. The page is written from whatever is there.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 import shlex
 import sys
 
@@ -23,6 +22,7 @@ from armd_jax import cli
 from armd_jax import config as config_lib
 from armd_jax.data import corpus as corpus_lib
 from armd_jax.errors import UserError
+from armd_jax.files import paths
 from armd_jax.flags import experiment, flag
 from armd_jax.reproduce import page, run
 from armd_jax.reproduce.pieces import all_pieces
@@ -42,6 +42,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+  workdir, out = paths.given(options.workdir, '--workdir'), paths.given(options.out, '--out')
   raw = options.config.copy_and_resolve_references()
   if options.text:
     raw.data.source = options.text
@@ -53,17 +54,14 @@ def main(options: Options) -> None:
     return
   corpus = corpus_lib.load(config.data, config.model.length)
   print(f'text: {corpus.description}, sha256 {corpus.sha256}', flush=True)
-  place = Place(pathlib.Path(options.workdir), raw.to_dict(), corpus.sha256)
+  place = Place(workdir, raw.to_dict(), corpus.sha256)
   failed = [] if options.page_only else run.run(some, place, options.jobs)
   parts = ('--only', '--page_only', '--jobs')
   given = [flag for flag in sys.argv[1:] if not flag.startswith(parts)]
   command = shlex.join(['python', '-m', 'armd_jax.reproduce', *given])
   numbers = page.numbers(raw, place, pieces, command, corpus)
-  page.write(numbers, pathlib.Path(options.out))
-  print(
-    f'{pathlib.Path(options.out) / "reproduction.md"}: {len(numbers["pieces"])} of '
-    f'{len(pieces)} pieces'
-  )
+  page.write(numbers, out)
+  print(f'{out / "reproduction.md"}: {len(numbers["pieces"])} of {len(pieces)} pieces')
   if failed:
     raise UserError(
       f'{len(failed)} pieces failed: {", ".join(failed)}; see {place.workdir / "logs"}, and give '

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from armd_jax.errors import UserError, sentence
+from armd_jax.files import paths
 from armd_jax.show import history
 
 
@@ -54,7 +55,7 @@ def read_json(flag: str, path: str, program: str, *names: str) -> dict[str, Any]
     UserError: it cannot be read, or lacks what that program writes.
   """
   try:
-    numbers = json.loads(pathlib.Path(path).read_text('utf-8'))
+    numbers = json.loads(paths.given(path, f'--{flag}').read_text('utf-8'))
     missing = [name for name in names if name not in numbers]
   except (OSError, ValueError, TypeError) as error:
     raise UserError(

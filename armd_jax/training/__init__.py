@@ -44,16 +44,26 @@ class TrainState:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-  """Clip by global norm, AdamW, linear warm-up to a constant rate (recipe of SEDD and MDLM)."""
-  return optax.chain(
-    optax.clip_by_global_norm(config.clip_norm),
-    optax.adamw(
-      learning_rate_at(config),
-      b1=config.beta1,
-      b2=config.beta2,
-      eps=config.eps,
-      weight_decay=config.weight_decay,
-    ),
+  """Clip by global norm, AdamW, linear warm-up to a constant rate (recipe of SEDD and MDLM).
+
+  Weights decay in the matrices of the layers alone: not in norms, biases and embeddings.
+  """
+  adamw = optax.chain(
+    optax.scale_by_adam(config.beta1, config.beta2, config.eps),
+    decayed_kernels(config.weight_decay),
+    optax.scale_by_learning_rate(learning_rate_at(config)),
+  )
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+def decayed_kernels(rate: float) -> optax.GradientTransformation:
+  """`optax.add_decayed_weights` of kernels, with the same empty state: that of optax's own mask is
+  another tree, and checkpoints of unmasked runs would not be read."""
+  # With a rate of 0 it adds nothing to all of them, as optax.adamw does.
+  decays = lambda path: path[-1].key == 'kernel' or not rate
+  add = lambda path, update, x: update + rate * x if decays(path) else update
+  return optax.stateless(
+    lambda updates, params: jax.tree_util.tree_map_with_path(add, updates, params)
   )
 
 

@@ -11,7 +11,7 @@ import pathlib
 from armd_jax.config import Config
 from armd_jax.data import corpus as corpus_lib
 from armd_jax.errors import UserError
-from armd_jax.files import whole
+from armd_jax.files import paths, whole
 from armd_jax.training import workdir as workdir_lib
 
 FILE = 'text.json'
@@ -40,7 +40,7 @@ def keep(workdir: str | pathlib.Path, config: Config, corpus: corpus_lib.Corpus)
       f'{workdir} was started with config.data.source = {started.data.source!r}, not '
       f'{config.data.source!r}, and before the text was stored; give it under its first name once'
     )
-  path = pathlib.Path(workdir) / FILE
+  path = paths.given(workdir, '--workdir') / FILE
   text = {'sha256': corpus.sha256, 'description': corpus.description}
   whole.write_json(path, text)
 
@@ -61,7 +61,7 @@ def sha256_of(workdir: str | pathlib.Path) -> str:
   Raises:
     UserError: the file is damaged.
   """
-  path = pathlib.Path(workdir) / FILE
+  path = paths.given(workdir, '--workdir') / FILE
   fix = 'delete it if the text is the one that the run was started with'
   try:
     found = whole.read_json(path, {'sha256': str}, fix)

@@ -75,6 +75,15 @@ def test_a_network_without_time_runs_only_after_a_change():
     assert max(runs) <= 3 if family in ('mdlm', 'radd') else min(runs) > 3, family
 
 
+def test_another_number_of_steps_compiles_nothing_anew():
+  """A prompt leaves so many tokens, of which each takes a step."""
+  run = lambda steps: sample('mdlm', 'ancestral', 3, steps)
+  run(5)
+  compiled = diffusion.sample._cache_size()
+  assert [int(run(steps).steps) <= steps for steps in (1, 4, 7)] == [True] * 3
+  assert diffusion.sample._cache_size() == compiled
+
+
 def test_given_tokens_stay_and_condition_the_rest():
   count = COUNT
   given = np.zeros((count, 3), bool)

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import tiny
 
-from armd_jax import order
+from armd_jax import models, order
 from armd_jax.attention import hopper
 from armd_jax.config import UserError
 from armd_jax.decode import cpu
+from armd_jax.decode import generate as generate_lib
 from armd_jax.decode.generate import generate, lower_generate, plan_of, prepare, stream, task_of
 from armd_jax.decode.sampling import Sampling, draw, nucleus
 from armd_jax.decode.state import Task
@@ -100,6 +101,47 @@ def test_batching_changes_nothing_and_given_tokens_stay():
     )
   again = generate(model, params, task_of(given, length, 2), text, Sampling(seed=4))
   assert (np.asarray(again.tokens_BxN) != together).any()
+
+
+@pytest.mark.parametrize('streams', [1, 4])
+def test_prompts_of_many_lengths_share_few_programs(streams):
+  """A compiled program belongs to a plan; of the task it knows shapes alone."""
+  model, plans = models.build(tiny.model_config(length=64), tiny.VOCAB), set()
+  for length in range(3, 61):
+    task = task_of(np.arange(64)[None] < length, np.full(1, 64), streams)
+    plans.add(plan_of(model, task))
+    assert length <= plan_of(model, task).prefill <= max(2 * length, generate_lib.FEWEST_PREFILL)
+  assert {plan.prefill for plan in plans} == {16, 32, 64}
+  # The widest blocks of the last few tokens of a text are narrower than those of longer ones.
+  assert len(plans) <= 3 + streams - 1
+  nothing = task_of(np.zeros((1, 64), bool), np.full(1, 64), streams)
+  assert plan_of(model, nothing).prefill == 0
+
+
+def test_padding_of_the_prefill_changes_no_token(monkeypatch):
+  model, params = small()
+  given, length = ragged()
+  tokens = np.random.RandomState(3).randint(tiny.VOCAB, size=given.shape)
+  for rows in ([0, 1, 2, 3], [2]):  # at different places, and in step
+    task = task_of(given[rows], length[rows], 2)
+    padded = generate(model, params, task, tokens[rows], Sampling(seed=2))
+    with monkeypatch.context() as exactly:
+      exactly.setattr(generate_lib, 'prefill_rows', lambda given, num_slots: given)
+      exact = generate(model, params, task, tokens[rows], Sampling(seed=2))
+      assert plan_of(model, task).prefill == given[rows].sum(axis=1).max() < 16
+    assert plan_of(model, task).prefill == 16
+    np.testing.assert_array_equal(padded.tokens_BxN, exact.tokens_BxN)
+    np.testing.assert_allclose(padded.margin_B, exact.margin_B, rtol=1e-3, atol=1e-5)
+
+
+def test_parameters_may_be_numpy_arrays():
+  model, params = small()
+  given, length = ragged()
+  numpy = jax.tree.map(np.asarray, params)
+  for weights in (numpy, prepare(model, numpy)):
+    run = generate(model, weights, task_of(given, length, 2), np.zeros_like(given), Sampling())
+    expected = generate(model, params, task_of(given, length, 2), np.zeros_like(given), Sampling())
+    np.testing.assert_array_equal(run.tokens_BxN, expected.tokens_BxN)
 
 
 def test_temperature_zero_is_the_likeliest_and_ignores_the_seed():
@@ -197,11 +239,23 @@ def test_draws_are_exact_in_the_tail():
   assert 60 < int(tokens.sum()) < 140  # Poisson of mean 100, four standard deviations
 
 
-@pytest.mark.parametrize('bad', [{'temperature': -1.0}, {'top_p': 0.0}, {'top_p': 1.5}])
+@pytest.mark.parametrize(
+  'bad',
+  [{'temperature': -1.0}, {'temperature': math.nan}, {'temperature': 'hot'}, {'top_p': 0.0},
+   {'top_p': 1.5}, {'top_p': None}, {'seed': -1}, {'seed': 2**32}, {'seed': 0.0}, {'seed': True},
+   {'seed': '1'}, {'seed': np.int64(-3)}, {'seed': np.bool_(True)}, {'seed': None}],
+)  # fmt: skip
 def test_bad_settings_are_refused(bad):
   ((name, value),) = bad.items()
-  with pytest.raises(UserError, match=f'{name} is {value}; write '):
+  with pytest.raises(UserError, match=f'^{re.escape(f"{name} is {value!r}")}; write '):
     Sampling(**bad)
+
+
+@pytest.mark.parametrize('kind', [np.int32, np.int64, np.uint8])
+def test_seeds_may_be_of_numpys_types(kind):
+  assert Sampling(kind(200)).draws(1).seed == 200
+  assert Sampling(0, np.float32(0.5), np.float64(0.5)).draws(1).top_p == 0.5
+  assert Sampling(2**32 - 1).draws(1).seed == 2**32 - 1
 
 
 def test_streaming_tells_of_every_chunk_and_ends_with_the_same_texts():

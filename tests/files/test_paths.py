@@ -47,8 +47,31 @@ def test_what_names_nothing_on_a_disk_is_refused(text):
   assert '\n' not in str(caught.value) and '; write ' in str(caught.value)
 
 
+@pytest.mark.parametrize('path', [None, 3, b'work', ['work'], True])
+def test_what_is_no_path_is_refused(path):
+  with pytest.raises(UserError, match=r'; write a text or a pathlib\.Path'):
+    paths.given(path, '--workdir')
+
+
 def test_home_is_expanded(monkeypatch, tmp_path):
   monkeypatch.setenv('HOME', str(tmp_path))
   assert paths.given('~/runs/a/', '--workdir') == tmp_path / 'runs/a'
   with pytest.raises(UserError, match='no such home'):
     paths.given('~nobody-of-this-name/x', '--workdir')
+
+
+def test_experiments_are_the_projects_own_where_there_are_no_others(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  find = lambda path: paths.experiment(path, '--config')
+  own = pathlib.Path(find('experiments/text8.py'))
+  assert own.is_absolute() and 'get_config' in own.read_text('utf-8')
+  assert find('./experiments/text8.py:family=mdlm') == f'{own}:family=mdlm'
+  assert find('experiments/sweeps/standard.py:seeds').endswith('standard.py:seeds')
+  # Whatever else is missing stays what it is, and what is there comes first.
+  for path in ('text8.py', 'other/text8.py', 'experiments/mine.py'):
+    assert find(path) == path
+  (tmp_path / 'experiments').mkdir()
+  (tmp_path / 'experiments' / 'text8.py').touch()
+  assert find('experiments/text8.py') == 'experiments/text8.py'
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert find('~/experiments/text8.py:x') == f'{tmp_path}/experiments/text8.py:x'

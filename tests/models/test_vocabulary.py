@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
+from armd_jax import order
 from armd_jax.models.vocabulary import SPECIAL, Vocabulary
 
 
@@ -51,3 +52,23 @@ def test_logits_of_bfloat16_rows_are_added_up_in_float32():
   assert logits.dtype == jnp.float32
   exact = np.sum(np.asarray(params['embedding'].astype(jnp.bfloat16), np.float64), axis=1)
   np.testing.assert_allclose(logits[0], exact, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'position_rows': 'learned'},
+    {'architecture': 'gpt2', 'scan_layers': False},
+    {'family': 'ar', 'architecture': 'gpt2'},
+    {'family': 'mdlm'},
+  ],
+)
+def test_networks_take_numpy_parameters_outside_of_jit(changes):
+  model, params = tiny.init(tiny.model_config(num_layers=2, **changes))
+  along = [order.left_to_right(16)] if model.config.orders != 'none' else []
+  tokens = np.arange(16, dtype=np.int32)[None] % tiny.VOCAB
+  logits = lambda params: model.apply(
+    {'params': params}, model.apply({'params': params}, tokens, *along), method='logits'
+  )
+  found = logits(jax.tree.map(np.asarray, params))
+  np.testing.assert_allclose(found, jax.jit(logits)(params), rtol=1e-4, atol=1e-5)

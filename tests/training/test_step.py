@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from armd_jax import config as config_lib
-from armd_jax import training
+from armd_jax import families, models, training
 from armd_jax.config import OptimizerConfig
 from armd_jax.hardware import device
 from armd_jax.parallel import sharding
@@ -231,7 +231,7 @@ def test_an_optimizer_that_fails_once_is_passed_over(monkeypatch, where, bad):
       if where == 'updates':
         updates = jax.tree.map(lambda x: x + poison, updates)
       elif where == 'one element':
-        updates['bos'] = updates['bos'].at[3].add(poison)
+        updates['vocabulary']['bos'] = updates['vocabulary']['bos'].at[3].add(poison)
       else:
         floats = lambda x: x + poison if jnp.issubdtype(x.dtype, jnp.floating) else x
         inner_state = jax.tree.map(floats, inner_state)
@@ -260,13 +260,13 @@ def test_recipe():
 def test_every_field_of_the_optimizer_matters():
   def after_three_steps(**fields):
     config = OptimizerConfig(**{'warmup_steps': 2, 'learning_rate': 1e-2} | fields)
-    optimizer, params = training.make_optimizer(config), {'w': jnp.arange(1.0, 5.0)}
+    optimizer, params = training.make_optimizer(config), {'kernel': jnp.arange(1.0, 5.0)}
     state = optimizer.init(params)
     for step in range(3):
-      gradients = {'w': jnp.roll(jnp.array([3.0, -2.0, 1.0, 0.5]), step) * (step + 1)}
+      gradients = {'kernel': jnp.roll(jnp.array([3.0, -2.0, 1.0, 0.5]), step) * (step + 1)}
       updates, state = optimizer.update(gradients, state, params)
       params = optax.apply_updates(params, updates)
-    return np.asarray(params['w'])
+    return np.asarray(params['kernel'])
 
   plain = after_three_steps()
   for fields in (
@@ -279,6 +279,40 @@ def test_every_field_of_the_optimizer_matters():
     {'eps': 1.0},
   ):
     assert not np.allclose(plain, after_three_steps(**fields), rtol=1e-5, atol=0), fields
+
+
+def test_weights_of_layers_decay_and_no_others():
+  seen = set()
+  for changes in (
+    {}, {'query_seed': 'warm', 'position_rows': 'learned', 'scan_layers': False},
+    {'architecture': 'gpt2'}, {'query_seed': 'mask_embedding'}, {'family': 'sedd'},
+  ):  # fmt: skip
+    model = families.build(tiny.model_config(**changes), tiny.VOCAB)
+    shapes = jax.eval_shape(lambda key, model=model: models.init(model, key), jax.random.key(0))
+    params = jax.tree.map(lambda x: np.ones(x.shape), shapes)
+    zeros = jax.tree.map(np.zeros_like, params)
+    updates, _ = training.decayed_kernels(0.5).update(zeros, None, params)
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+      assert (update == (0.5 if path[-1].key == 'kernel' else 0)).all(), path
+      seen.add(path[-1].key)
+  others = {'scale', 'bias', 'embedding', 'positions', 'bos', 'mask', 'pe', 'gain'}
+  assert seen == {'kernel', *others}
+
+
+@pytest.mark.parametrize('weight_decay', [0.0, 0.1])
+def test_the_optimizer_is_adamw_with_a_state_that_older_checkpoints_hold(weight_decay):
+  config = OptimizerConfig(weight_decay=weight_decay, warmup_steps=0)
+  rate = training.learning_rate_at(config)
+  decay = {'weight_decay': weight_decay, 'eps': config.eps}
+  whole = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, 0.9, 0.999, **decay))
+  params = {'kernel': jnp.arange(1.0, 5.0), 'scale': jnp.ones(3)}
+  gradients = jax.tree.map(lambda x: x / 7, params)
+  optimizer = training.make_optimizer(config)
+  old, new = whole.init(params), optimizer.init(params)
+  assert jax.tree.structure(old) == jax.tree.structure(new)
+  expected, found = (o.update(gradients, old, params)[0] for o in (whole, optimizer))
+  np.testing.assert_array_equal(found['kernel'], expected['kernel'])
+  assert bool(weight_decay) == bool((found['scale'] != expected['scale']).any())
 
 
 def test_ema_follows_the_parameters():
