@@ -37,8 +37,7 @@ def run(main: Callable[[flags.Options], None], options: type[flags.Options]) -> 
   sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
   logging.getLogger('jax').setLevel(logging.WARNING)
   logging.getLogger('armd_jax').setLevel(logging.INFO)
-  # Where one file cannot be written, orbax tells of all that it then leaves, beside raising it.
-  logging.getLogger('absl').addFilter(lambda record: '/orbax/' not in record.pathname)
+  logging.getLogger('absl').addFilter(_is_news)
   sys.unraisablehook = _tell_unraisable
   ambient.settle()
   ends.limit_interrupts()
@@ -66,6 +65,21 @@ def run(main: Callable[[flags.Options], None], options: type[flags.Options]) -> 
     several += 'all of them again to go on from the last checkpoint'
     alone = 'this is a fault of the program itself; see the traceback above'
     ends.leave(CRASHED, f'error: {several if jax.distributed.is_initialized() else alone}')
+
+
+# What orbax logs of an error beside raising it, which is how a user hears of it: a line and a
+# traceback from each of its threads. Of an ordinary save or restore orbax warns of nothing.
+_RAISED_AS_WELL = (
+  r'\[process=\d+\] Failed to run \d+ Handler Commit operations',
+  r'\[process=\d+\]\[thread=\w+\]\[operation_id=\w+\] _SignalingThread.run\(\) raised an exception',
+)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  is_known = '/orbax/' in record.pathname and re.match(
+    '|'.join(_RAISED_AS_WELL), record.getMessage()
+  )
+  return not is_known
 
 
 def _environment(error: Exception) -> str | None:

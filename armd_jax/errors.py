@@ -1,11 +1,27 @@
 """How a program ends: bad input, told to the user in one sentence, and exit codes."""
 
+import re
+
+_CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
+_LONGEST = 1000  # characters
+
 
 class UserError(ValueError):
   """Something the user can fix: its text is one sentence naming the cause and the fix.
 
-  Programs print it without a traceback and exit with code 1 (see `armd_jax.cli`).
+  Programs print it without a traceback and exit with code 1 (see `armd_jax.cli`). It may quote what
+  a user wrote: line breaks and what else a terminal would obey are escaped, and what is very long
+  loses its middle.
+
+  >>> str(UserError('no file a\\nb; give another'))
+  'no file a\\\\nb; give another'
   """
+
+  def __init__(self, text: str):
+    text = _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+    if len(text) > _LONGEST:
+      text = f'{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}'
+    super().__init__(text)
 
 
 class MetByAll(UserError):

@@ -20,6 +20,8 @@ import pathlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
+from armd_jax.errors import UserError
+
 ROOT = pathlib.Path(__file__).parents[1]  # of the repository, or of site-packages
 
 Record = dict[str, Any]
@@ -240,8 +242,18 @@ class Records:
     self.path = pathlib.Path(path)
 
   def read(self) -> dict[str, Record]:
-    """All records by key; none if there is no file."""
-    return json.loads(self.path.read_text('utf-8')) if self.path.exists() else {}
+    """All records by key; none if there is no file.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    try:
+      found = json.loads(self.path.read_bytes()) if self.path.exists() else {}
+      if all('stamp' in record for record in found.values()):
+        return found
+    except (ValueError, TypeError, AttributeError, RecursionError):
+      pass
+    raise UserError(f'{self.path} is damaged; bring it back, or delete it to measure all anew')
 
   def current(self, stamps: Mapping[str, str]) -> dict[str, Record]:
     """The records under the stamps of today.

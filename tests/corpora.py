@@ -42,6 +42,18 @@ def write_parquet(path, texts, column='text', row_group_size=7):
   return str(path)
 
 
+def write_records(path, stream_T):
+  """A file of a prepared corpus that holds these ids."""
+  from array_record.python import array_record_module
+
+  from armd_jax.data.prepared import RECORD_TOKENS
+
+  file = array_record_module.ArrayRecordWriter(str(path), 'group_size:1,uncompressed')
+  for begin in range(0, len(stream_T), RECORD_TOKENS):
+    file.write(stream_T[begin : begin + RECORD_TOKENS].tobytes())
+  file.close()
+
+
 def write_tfds(folder, set_name, splits, columns=('text',), version='1.0.0'):
   """Prepares a set as tensorflow-datasets does.
 

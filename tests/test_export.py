@@ -405,7 +405,7 @@ def test_programs_alone_generate_the_samplers_tokens(run, tmp_path):
   standalone.read(out)
   programs = shutil.copytree(out / 'stablehlo', tmp_path / 'programs')
   source = (programs / 'run.py').read_text()
-  assert 'armd_jax' not in source and len(source.splitlines()) < 60
+  assert 'armd_jax' not in source and len(source.splitlines()) < 80
 
   given = np.broadcast_to(np.arange(16) < 3, (2, 16))
   tokens = np.where(given, [97, 98, 99] + [0] * 13, 0)
@@ -418,10 +418,17 @@ def test_programs_alone_generate_the_samplers_tokens(run, tmp_path):
   printed = [list(map(int, line.split())) for line in done.stdout.splitlines()]
   np.testing.assert_array_equal(printed, expected.tokens_BxN)
 
-  path = programs / 'step.stablehlo'
-  path.write_bytes(path.read_bytes()[:-1])
-  done = alone(script)
-  assert done.returncode == 1 and done.stderr == 'error: step.stablehlo is damaged; export again\n'
+  for flag in ('--prompt=257', '--prompt=x', '--prompt=' + '1,' * 17, '--temperature=nan'):
+    done = alone(script, flag)
+    assert done.returncode == 1 and re.fullmatch(r'error: --.*[a-z0-9]\n', done.stderr), done.stderr
+  for name in ('step.stablehlo', 'about.json'):
+    whole = (programs / name).read_bytes()
+    (programs / name).write_bytes(
+      whole.replace(b'16', b'17', 1) if name == 'about.json' else whole[:-1]
+    )
+    done = alone(script)
+    assert done.returncode == 1 and done.stderr == f'error: {name} is damaged; export again\n'
+    (programs / name).write_bytes(whole)
 
 
 def alone(*command):

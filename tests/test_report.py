@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -147,8 +148,11 @@ def test_orders_are_those_that_training_has_reached():
 @pytest.mark.parametrize(
   ('log', 'sentence'),
   [
-    (None, 'is missing or damaged'),
-    ('{"step": 1, "loss": 2.0}\n{"step": 2, "lo', 'damaged .*; give the training command again'),
+    (None, '^cannot read .*metrics.jsonl .*; give the --workdir of a run that has trained$'),
+    (
+      '{"step": 1, "loss": 2.0}\n{"step": 2, "lo\n',
+      '^line 2 of .* is damaged .*; remove that line$',
+    ),
     ('{"step": 1, "held_out": 2.0}\n', 'holds no step; train first'),
   ],
 )
@@ -161,9 +165,12 @@ def test_a_log_that_cannot_be_shown_is_one_sentence(tmp_path, log, sentence):
 
 def test_numbers_of_another_program_are_refused(tmp_path):
   (tmp_path / 'd.json').write_text('{"systems": []}')
-  for path, sentence in (('d.json', "has no 'quality'; make it by"), ('e.json', 'cannot be read')):
+  for path, sentence in (
+    ('d.json', r'd.json is damaged \(it lacks .*\); make it by'),
+    ('e.json', '^cannot'),
+  ):
     with pytest.raises(UserError, match=sentence):
-      report_files.read_json('decoding', str(tmp_path / path), 'x', 'systems', 'quality')
+      report_files.read_measured(tmp_path, str(tmp_path / path))
   with pytest.raises(UserError, match='holds other rows than'):
     report_page.decoding_section('d.json', {'systems': [{'seconds': 1}], 'quality': None})
 
@@ -171,8 +178,13 @@ def test_numbers_of_another_program_are_refused(tmp_path):
 def test_a_page_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path):
   page = tmp_path / 'report.html'
   report_files.write(page, 'first')
-  with pytest.raises(UnicodeEncodeError):
-    report_files.write(page, 'second \ud800')
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+  try:
+    with pytest.raises(UserError, match=r'\(File too large\); give another --out'):
+      report_files.write(page, 'second' * 1000)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert page.read_text() == 'first'
   with pytest.raises(UserError, match='give another --out'):
     report_files.write(page / 'below.html', 'third')

@@ -62,9 +62,7 @@ class Model:
       UserError: something cannot be sampled with, or the prompt leaves no room.
     """
     requests.check_counts(streams, count)
-    if not isinstance(prompt, str):
-      raise UserError(f'prompt is {prompt!r}; write a text')
-    if stop not in ('none', 'eos'):
+    if not isinstance(stop, str) or stop not in ('none', 'eos'):
       raise UserError(f"stop is {stop!r}; write 'none' or 'eos'")
     stop_token = self.tokenizer.eos_id if stop == 'eos' else None
     sampling = Sampling(seed, temperature, top_p, stop_token)

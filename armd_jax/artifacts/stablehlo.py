@@ -5,8 +5,8 @@ A folder holds two programs of jax.export, which depend on a batch size, a lengt
   prefill   weights, the given tokens -> weights in the compute type, caches
   step      weights, caches, seed -> caches, the text so far: one forward pass, up to S tokens
 
-weights.npz, the digests of all of them, and run.py (`stablehlo_run`), which needs numpy, jax and
-flatbuffers.
+weights.npz, about.json, which has the digests of all of them and its own, and run.py
+(`stablehlo_run`), which needs numpy, jax and flatbuffers.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from armd_jax.decode.generate import device_form
 from armd_jax.decode.network import Network
 from armd_jax.decode.plan import Plan
 from armd_jax.decode.state import Task, whole_room
+from armd_jax.files import whole
 from armd_jax.models.params import Params
 from armd_jax.order import given_first, to_generation
 
@@ -66,9 +67,11 @@ def write(
     'batch_size': batch_size,
     'length': config.num_slots,
     'streams': streams,
+    'vocab_size': vocab_size,
     'sha256': {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
   }
-  (folder / 'about.json').write_text(json.dumps(about, indent=2) + '\n', encoding='utf-8')
+  seal = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+  whole.write_json(folder / 'about.json', about | {'seal': seal})
   script = pathlib.Path(stablehlo_run.__file__).read_text('utf-8')
   (folder / 'run.py').write_text(script, encoding='utf-8')
 

@@ -22,30 +22,48 @@ def main() -> None:
   parser.add_argument('--temperature', type=float, default=1.0)
   flags = parser.parse_args()
   here = pathlib.Path(__file__).parent
-  about = json.loads((here / 'about.json').read_text('utf-8'))
-  for name, sha256 in about['sha256'].items():
-    if hashlib.sha256((here / name).read_bytes()).hexdigest() != sha256:
-      sys.exit(f'error: {name} is damaged; export again')
+  about = read_about(here)
+  batch, length, vocab_size = (about[name] for name in ('batch_size', 'length', 'vocab_size'))
+  prompt = [number for number in flags.prompt.split(',') if number]
+  is_id = lambda text: text.isdecimal() and len(text) < 10 and int(text) < vocab_size
+  if len(prompt) > length or not all(map(is_id, prompt)):
+    sys.exit(f'error: --prompt takes up to {length} numbers below {vocab_size}, like 84,104,101')
+  if not flags.temperature >= 0:
+    sys.exit(f'error: --temperature is {flags.temperature}; write 0 (most likely) or more')
+
   load = lambda name: export.deserialize(bytearray((here / name).read_bytes())).call
   prefill = jax.jit(load('prefill.stablehlo'))
   step = jax.jit(load('step.stablehlo'), donate_argnums=1)
   with np.load(here / 'weights.npz') as file:
     weights = [file[f'arr_{n}'] for n in range(len(file))]
-
-  batch, length = about['batch_size'], about['length']
-  prompt = [int(number) for number in flags.prompt.split(',') if number]
   tokens = np.zeros((batch, length), np.int32)
-  tokens[:, : len(prompt)] = prompt
+  tokens[:, : len(prompt)] = [int(number) for number in prompt]
   given = np.broadcast_to(np.arange(length) < len(prompt), (batch, length))
   weights, caches = prefill(weights, tokens, given, np.full(batch, length, np.int32))
   temperature = np.float32(flags.temperature)
-  draws: dict[str, Any] = {'seed': np.uint32(flags.seed), 'temperature': temperature}
+  draws: dict[str, Any] = {'seed': np.uint32(flags.seed % 2**32), 'temperature': temperature}
   draws['sequence_B'] = np.arange(batch, dtype=np.int32)
   more = len(prompt) < length
   while more:
     caches, tokens, more = step(weights, caches, draws)
   for text in np.asarray(tokens).tolist():
     print(*text)
+
+
+def read_about(here: pathlib.Path) -> dict:
+  """What about.json holds, once it and the files that it names are what was written."""
+  sha256 = lambda data: hashlib.sha256(data).hexdigest()
+  try:
+    about = json.loads((here / 'about.json').read_bytes())
+    is_whole = about.pop('seal') == sha256(json.dumps(about, sort_keys=True).encode())
+  except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
+    is_whole = False
+  if not is_whole:
+    sys.exit('error: about.json is damaged; export again')
+  for name, digest in about['sha256'].items():
+    if not (here / name).is_file() or sha256((here / name).read_bytes()) != digest:
+      sys.exit(f'error: {name} is damaged; export again')
+  return about
 
 
 if __name__ == '__main__':

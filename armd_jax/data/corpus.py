@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from armd_jax.config import DataConfig
@@ -40,12 +41,14 @@ def load(config: DataConfig, length: int) -> Corpus:
 
   Raises:
     UserError: the text is missing, empty, one document only, or shorter than one window; or it was
-      prepared with another tokenizer.
+      prepared with another tokenizer, or is damaged. Of several processes each looks at its part
+      of the files.
   """
   tokenizer = get_tokenizer(config.tokenizer)
   packing = get_packing(config.packing, length, tokenizer)
   if is_prepared(config.source):
     prepared = Prepared(config.source)
+    prepared.check_files(jax.process_index(), jax.process_count())
     return Corpus(
       train_WxN=prepared.windows('train', tokenizer, packing),
       held_out_WxN=prepared.windows('held_out', tokenizer, packing),

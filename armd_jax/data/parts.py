@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etils import epath
 
 from armd_jax.data import rows, sources
-from armd_jax.data.prepared import SIDES, UNFINISHED
+from armd_jax.data.prepared import SIDES, UNFINISHED, Shard, read_shard, stamp
 from armd_jax.data.readers import Span
 from armd_jax.data.rows import OnBad
+from armd_jax.files import whole
 
 SPAN_BYTES = 2**24  # read at a time, which bounds a worker's memory
 
@@ -88,8 +87,8 @@ def group(spans: Sequence[Span], part_bytes: int) -> Iterator[tuple[Span, ...]]:
   """Neighbouring spans, together of about `part_bytes`."""
   enough = 0.9 * part_bytes  # a span is a little shorter where the one before went on to a border
   group = []
-  for whole in spans:
-    for span in whole.split(min(part_bytes, SPAN_BYTES)):
+  for one in spans:
+    for span in one.split(min(part_bytes, SPAN_BYTES)):
       group.append(span)
       if sum(s.num_bytes for s in group) >= enough:
         yield tuple(group)
@@ -100,15 +99,8 @@ def group(spans: Sequence[Span], part_bytes: int) -> Iterator[tuple[Span, ...]]:
 
 def stamps(parts: Sequence[WorkItem]) -> dict[str, list[int]]:
   """What the system says of the files when they are written to, by path."""
-  found = {}
-  for path in dict.fromkeys(s.path for part in parts for s in part.spans if hasattr(s, 'path')):
-    if '://' in path:
-      about = epath.Path(path).stat()
-      found[path] = [about.length, int(about.mtime)]
-    else:
-      about = os.stat(path)
-      found[path] = [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
-  return found
+  files = dict.fromkeys(s.path for part in parts for s in part.spans if hasattr(s, 'path'))
+  return {path: stamp(path) for path in files}
 
 
 def is_same_text(
@@ -124,8 +116,8 @@ def is_same_text(
       for number in range(len(parts))
     }
   else:
-    done = [number for number in range(len(parts)) if is_done(folder, number)]
-    notes = {number: json.loads(note_path(folder, number).read_text('utf-8')) for number in done}
+    found = ((number, read_note(folder, number)) for number in range(len(parts)))
+    notes = {number: note for number, note in found if note}
   for number, shards in notes.items():
     hashes = {side: hashlib.sha256() for side in SIDES}
     counts = dict.fromkeys(SIDES, 0)
@@ -150,14 +142,17 @@ def note_path(folder: epath.Path, number: int) -> epath.Path:
   return folder / UNFINISHED / f'part-{number:05}.json'
 
 
-def is_done(folder: epath.Path, number: int) -> bool:
-  """Whether the files of a part are whole, as far as their sizes tell."""
-  note = note_path(folder, number)
-  if not note.exists():
-    return False
-  shards = json.loads(note.read_text('utf-8'))
-  for shard in (shards[side] for side in SIDES if side in shards):
-    path = folder / shard['file']
-    if not path.exists() or path.stat().length != shard['num_bytes']:
-      return False
-  return True
+def read_note(folder: epath.Path, number: int) -> dict[str, Any] | None:
+  """What the files of a part are; None if it has to be done, or its note or a file is damaged."""
+  try:
+    note = whole.read_json(note_path(folder, number), {'left_out': {str: int}}, '')
+    if note.pop('sha256', None) != whole.sha256(note):
+      return None
+    shards: list[Shard] = [read_shard(note[side]) for side in SIDES if side in note]
+    for shard in shards:
+      path = folder / shard.file
+      if not path.exists() or path.stat().length != shard.num_bytes:
+        return None
+  except (OSError, ValueError):
+    return None
+  return note

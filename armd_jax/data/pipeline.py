@@ -7,13 +7,10 @@ batch size or the number of processes changes.
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import sys
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from multiprocessing import resource_tracker
 from typing import NamedTuple
 
 import grain
@@ -57,7 +54,7 @@ class TrainingBatches(Iterator[Batch]):
 
   def __next__(self) -> Batch:
     begin = time.perf_counter()
-    with _shielded():  # the first one starts the workers
+    with workers.shielded():  # the first one starts the workers, and a step that saves needs them
       batch = next(self._batches)
     self.input_seconds = time.perf_counter() - begin
     self.next_index += self._batch_size
@@ -66,21 +63,6 @@ class TrainingBatches(Iterator[Batch]):
   def close(self) -> None:
     """Stops what reads ahead; `next` raises ValueError from here on."""
     self._close()
-
-
-@contextlib.contextmanager
-def _shielded() -> Iterator[None]:
-  """Processes started inside never see SIGTERM or SIGINT; this one does afterwards.
-
-  Slurm sends the one to every process of a job, a terminal the other, but the step that saves still
-  needs its batch.
-  """
-  resource_tracker.ensure_running()  # its start would end the block
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-  try:
-    yield
-  finally:
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def training_batches(

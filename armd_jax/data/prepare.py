@@ -35,6 +35,7 @@ from armd_jax.data.packing import token_dtype
 from armd_jax.data.prepared import FORMAT, MANIFEST, RECORD_TOKENS, SIDES, UNFINISHED, Shard
 from armd_jax.data.tokenizers import Tokenizer, get_tokenizer
 from armd_jax.errors import UserError, sentence
+from armd_jax.files import lock, whole
 from armd_jax.flags import flag
 
 _MIB = 2**20
@@ -75,7 +76,7 @@ def prepare(
   Raises:
     UserError: bad source, text or folder; or the folder holds another corpus.
   """
-  tokenizer = get_tokenizer(tokenizer_name)
+  tokenizer, folder = get_tokenizer(tokenizer_name), prepared.place(out, '--out')
   if held_out_source:
     held_out = 0.0
   elif not 0 < held_out < 1:
@@ -104,15 +105,22 @@ def prepare(
     'spans': hashlib.sha256(repr([part.without_place() for part in parts]).encode()).hexdigest(),
     'files': parts_lib.stamps(parts),
   }
-  folder = epath.Path(out).expanduser()
   with _plain_errors(folder):
     held_out_set = parts_lib.held_out_set(parts, bad_rows)
     split = parts_lib.Split(held_out, held_out_set, on_bad)
-    finished = _claim(folder, plan, parts, split)
-    if finished:
-      return finished
-    _run(parts, folder, tokenizer_name, split, bad_rows, num_workers)
-    return _finish(folder, plan, parts)
+    with _held(folder):
+      finished = _claim(folder, plan, parts, split)
+      if finished:
+        return finished
+      _run(parts, folder, tokenizer_name, split, bad_rows, num_workers)
+      return _finish(folder, plan, parts)
+
+
+def _held(folder: epath.Path) -> contextlib.AbstractContextManager[None]:
+  """Keeps other preparations out of the folder; a bucket has no locks."""
+  if '://' in os.fspath(folder):
+    return contextlib.nullcontext()
+  return lock.held(pathlib.Path(folder) / lock.FOLDER_LOCK, f'--out {folder}')
 
 
 def _claim(
@@ -124,15 +132,17 @@ def _claim(
   """Makes the folder this plan's; the manifest if it is finished already."""
   there = None
   if (folder / MANIFEST).exists():
-    prepared.Prepared(os.fspath(folder))  # says so if a file is missing
-    there = json.loads((folder / MANIFEST).read_text('utf-8'))
+    there = prepared.Prepared(os.fspath(folder)).manifest  # says so if a file is missing
   elif (folder / UNFINISHED / _PLAN).exists():
-    there = {'plan': json.loads((folder / UNFINISHED / _PLAN).read_text('utf-8'))}
-  elif folder.exists() and any(path.name != UNFINISHED for path in folder.iterdir()):
+    there = {'plan': whole.read_json(folder / UNFINISHED / _PLAN, {}, 'use another --out')}
+  elif folder.exists() and {path.name for path in folder.iterdir()} - {
+    UNFINISHED,
+    lock.FOLDER_LOCK,
+  }:
     raise UserError(f'{folder} holds other files; give a new or an empty folder as --out')
   if there is None:
     (folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
-    _write_text(folder / UNFINISHED / _PLAN, json.dumps(plan, indent=2))
+    _write_json(folder / UNFINISHED / _PLAN, plan)
     return None
   for name, value in plan.items():
     if there['plan'].get(name) != value and name not in _PLACES:
@@ -145,10 +155,10 @@ def _claim(
   if there['plan'].get('files') != plan['files']:
     if not parts_lib.is_same_text(folder, there, parts, split):
       raise _other_text(plan, folder)
-    there['plan'] = plan
     is_finished = 'shards' in there
+    there = _sealed(there | {'plan': plan})
     path = folder / MANIFEST if is_finished else folder / UNFINISHED / _PLAN
-    _write_text(path, json.dumps(there if is_finished else plan, indent=2) + '\n')
+    _write_json(path, there if is_finished else plan)
   return there if 'shards' in there else None
 
 
@@ -168,7 +178,7 @@ def _run(
   num_workers: int,
 ) -> None:
   """Writes the files of all parts that have none yet."""
-  missing = [i for i in range(len(parts)) if not parts_lib.is_done(folder, i)]
+  missing = [i for i in range(len(parts)) if parts_lib.read_note(folder, i) is None]
   sizes = [part.num_bytes for part in parts]
   bar = tqdm(
     total=sum(sizes),
@@ -193,7 +203,8 @@ def _run(
       (*worker, True),
     )
     try:
-      running = {pool.submit(_write_part, *job(i)): i for i in missing}
+      with workers.shielded():  # Ctrl-C ends this process, which ends them
+        running = {pool.submit(_write_part, *job(i)): i for i in missing}
       for future in concurrent.futures.as_completed(running):
         future.result()
         bar.update(sizes[running[future]])
@@ -242,8 +253,9 @@ def _write_part(part: parts_lib.WorkItem, number: int, out: str) -> None:
       shard = writer.close()
       if shard.tokens:
         _move(scratch / shard.file, folder / shard.file)
+        prepared.note_checked(folder, shard)
         shards[side] = dataclasses.asdict(shard)
-    _write_text(parts_lib.note_path(folder, number), json.dumps(shards))
+    _write_json(parts_lib.note_path(folder, number), _sealed(shards))
 
 
 class _Writer:
@@ -298,7 +310,10 @@ def _finish(
       f'the files of {plan["source"]!r} have changed while they were read; leave them as they are, '
       'and use another --out'
     )
-  notes = [json.loads(parts_lib.note_path(folder, i).read_text('utf-8')) for i in range(len(parts))]
+  found = (parts_lib.read_note(folder, i) for i in range(len(parts)))
+  notes = [note for note in found if note is not None]
+  if len(notes) < len(parts):
+    raise UserError(f'files of {folder} were changed meanwhile; run the same command again')
   shards = {side: [note[side] for note in notes if side in note] for side in SIDES}
   everything = [shard for side in SIDES for shard in shards[side]]
   if not everything:
@@ -317,17 +332,19 @@ def _finish(
     }
     for side in SIDES
   }
-  manifest = {
-    'format': FORMAT,
-    'plan': plan,
-    'text_sha256': digest.hexdigest(),
-    'totals': totals,
-    _LEFT_OUT: {
-      reason: sum(note[_LEFT_OUT][reason] for note in notes) for reason in (_BAD, _ON_BOTH_SIDES)
-    },
-    'shards': shards,
-  }
-  _write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + '\n')
+  manifest = _sealed(
+    {
+      'format': FORMAT,
+      'plan': plan,
+      'text_sha256': digest.hexdigest(),
+      'totals': totals,
+      _LEFT_OUT: {
+        reason: sum(note[_LEFT_OUT][reason] for note in notes) for reason in (_BAD, _ON_BOTH_SIDES)
+      },
+      'shards': shards,
+    }
+  )
+  _write_json(folder / MANIFEST, manifest)
   (folder / UNFINISHED).rmtree()
   return manifest
 
@@ -349,12 +366,18 @@ def _move(source: pathlib.Path, target: epath.Path) -> None:
     os.replace(source, target)
 
 
-def _write_text(target: epath.Path, text: str) -> None:
+def _sealed(value: dict[str, Any]) -> dict[str, Any]:
+  """With a digest of all else."""
+  others = {name: item for name, item in value.items() if name != 'sha256'}
+  return others | {'sha256': whole.sha256(others)}
+
+
+def _write_json(target: epath.Path, value: Any) -> None:
   with tempfile.TemporaryDirectory(
     dir=None if '://' in os.fspath(target) else target.parent
   ) as name:
     part = pathlib.Path(name) / target.name
-    part.write_text(text, encoding='utf-8')
+    part.write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')
     _move(part, target)
 
 

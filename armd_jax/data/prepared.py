@@ -1,37 +1,56 @@
 """A corpus that `armd_jax.data.prepare` has tokenised: what lies in its folder, and how it is read.
 
-  manifest.json                       what was prepared and how; written last, so that a folder
-                                      with it is complete
+  manifest.json                       what was prepared and how, the SHA-256 of every file and its
+                                      own; written last, so that a folder with it is complete
   train-00000.array_record ...        streams of tokens, EOS after each document, in records of
   held_out-00000.array_record ...     RECORD_TOKENS ids, the last record of a file the rest
 
 Windows of any length and packing are cut from the streams when they are read, at random, and never
-reach over the end of a file.
+reach over the end of a file. Files are compared with their SHA-256 once: `.NAME.checked/` beside
+the folder notes what the system said of each, and only one that has changed since is read again.
 """
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
+import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from array_record.python import array_record_data_source
 from etils import epath
+from tqdm import tqdm
 
 from armd_jax.data.packing import Packing, check_not_short, token_dtype
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.errors import UserError, sentence
+from armd_jax.files import paths, whole
 
 MANIFEST = 'manifest.json'
 UNFINISHED = 'unfinished'  # folder of what a preparation has done so far
 RECORD_TOKENS = 1024
 FORMAT = 1
 SIDES = ('train', 'held_out')
+SHARD = {
+  'file': str, 'documents': int, 'text_bytes': int, 'tokens': int, 'text_sha256': str,
+  'num_bytes': int, 'sha256': str,
+}  # fmt: skip
+_TOTAL = {'documents': int, 'text_bytes': int, 'tokens': int}
+_FORM = {
+  'plan': {'description': str, 'tokenizer': str, 'fingerprint': str},
+  'text_sha256': str,
+  'totals': {side: _TOTAL for side in SIDES},
+  'left_out': {str: int},
+  'shards': {side: [SHARD] for side in SIDES},
+}
+_FILE_NAME = '(train|held_out)-[0-9]{5,}.array_record'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +79,74 @@ class Shard:
     return -(-self.tokens // RECORD_TOKENS)
 
 
+def read_shard(about: dict[str, Any]) -> Shard:
+  """A shard out of a manifest or a note.
+
+  Raises:
+    ValueError: it is not of the form SHARD, or has a name or numbers that no shard has.
+  """
+  whole.check_form(about, SHARD)
+  shard = Shard(**{name: about[name] for name in SHARD})
+  if not re.fullmatch(_FILE_NAME, shard.file):
+    raise ValueError(f'names {shard.file!r}, which is no file of a corpus')
+  if min(shard.documents, shard.text_bytes, shard.num_bytes, shard.tokens - 1) < 0:
+    raise ValueError(f'has impossible numbers of {shard.file}')
+  return shard
+
+
+def stamp(path: str) -> list[int]:
+  """What the system says of a file when it is written to."""
+  if '://' in path:
+    about = epath.Path(path).stat()
+    return [about.length, int(about.mtime)]
+  about = os.stat(path)
+  return [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
+
+
+def _note_path(folder: epath.Path, shard: Shard) -> epath.Path:
+  return folder.with_name(f'.{folder.name}.checked') / f'{shard.file}.json'
+
+
+def _is_checked(folder: epath.Path, shard: Shard) -> bool:
+  expected = {'sha256': shard.sha256, 'stamp': stamp(os.fspath(folder / shard.file))}
+  try:
+    return whole.read_json(_note_path(folder, shard), {}, '') == expected
+  except (OSError, UserError):  # it is one only if it can be read
+    return False
+
+
+def note_checked(folder: epath.Path, shard: Shard) -> None:
+  """Notes that a file has its SHA-256, so that no start reads it again."""
+  note = {'sha256': shard.sha256, 'stamp': stamp(os.fspath(folder / shard.file))}
+  path = _note_path(folder, shard)
+  try:
+    if '://' in os.fspath(path):
+      path.write_text(json.dumps(note))
+    else:
+      whole.write_json(path, note)
+  except OSError as error:  # a corpus may be on a disk that is only read
+    print(
+      f'warning: cannot write {path} ({error.strerror}); {shard.file} is compared again at '
+      'the next start',
+      file=sys.stderr,
+    )
+
+
+def place(folder: str, what: str) -> epath.Path:
+  """A folder that a user named, on a disk or in a bucket.
+
+  Args:
+    folder: as written.
+    what: where it was written, such as '--out'.
+  Raises:
+    UserError: it names nothing.
+  """
+  return epath.Path(folder if folder.startswith('gs://') else paths.given(folder, what))
+
+
 def is_prepared(folder: str) -> bool:
   """Whether a source is the folder of a prepared corpus, finished or not."""
-  path = epath.Path(folder).expanduser()
+  path = place(folder, 'config.data.source')
   return (path / MANIFEST).exists() or (path / UNFINISHED).exists()
 
 
@@ -79,29 +163,66 @@ class Prepared:
     Raises:
       UserError: the corpus is not finished, is of another version, or a file of it is missing.
     """
-    self._folder = epath.Path(folder).expanduser()
-    try:
-      self.manifest = json.loads((self._folder / MANIFEST).read_text('utf-8'))
-    except FileNotFoundError:
-      raise UserError(
-        f'the preparation of {folder} is not finished; run the same armd_jax.data.prepare command '
-        'again, and it goes on'
-      ) from None
-    except (OSError, ValueError) as error:
-      raise UserError(
-        f'{self._folder / MANIFEST} cannot be read ({error}); prepare the corpus anew'
-      ) from error
-    if self.manifest.get('format') != FORMAT:
-      raise UserError(
-        f'{folder} is in format {self.manifest.get("format")!r}, not {FORMAT}; prepare it anew'
-      )
+    self._folder = place(folder, 'config.data.source')
+    self.manifest = self._read(folder)
     self._shards = {
-      side: [Shard(**shard) for shard in self.manifest['shards'][side]] for side in SIDES
+      side: [read_shard(shard) for shard in self.manifest['shards'][side]] for side in SIDES
     }
     for shard in itertools.chain(*self._shards.values()):
       path = self._folder / shard.file
       if not path.exists() or path.stat().length != shard.num_bytes:
         raise UserError(f'{path} is missing or cut short; prepare the corpus anew')
+
+  def _read(self, folder):
+    path, fix = self._folder / MANIFEST, 'prepare the corpus anew'
+    try:
+      manifest = whole.read_json(path, {}, fix)
+    except (FileNotFoundError, NotADirectoryError):
+      raise UserError(
+        f'the preparation of {folder} is not finished; run the same armd_jax.data.prepare command '
+        'again, and it goes on'
+      ) from None
+    if manifest.get('format') != FORMAT:
+      raise UserError(
+        f'{folder} is in format {manifest.get("format")!r}, not {FORMAT}; prepare it anew'
+      )
+    unsealed = {name: value for name, value in manifest.items() if name != 'sha256'}
+    try:
+      whole.check_form(manifest, _FORM)
+      # Manifests of version 0.1 have no digest.
+      is_old = manifest.keys() == _FORM.keys() | {'format'}
+      if not is_old and manifest.get('sha256') != whole.sha256(unsealed):
+        raise ValueError('was changed after it was written')
+      for shard in itertools.chain(*manifest['shards'].values()):
+        read_shard(shard)
+    except ValueError as error:
+      raise UserError(f'{path} is damaged (it {error}); {fix}') from None
+    return manifest
+
+  def check_files(self, index: int = 0, count: int = 1) -> None:
+    """Compares files with the manifest's SHA-256, unless they are known to be what they were.
+
+    Args:
+      index, count: of the processes that share the work; each looks at its part of the files.
+    Raises:
+      UserError: a file is damaged or another one.
+    """
+    shards = [*itertools.chain(*self._shards.values())][index::count]
+    shards = [shard for shard in shards if not _is_checked(self._folder, shard)]
+    size = sum(shard.num_bytes for shard in shards)
+    # Without a bar where it takes no time.
+    with tqdm(total=size, unit='B', unit_scale=True, desc='check the corpus', delay=5) as bar:
+      for shard in shards:
+        path, digest = self._folder / shard.file, hashlib.sha256()
+        with path.open('rb') as file:
+          while chunk := file.read(2**22):
+            digest.update(chunk)
+            bar.update(len(chunk))
+        if digest.hexdigest() != shard.sha256:
+          raise UserError(
+            f'{path} is damaged (it has other bytes than were written); prepare the corpus anew'
+          )
+        note_checked(self._folder, shard)
 
   @property
   def description(self) -> str:
@@ -145,7 +266,7 @@ class Prepared:
     shards = self._shards[side]
     most = max((shard.tokens for shard in shards), default=0)
     check_not_short(most, packing, f'the longest {side} file of {self._folder}')
-    return Windows(self._folder, shards, packing, token_dtype(tokenizer))
+    return Windows(self._folder, shards, packing, tokenizer)
 
 
 class Windows(Sequence):
@@ -156,12 +277,12 @@ class Windows(Sequence):
   """
 
   def __init__(
-    self, folder: epath.Path, shards: Sequence[Shard], packing: Packing, dtype: np.dtype
+    self, folder: epath.Path, shards: Sequence[Shard], packing: Packing, tokenizer: Tokenizer
   ):
     instructions = [_File(os.fspath(folder / shard.file), shard.records) for shard in shards]
     self._records = array_record_data_source.ArrayRecordDataSource(instructions)
     self._packing = packing
-    self._dtype = dtype
+    self._dtype, self._vocab_size = token_dtype(tokenizer), tokenizer.vocab_size
     self._first_record = [0, *itertools.accumulate(shard.records for shard in shards)]
     windows = (packing.count(shard.tokens) for shard in shards)
     self._first_window = [0, *itertools.accumulate(windows)]
@@ -191,6 +312,12 @@ class Windows(Sequence):
       ) from error
     offset = begin - first * RECORD_TOKENS
     body = np.frombuffer(data, self._dtype)[offset : offset + self._packing.body]
+    # Where an embedding is looked up, jax would take the nearest row for it.
+    if len(body) < self._packing.body or body.max() >= self._vocab_size:
+      raise UserError(
+        f'{self._name} is damaged (window {index} is cut short, or holds ids that are no tokens of '
+        f'{self._vocab_size}); prepare the corpus anew'
+      )
     return self._packing.windows(body)[0]
 
   def __repr__(self) -> str:

@@ -22,6 +22,7 @@ from etils import epath
 from armd_jax.data import readers, rows, stdlib_text, tfds_reader
 from armd_jax.data.text_files import TextSpan
 from armd_jax.errors import UserError
+from armd_jax.files import paths
 
 STDLIB = 'stdlib'
 TFDS = 'tfds:'
@@ -84,9 +85,9 @@ def open_source(source: str, column: str = '', prepare: bool = False) -> Source:
     name, _, split = source.removeprefix(TFDS).partition('#')
     span = tfds_reader.tfds_span(name, split or 'train', column, prepare)
     return Source([span], f'tensorflow-datasets {name}, {span.split_name}, column {span.column!r}')
-  paths = _match(source)
-  spans = [readers.file_span(path, column) for path in paths]
-  files = f'{len(paths)} files of {source}' if len(paths) > 1 else paths[0]
+  names = _match(source)
+  spans = [readers.file_span(name, column) for name in names]
+  files = f'{len(names)} files of {source}' if len(names) > 1 else names[0]
   return Source(spans, f'{files}: {_rule(spans)}')
 
 
@@ -185,7 +186,7 @@ def _rule(spans: Iterable[readers.Span]) -> str:
 
 def _match(source: str) -> list[str]:
   """The files a path or a glob names, sorted."""
-  pattern = os.path.expanduser(source)
+  pattern = source if source.startswith('gs://') else os.fspath(paths.given(source, 'the text'))
   path = epath.Path(pattern)
   if path.is_dir():
     example = os.path.join(source, '*.txt')
@@ -199,11 +200,11 @@ def _match(source: str) -> list[str]:
     while glob.has_magic(os.fspath(fixed)):
       fixed = fixed.parent
     found = fixed.glob(os.fspath(path.relative_to(fixed))) if fixed != path else []
-    paths = sorted(os.fspath(match) for match in found if not match.is_dir())
+    names = sorted(os.fspath(match) for match in found if not match.is_dir())
   else:
-    paths = sorted(match for match in glob.glob(pattern, recursive=True) if os.path.isfile(match))
-  if not paths:
+    names = sorted(match for match in glob.glob(pattern, recursive=True) if os.path.isfile(match))
+  if not names:
     raise UserError(
       f'no file matches the text {source!r}; give the path or glob of text files, or {STDLIB!r}'
     )
-  return paths
+  return names

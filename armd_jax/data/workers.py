@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import signal
 import threading
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+
+
+@contextlib.contextmanager
+def shielded() -> Iterator[None]:
+  """Processes started inside never see SIGTERM or SIGINT; this one does afterwards.
+
+  Slurm sends the one to every process of a job, a terminal the other, but who waits for what
+  workers do still needs them.
+  """
+  resource_tracker.ensure_running()  # its start would end the block
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def exit_with_parent() -> None:

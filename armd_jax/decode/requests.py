@@ -18,7 +18,7 @@ from armd_jax.decode.generate import generate, stream, task_of
 from armd_jax.decode.sampling import Sampling
 from armd_jax.decode.state import Request
 from armd_jax.decode.step import Generated
-from armd_jax.errors import UserError
+from armd_jax.errors import UserError, sentence
 from armd_jax.models.ar import AR
 from armd_jax.models.armd import ARMD
 from armd_jax.models.denoiser import Denoiser
@@ -26,15 +26,18 @@ from armd_jax.models.params import Params
 from armd_jax.models.vocabulary import BOS
 from armd_jax.objectives.diffusion import MaskedDiffusion
 
+_MOST = 2**20  # texts at a time, and streams: arrays of more do not exist
+
 
 def continue_prompts(prompts: list[str], num_slots: int, tokenizer: Tokenizer) -> Request:
   """Every text goes on from its prompt to the model's length.
 
   Raises:
-    UserError: a prompt leaves no room.
+    UserError: a prompt leaves no room, or is no text.
   """
   request = _empty(len(prompts), num_slots)
   for b, prompt in enumerate(prompts):
+    _check_text('the prompt', prompt)
     ids = tokenizer.encode(prompt)
     if len(ids) >= num_slots:
       raise UserError(
@@ -59,6 +62,11 @@ def fill_gaps(
   Raises:
     UserError: there is no gap, or the text is longer than the model.
   """
+  _check_text('--infill', template)
+  if not isinstance(gap_tokens, int) or not 0 <= gap_tokens <= num_slots:
+    raise UserError(
+      f'--gap_tokens is {gap_tokens!r}; write 0 to the {num_slots} tokens that the model takes'
+    )
   pieces = re.split('(_{3,})', template)
   if len(pieces) == 1:
     raise UserError('--infill has no gap; mark one by three or more underscores, like "To be ___"')
@@ -78,6 +86,15 @@ def fill_gaps(
   request.given_BxN[:, : len(ids)] = given
   request.length_B[:] = len(ids)
   return request
+
+
+def _check_text(what: str, text: Any) -> None:
+  if not isinstance(text, str):
+    raise UserError(f'{what} is {text!r}; write a text')
+  try:
+    text.encode('utf-8')
+  except UnicodeEncodeError as error:
+    raise UserError(f'{what} holds half a character ({sentence(error)}); write another') from None
 
 
 def _empty(batch: int, num_slots: int) -> Request:
@@ -189,5 +206,5 @@ def check_counts(streams: int, num_samples: int) -> None:
     UserError: naming the value and the fix.
   """
   for name, value in (('streams', streams), ('num_samples', num_samples)):
-    if not errors.is_whole(value) or value < 1:
-      raise UserError(f'{name} is {value!r}; write a whole number, 1 or more')
+    if not errors.is_whole(value) or not 1 <= value <= _MOST:
+      raise UserError(f'{name} is {value!r}; write a whole number from 1 to {_MOST}')

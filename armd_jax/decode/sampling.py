@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from armd_jax.errors import UserError, check_seed
+from armd_jax.errors import UserError, check_seed, is_whole
 from armd_jax.hardware import device
 
 Array = jax.Array
@@ -22,7 +22,8 @@ class Sampling:
 
   Attributes:
     seed: of all draws, from 0 to 2**32 - 1.
-    temperature: >= 0; 0 takes the most likely tokens.
+    temperature: 0 takes the most likely tokens; others are of 1e-6 to 1e6, where float32 neither
+      makes logits equal nor infinite.
     top_p: nucleus of the distribution to draw from, in (0, 1].
     stop: id of the token before which a text ends; None: none does.
   Raises:
@@ -36,15 +37,22 @@ class Sampling:
 
   def __post_init__(self) -> None:
     check_seed(self.seed)
-    for name, number in (('temperature', self.temperature), ('top_p', self.top_p)):
-      if not isinstance(number, int | float | np.number) or isinstance(number, bool):
-        raise UserError(f'{name} is {number!r}; write a number')
+    number = lambda x: is_whole(x) or isinstance(x, float | np.floating)
     for name, fine, fix in (
-      ('temperature', self.temperature >= 0, '0 (most likely) or more'),
-      ('top_p', 0 < self.top_p <= 1, 'more than 0 and at most 1'),
+      (
+        'temperature',
+        lambda x: number(x) and (x == 0 or 1e-6 <= x <= 1e6),
+        '0 (most likely), or a number from 1e-6 to 1e6',
+      ),
+      ('top_p', lambda x: number(x) and 0 < x <= 1, 'more than 0 and at most 1'),
+      (
+        'stop',
+        lambda x: x is None or (is_whole(x) and 0 <= x < 2**31),
+        'the id of a token, or None',
+      ),
     ):
-      if not fine:
-        raise UserError(f'{name} is {getattr(self, name)}; write {fix}')
+      if not fine(getattr(self, name)):
+        raise UserError(f'{name} is {getattr(self, name)!r}; write {fix}')
 
   def draws(self, batch: int, sequence_B: Array | np.ndarray | None = None) -> Draws:
     """As compiled functions take it, of sequences whose indices are 0.. if None."""

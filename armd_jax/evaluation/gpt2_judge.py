@@ -20,6 +20,7 @@ from armd_jax.data import vocabularies
 from armd_jax.data.tokenizers import get_tokenizer, vocab_size
 from armd_jax.errors import UserError, sentence
 from armd_jax.evaluation import quality
+from armd_jax.files import whole
 from armd_jax.models import gpt2
 from armd_jax.models.params import Params
 from armd_jax.objectives import armd
@@ -87,7 +88,10 @@ def _encoder(folder: pathlib.Path, size: int) -> Callable[[str], np.ndarray]:
       raise UserError(f'{path} has {needed} tokens but the model {size}; take both from one model')
     for token, number in _read_json(folder / 'added_tokens.json').items():
       if tokens.get(token) != number:
-        raise UserError(f'{folder / "added_tokens.json"} adds {token!r}, which {path} lacks')
+        raise UserError(
+          f'{folder / "added_tokens.json"} adds {token!r}, which {path} lacks; take both from one '
+          'model'
+        )
     # A number is of the whole text, and of the same pieces each time.
     found.no_truncation()
     found.no_padding()
@@ -117,14 +121,9 @@ def _encoder(folder: pathlib.Path, size: int) -> Callable[[str], np.ndarray]:
 def _read_json(path: pathlib.Path) -> dict[str, int]:
   """Ids by token, none of a file that is not there."""
   try:
-    ids = json.loads(path.read_text('utf-8'))
+    return whole.read_json(path, {str: int}, 'fetch it anew')
   except FileNotFoundError:
     return {}
-  except (OSError, ValueError, RecursionError) as error:
-    raise UserError(f'cannot read {path} ({sentence(error)}); fetch it anew') from error
-  if not isinstance(ids, dict) or not all(type(number) is int for number in ids.values()):
-    raise UserError(f'{path} is no vocabulary; fetch it anew')
-  return ids
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'vocab_size'))

@@ -27,6 +27,24 @@ from armd_jax.parallel import distributed, sharding
 
 Model = ARMD | AR | Denoiser
 
+# A `Score` in JSON, see `files.whole.check_form`.
+SCORE = {
+  'name': str, 'kind': str, 'nats_per_byte': float, 'nats_per_token': float, 'tokens': int,
+  'text': str, 'orders': int, 'standard_error': (float, type(None)),
+}  # fmt: skip
+
+
+def perplexity(nats: float) -> float:
+  """e to nats per token or word; infinite where float64 has no such number.
+
+  >>> perplexity(0.0), perplexity(1e3)
+  (1.0, inf)
+  """
+  try:
+    return math.exp(nats)
+  except OverflowError:
+    return math.inf
+
 
 @dataclasses.dataclass(frozen=True)
 class ScoredWindows:
@@ -75,7 +93,7 @@ class Score:
   @property
   def perplexity(self) -> float:
     """Per token, of the model's tokenizer."""
-    return math.exp(self.nats_per_token)
+    return perplexity(self.nats_per_token)
 
   def row(self) -> dict[str, Any]:
     """All numbers, by name."""
@@ -232,7 +250,7 @@ def score_last_words(
     kind='exact',
     accuracy=accuracy,
     standard_error=math.sqrt(accuracy * (1 - accuracy) / count),
-    perplexity=math.exp(nats_W.mean()),
+    perplexity=perplexity(nats_W.mean()),
     passages=count,
     cut=passages.cut,
   )

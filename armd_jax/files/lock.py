@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 
 from armd_jax.errors import UserError
+from armd_jax.files import whole
 
 FOLDER_LOCK = '.armd_jax.lock'
 
@@ -56,7 +57,7 @@ def beside(path: pathlib.Path) -> pathlib.Path:
 def _taken(path):
   """The locked file of a lock, or None where another has it."""
   while True:
-    file = path.open('a+', encoding='utf-8')
+    file = path.open('ab', buffering=0)
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -69,16 +70,21 @@ def _taken(path):
     if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
       break
     file.close()
-  file.truncate(0)
   program = pathlib.Path(sys.argv[0]).stem if sys.argv and sys.argv[0] else 'python'
-  json.dump({'program': program, 'process': os.getpid(), 'host': socket.gethostname()}, file)
-  file.flush()
+  about = {'program': program, 'process': os.getpid(), 'host': socket.gethostname()}
+  try:
+    file.truncate(0)
+    file.write(json.dumps(about).encode())
+  except OSError:
+    path.unlink(missing_ok=True)
+    file.close()
+    raise
   return file
 
 
 def _holder(path):
   try:
-    found = json.loads(path.read_text('utf-8'))
+    found = whole.parse_json(path.read_bytes(), {'program': str, 'process': int, 'host': str})
     return f'{found["program"]} (process {found["process"]} on {found["host"]})'
-  except (OSError, ValueError, TypeError, KeyError):  # it has just ended, or taken it
+  except (OSError, ValueError):  # it has just ended, or taken it
     return 'another program'

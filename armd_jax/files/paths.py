@@ -13,6 +13,7 @@ from armd_jax.errors import UserError
 
 # What no library takes for a pattern, an escape, or an address.
 _PLAIN = re.compile(r'[\w/.,=+@ -]*', re.ASCII)
+_LONGEST_NAME, _LONGEST_PATH = 255, 4096  # bytes
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _aliases: dict[pathlib.Path, pathlib.Path] = {}
 
@@ -29,12 +30,12 @@ def given(path: str | os.PathLike[str], what: str) -> pathlib.Path:
   >>> given('work/mine/', '--workdir')
   PosixPath('work/mine')
   """
-  if not isinstance(path, str | pathlib.PurePath):
+  if not isinstance(path, str | os.PathLike):
     raise UserError(f'{what} is {path!r}; write a text or a pathlib.Path')
-  text = str(path)
+  text = os.fspath(path)
   if not text.strip():
     raise UserError(f'{what} is empty; write the name of a folder or a file')
-  if '\0' in text:
+  if '\0' in text or not _may_be(text):
     raise UserError(f'{what} is {text!r}, which no file system takes; write another name')
   if scheme := re.match(r'(\w+):/', text):
     raise UserError(
@@ -65,6 +66,15 @@ def experiment(path: str, what: str) -> str:
     own = [root / file for root in (_PACKAGE, _PACKAGE.parent)]
     file = next((path for path in own if path.exists()), file)
   return f'{file}{colon}{options}'
+
+
+def _may_be(text: str) -> bool:
+  """Whether a file system can take the name; others raise an error at the first look for it."""
+  try:
+    name = os.fsencode(text)
+  except UnicodeEncodeError:
+    return False
+  return len(name) < _LONGEST_PATH and max(map(len, name.split(b'/'))) <= _LONGEST_NAME
 
 
 def plain(folder: pathlib.Path) -> pathlib.Path:

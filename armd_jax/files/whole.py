@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ from typing import Any
 from armd_jax.errors import UserError, sentence
 
 _DIGITS = 400  # of a number: float64 has at most 309 before its point
+_LARGEST = 2**63  # of whole numbers: arrays and clocks hold no others
 
 
 @contextlib.contextmanager
@@ -96,11 +98,11 @@ def parse_json(data: str | bytes, like: Any) -> Any:
   return value
 
 
-def read_json(path: str | os.PathLike[str], like: Any, fix: str) -> Any:
+def read_json(path: Any, like: Any, fix: str) -> Any:
   """The JSON of a file.
 
   Args:
-    path: the file.
+    path: the file; of a bucket as an `epath.Path`.
     like: its form, see `check_form`.
     fix: what a user can do about a file that is damaged.
   Raises:
@@ -108,7 +110,8 @@ def read_json(path: str | os.PathLike[str], like: Any, fix: str) -> Any:
     UserError: it is damaged, or cannot be read.
   """
   try:
-    return parse_json(pathlib.Path(path).read_bytes(), like)
+    file = pathlib.Path(path) if isinstance(path, str) else path
+    return parse_json(file.read_bytes(), like)
   except (FileNotFoundError, NotADirectoryError):
     raise
   except OSError as error:
@@ -124,12 +127,15 @@ def check_form(value: Any, like: Any, where: str = '') -> None:
     value: of JSON.
     like: a type, or a tuple of types, that the value must have (int is no bool, float takes int);
       `{'name': like, ...}` for an object with at least these; `{str: like}` for one with any names;
-      `[like]` for a list of such, `[like, like]` for one of that many; `None` for anything.
+      `[like]` for a list of such, `[like, like]` for one of that many; `(like, None)` for such a
+      list or object or null; `None` for anything.
     where: the value's place, for the message.
   Raises:
     ValueError: naming the first place that differs.
   """
   here = f'at {where}' if where else 'at its top'
+  if isinstance(like, tuple) and None in like:
+    like = None if value is None else like[0]
   if like is None:
     return
   if isinstance(like, dict):
@@ -156,6 +162,13 @@ def check_form(value: Any, like: Any, where: str = '') -> None:
   if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
     names = ' or '.join('null' if kind is type(None) else kind.__name__ for kind in kinds)
     raise ValueError(f'holds {_short(value)} {here}, not {names}')
+  if isinstance(value, int) and abs(value) >= _LARGEST:
+    raise ValueError(f'holds {_short(value)} {here}, a number out of range')
+
+
+def sha256(value: Any) -> str:
+  """Of a value of JSON, hex, whatever the order of its names: what a file can hold of itself."""
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _short(value):

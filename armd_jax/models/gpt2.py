@@ -9,7 +9,6 @@ therefore in BOS's place.
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Any
 
@@ -18,7 +17,7 @@ import safetensors.numpy
 
 from armd_jax import config as config_lib
 from armd_jax.errors import UserError, sentence
-from armd_jax.files import paths
+from armd_jax.files import paths, whole
 from armd_jax.models.layers import stack_of
 from armd_jax.models.params import Params
 
@@ -60,11 +59,12 @@ def is_gpt2(path: str | pathlib.Path) -> bool:
   """Whether a folder says that it holds one whose weights are in files of safetensors."""
   path = pathlib.Path(path)
   try:
-    described = json.loads((path / 'config.json').read_text('utf-8'))
-  except (OSError, ValueError, RecursionError):
+    described = whole.read_json(path / 'config.json', {}, '')
+  except (OSError, UserError):
     return False
-  is_one = isinstance(described, dict) and described.get('model_type') == 'gpt2'
-  return is_one and any((path / name).exists() for name in (_WEIGHTS, _INDEX))
+  return described.get('model_type') == 'gpt2' and any(
+    (path / name).exists() for name in (_WEIGHTS, _INDEX)
+  )
 
 
 def load(folder: str | pathlib.Path) -> tuple[config_lib.ModelConfig, int, Params]:
@@ -154,14 +154,12 @@ def load(folder: str | pathlib.Path) -> tuple[config_lib.ModelConfig, int, Param
 def _described(folder: pathlib.Path) -> dict[str, Any]:
   """What config.json says."""
   path = folder / 'config.json'
+  fix = 'name a folder with the config.json and model.safetensors of a GPT-2'
   try:
-    described = json.loads(path.read_text('utf-8'))
-  except (OSError, ValueError, RecursionError) as error:
-    raise UserError(
-      f'cannot read {path} ({sentence(error)}); name a folder with the config.json and '
-      'model.safetensors of a GPT-2'
-    ) from error
-  if not isinstance(described, dict) or described.get('model_type') != 'gpt2':
+    described = whole.read_json(path, {}, fix)
+  except OSError as error:
+    raise UserError(f'cannot read {path} ({error.strerror}); {fix}') from error
+  if described.get('model_type') != 'gpt2':
     raise UserError(f"{path} does not say model_type 'gpt2'; name the folder of a GPT-2")
   width = described.get('n_embd')
   inner = (None, 4 * width) if isinstance(width, int) else (None,)
@@ -223,13 +221,9 @@ def _all_arrays(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, np.ndarra
 
 def _file_of_array(index: pathlib.Path) -> dict[str, str]:
   """The name of its file by the name of each array."""
-  try:
-    file_of = json.loads(index.read_text('utf-8'))['weight_map']
-    names = list(file_of.values())
-  except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-    raise UserError(f'cannot read {index} ({sentence(error)}); fetch it anew') from error
-  for name in names:
-    if not isinstance(name, str) or pathlib.PurePath(name).name != name:
+  file_of = whole.read_json(index, {'weight_map': {str: str}}, 'fetch it anew')['weight_map']
+  for name in file_of.values():
+    if pathlib.PurePath(name).name != name:
       raise UserError(f'{index} names {name!r}, which is no file beside it; fetch it anew')
   return file_of
 

@@ -12,6 +12,8 @@ import ml_collections
 
 from armd_jax import cli
 from armd_jax.data.corpus import Corpus
+from armd_jax.errors import UserError
+from armd_jax.files import whole
 from armd_jax.hardware import machines
 from armd_jax.reproduce import claims, pictures, tables
 from armd_jax.reproduce.pieces import Piece
@@ -66,7 +68,11 @@ def write(numbers: dict[str, Any], out: pathlib.Path) -> None:
   cli.write_json(out / 'records' / 'reproduction.json', numbers)
   results = Results(numbers)
   drawn = pictures.draw(results, out)
-  (out / 'reproduction.md').write_text(text(results, drawn), encoding='utf-8')
+  path = out / 'reproduction.md'
+  try:
+    whole.write_text(path, text(results, drawn))
+  except OSError as error:
+    raise UserError(f'cannot write {path} ({error.strerror}); give another --out') from error
 
 
 def text(results: Results, drawn: Sequence[tuple[str, str]]) -> str:

@@ -13,6 +13,11 @@ from armd_jax.files import whole
 
 Record = dict[str, Any]
 _VALUE = (str, float, bool, list, type(None))
+# Of these there are tables and curves; so there are of what begins with `loss_`.
+_NUMBERS = (
+  'loss', 'held_out', 'learning_rate', 'shuffled', 'tokens_per_second', 'step_seconds',
+  'input_seconds',
+)  # fmt: skip
 
 
 def read(path: pathlib.Path) -> dict[int, Record]:
@@ -34,6 +39,8 @@ def read(path: pathlib.Path) -> dict[int, Record]:
     try:
       record = whole.parse_json(line, {'step': int})
       whole.check_form(record, {str: _VALUE})
+      numbers = {k: v for k, v in record.items() if k in _NUMBERS or k.startswith('loss_')}
+      whole.check_form(numbers, {str: (float, type(None))})
     except ValueError as error:
       raise UserError(
         f'line {number} of {path} is damaged (it {error}); remove that line'

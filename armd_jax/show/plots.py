@@ -17,7 +17,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from armd_jax.config import OrderConfig
+from armd_jax.errors import UserError
 from armd_jax.evaluation.scores import Score
+from armd_jax.files import whole
 from armd_jax.objectives.armd import ORDER_KINDS
 
 CONTENT, QUERY, HIDDEN = '#2a6fbb', '#d9822b', '#f2f2f2'
@@ -122,9 +124,21 @@ def _over_steps(axes, records, order, named=False):
 
 
 def save(figure: Any, path: str | pathlib.Path) -> None:
-  """Writes a figure and forgets it."""
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
+  """Writes a figure and forgets it.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  kind = pathlib.Path(path).suffix.removeprefix('.') or 'png'
+  try:
+    with whole.replacing(path) as part:
+      figure.savefig(part, dpi=120, format=kind)
+  except OSError as error:
+    raise UserError(
+      f'cannot write {path} ({error.strerror}); free space, or make it writable'
+    ) from error
+  finally:
+    plt.close(figure)
 
 
 def quality_speed(

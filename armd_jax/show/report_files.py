@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from armd_jax.errors import UserError, sentence
-from armd_jax.files import paths
+from armd_jax.errors import UserError
+from armd_jax.evaluation.scores import SCORE
+from armd_jax.files import paths, whole
 from armd_jax.show import history
+
+_NUMBER = (float, type(None))
+# Of `bench.decode`, `judge` and the quickstart, as far as a report shows them.
+_SYSTEM = {
+  'system': str, 'streams': int, 'batch_size': int, 'steps': int, 'seconds': _NUMBER,
+  'tokens_per_second': _NUMBER,
+}  # fmt: skip
+_QUALITY = {
+  'streams': int, 'nats': float, 'order_cost': float, 'order_cost_error': _NUMBER,
+  'independence_cost': float, 'independence_cost_error': _NUMBER, 'order_nats_per_junction': float,
+}  # fmt: skip
+_DECODING = {'machine': {str: None}, 'systems': [_SYSTEM], 'quality': ([_QUALITY], None)}
+_VERDICT = {
+  'judge': str,
+  'verdict': {'corpus_perplexity': float, 'mean_perplexity': float},
+  'statistics': {'entropy_bits': float, 'distinct_2': float, 'repetition_4': float},
+  'mauve': _NUMBER,
+}
+_SPEED = {'streams': int, 'steps': int, 'seconds': float, 'tokens_per_second': float}
+_RESULTS = {
+  'machine': {str: None},
+  'config': {'model': {'length': int}},
+  'held_out': {'after_sbp': [SCORE]},
+  'generation': [_SPEED],
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,37 +60,28 @@ def read_records(workdir: pathlib.Path) -> dict[int, history.Record]:
     UserError: there is none, or a line of it is damaged.
   """
   path = workdir / 'metrics.jsonl'
-  try:
-    records = history.read(path)
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise UserError(
-      f'{path} is missing or damaged ({sentence(error)}); give the training command again, which '
-      'drops a line that was cut off'
-    ) from error
+  records = history.read(path)
   if not any('loss' in record for record in records.values()):
     raise UserError(f'{path} holds no step; train first')
   return records
 
 
-def read_json(flag: str, path: str, program: str, *names: str) -> dict[str, Any]:
+def read_json(flag: str, path: str, program: str, like: Any) -> dict[str, Any]:
   """What a program wrote with --json.
 
+  Args:
+    flag: that names the file.
+    path: the file.
+    program: what writes it.
+    like: its form, see `whole.check_form`.
   Raises:
-    UserError: it cannot be read, or lacks what that program writes.
+    UserError: it cannot be read, or is not what that program writes.
   """
+  fix = f'make it by python -m {program} --json={path}'
   try:
-    numbers = json.loads(paths.given(path, f'--{flag}').read_text('utf-8'))
-    missing = [name for name in names if name not in numbers]
-  except (OSError, ValueError, TypeError) as error:
-    raise UserError(
-      f'--{flag}={path} cannot be read ({sentence(error)}); make it by python -m {program} '
-      f'--json={path}'
-    ) from error
-  if missing:
-    raise UserError(
-      f'--{flag}={path} has no {missing[0]!r}; make it by python -m {program} --json={path}'
-    )
-  return numbers
+    return whole.read_json(paths.given(path, f'--{flag}'), like, fix)
+  except OSError as error:
+    raise UserError(f'cannot read --{flag}={path} ({error.strerror}); {fix}') from error
 
 
 def quickstart_decoding(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,17 +117,13 @@ def quickstart_results(workdir: pathlib.Path) -> Measured:
   path = workdir / 'results.json'
   if not path.exists():
     return Measured()
+  fix = 'run the quickstart again, or take the file away'
+  numbers = whole.read_json(path, _RESULTS, fix)
   try:
-    numbers = json.loads(path.read_text('utf-8'))
-    return Measured(
-      scores={str(path): numbers['held_out']['after_sbp']},
-      decoding={str(path): quickstart_decoding(numbers)},
-    )
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise UserError(
-      f'{path} is not what the quickstart writes ({sentence(error)}); run it again, or take the '
-      'file away'
-    ) from error
+    decoding = quickstart_decoding(numbers)
+  except KeyError as error:
+    raise UserError(f'{path} is not what the quickstart writes (no {error}); {fix}') from error
+  return Measured({str(path): numbers['held_out']['after_sbp']}, {str(path): decoding})
 
 
 def read_measured(
@@ -127,10 +138,9 @@ def read_measured(
     UserError: a file is not what it should be.
   """
   found = quickstart_results(workdir)
-  names = 'judge', 'verdict', 'statistics', 'mauve'
-  verdicts = {path: read_json('judged', path, 'armd_jax.judge', *names) for path in judged}
+  verdicts = {path: read_json('judged', path, 'armd_jax.judge', _VERDICT) for path in judged}
   if decoding:
-    rows = read_json('decoding', decoding, 'armd_jax.bench.decode', 'systems', 'quality')
+    rows = read_json('decoding', decoding, 'armd_jax.bench.decode', _DECODING)
     found = dataclasses.replace(found, decoding={decoding: rows})
   return dataclasses.replace(found, verdicts=verdicts)
 
@@ -141,13 +151,7 @@ def write(path: pathlib.Path, text: str) -> None:
   Raises:
     UserError: it cannot be written.
   """
-  part = path.with_name(f'{path.name}.{os.getpid()}.part')
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-      part.write_text(text, 'utf-8')
-      part.replace(path)
-    finally:
-      part.unlink(missing_ok=True)
+    whole.write_text(path, text)
   except OSError as error:
     raise UserError(f'cannot write {path} ({error.strerror}); give another --out') from error

@@ -15,6 +15,8 @@ from typing import Any
 
 from armd_jax.config import Config
 from armd_jax.errors import UserError, sentence
+from armd_jax.evaluation.scores import SCORE, perplexity
+from armd_jax.files import whole
 from armd_jax.order import GenerationOrder
 from armd_jax.show import history, plots
 
@@ -207,7 +209,7 @@ def decoding_section(source: str, numbers: Mapping[str, Any]) -> str:
       }
       for row in quality or ()
     ]
-  except (KeyError, TypeError, ValueError) as error:
+  except (KeyError, TypeError, ValueError, ArithmeticError) as error:
     raise UserError(
       f'{source} holds other rows than bench.decode writes ({sentence(error)}); run it again'
     ) from error
@@ -229,6 +231,13 @@ def scores_section(by_source: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
   """Likelihoods, with the kind beside every number."""
   parts = []
   for source, rows in by_source.items():
+    likelihoods = [row for row in rows if 'nats_per_token' in row]
+    try:
+      whole.check_form(likelihoods, [SCORE])
+    except ValueError as error:
+      raise UserError(
+        f'{source} is nothing that evaluate wrote (it {error}); make it anew'
+      ) from None
     shown = [
       {
         'order': row['name'],
@@ -237,10 +246,9 @@ def scores_section(by_source: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         'nats/token': row['nats_per_token'],
         '+-': row.get('standard_error'),
         'bits/byte': row['nats_per_byte'] / math.log(2),
-        'perplexity': math.exp(row['nats_per_token']),
+        'perplexity': perplexity(row['nats_per_token']),
       }
-      for row in rows
-      if 'nats_per_token' in row
+      for row in likelihoods
     ]
     parts += [table(shown) if shown else table(rows), note('Read from', source)]
   text = (

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,10 @@ from armd_jax.data.packing import text_bytes
 from armd_jax.decode import requests
 from armd_jax.decode.sampling import Sampling
 from armd_jax.errors import UserError
+from armd_jax.evaluation import likelihood
 from armd_jax.evaluation.ngram import witten_bell_nats
-from armd_jax.evaluation.scores import Score, evaluate, table
+from armd_jax.evaluation.scores import SCORE, Score, evaluate, table
+from armd_jax.files import whole
 from armd_jax.hardware import machines
 from armd_jax.parallel import sharding
 from armd_jax.show import plots
@@ -64,7 +66,7 @@ def quickstart(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, An
   if base_file.exists():  # a restarted run is past this stage, and its checkpoint may be gone
     workdir_lib.check_same_run(workdir, config)
     text.check(workdir, corpus)  # or the numbers before would be of another text than those after
-    before = [Score(**score) for score in json.loads(base_file.read_text('utf-8'))]
+    before = _read_scores(base_file, likelihood.standard_suite(config.model, STREAMS))
   else:
     params = train(base, workdir, corpus=corpus).ema
     before = evaluate(model, tokenizer, params, held_out_WxN, STREAMS, mesh)
@@ -122,6 +124,15 @@ def quickstart(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, An
   print('  checkpoints/ config.json metrics.jsonl results.json training.png quality_speed.png')
   print(f'Next: python -m armd_jax.sample --workdir={workdir} --streams=4 --prompt="The "')
   return results
+
+
+def _read_scores(path: pathlib.Path, suite: Sequence[likelihood.Protocol]) -> list[Score]:
+  fix = 'bring it back, or start anew in another --workdir'
+  rows = whole.read_json(path, [SCORE], fix)
+  names = [protocol.name for protocol in suite]
+  if [row['name'] for row in rows] != names or any(row['nats_per_byte'] <= 0 for row in rows):
+    raise UserError(f'{path} holds no scores of {", ".join(names)}; {fix}')
+  return [Score(**{name: row[name] for name in SCORE}) for row in rows]
 
 
 def _title(text: str) -> None:

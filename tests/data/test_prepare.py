@@ -15,6 +15,7 @@ import corpora
 import numpy as np
 import pytest
 
+from armd_jax import errors
 from armd_jax.data import prepare, prepared, sources, tokenizers
 from armd_jax.data.packing import Packing
 from armd_jax.errors import UserError
@@ -333,7 +334,7 @@ def test_a_folder_of_others_is_left_alone(source, tmp_path):
 
 def test_no_room_or_no_right_to_write(source, tmp_path, monkeypatch):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(UserError, match=r'cannot write to .*/file/out \(Not a directory\); free'):
+  with pytest.raises(UserError, match=r'cannot write to .*/file/out \(Not a directory\); make it'):
     run(source, tmp_path / 'file/out')
 
   class Full(prepare._Writer):
@@ -347,6 +348,61 @@ def test_no_room_or_no_right_to_write(source, tmp_path, monkeypatch):
     ):
       run(source, tmp_path / 'out')
   run(source, tmp_path / 'out')  # and it goes on
+
+
+def test_two_at_once_do_not_mix(source, expected, tmp_path, monkeypatch):
+  out, write, refused = tmp_path / 'out', prepare._write_part, []
+
+  def meanwhile(*job):
+    if not refused:
+      with pytest.raises(
+        UserError, match=r'--out .*/out is in use by .* \(process [0-9]+ on'
+      ) as one:
+        run(source, out)
+      refused.append(one)
+    return write(*job)
+
+  monkeypatch.setattr(prepare, '_write_part', meanwhile)
+  run(source, out)
+  assert refused and contents(out) == expected
+
+
+def test_a_damaged_note_is_work_to_be_done_again(source, expected, tmp_path):
+  interrupt(source, tmp_path / 'out', 7)
+  damages = (lambda _: '{', lambda _: '[]', lambda text: text.replace('tokens": ', 'tokens": 1'))
+  for number, damage in enumerate(damages):
+    note = tmp_path / 'out' / 'unfinished' / f'part-{number:05}.json'
+    note.write_text(damage(note.read_text()))
+  run(source, tmp_path / 'out')
+  assert contents(tmp_path / 'out') == expected
+  interrupt(source, tmp_path / 'two', 3)
+  (tmp_path / 'two' / 'unfinished' / 'plan.json').write_text('[')
+  with pytest.raises(UserError, match=r'plan.json is damaged .*; use another --out$'):
+    run(source, tmp_path / 'two')
+
+
+def test_ctrl_c_ends_it_and_the_same_command_goes_on(tmp_path):
+  texts = [text for seed in range(10) for text in corpora.documents(2000, seed)]
+  source = corpora.write_text(tmp_path / 'a.txt', texts)
+  command = [sys.executable, '-m', 'armd_jax.data.prepare', f'--source={source}', '--workers=2']
+  command += ['--tokenizer=bytes', f'--out={tmp_path}/out']
+  process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+  deadline = time.time() + 60
+  while not (tmp_path / 'out').exists():
+    assert time.time() < deadline and process.poll() is None
+    time.sleep(0.005)
+  os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers, too
+  _, told = process.communicate(timeout=60)
+  assert process.returncode == errors.INTERRUPTED and 'Traceback' not in told, told
+  assert 'stopped by Ctrl-C; the same command' in told
+  assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
+  assert not [path for path in (tmp_path / 'out').iterdir() if path.name.startswith('.')]
+
+
+@pytest.mark.parametrize('out', ['', ' ', 's3://bucket/out'])
+def test_an_out_that_is_no_place(source, out):
+  with pytest.raises(UserError, match=r'^--out is .*; write '):
+    run(source, out)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pickle
 import shutil
 
@@ -9,7 +10,8 @@ import corpora
 import numpy as np
 import pytest
 
-from armd_jax.data import packing, prepare, prepared, sources
+from armd_jax.config import DataConfig
+from armd_jax.data import corpus, packing, prepare, prepared, sources
 from armd_jax.data.packing import Packing
 from armd_jax.data.tokenizers import ByteTokenizer
 from armd_jax.errors import UserError
@@ -80,19 +82,19 @@ def test_another_tokenizer_is_refused(made):
     def encode(self, text):
       return 255 - super().encode(text)
 
-  corpus = prepared.Prepared(str(made / 'one'))
+  found = prepared.Prepared(str(made / 'one'))
   with pytest.raises(
     UserError, match=r"with tokenizer 'bytes', not 'gpt2'; write --config.data.tok"
   ):
-    corpus.windows('train', Other(), Packing(8))
+    found.windows('train', Other(), Packing(8))
   with pytest.raises(UserError, match="another version of tokenizer 'bytes'; prepare it anew"):
-    corpus.windows('train', Newer(), Packing(8))
+    found.windows('train', Newer(), Packing(8))
 
 
 def test_too_short_for_a_window(made):
-  corpus = prepared.Prepared(str(made / 'many'))
+  found = prepared.Prepared(str(made / 'many'))
   with pytest.raises(UserError, match=r'the longest held_out file of .* tokens, fewer than one'):
-    corpus.windows('held_out', TOKENIZER, Packing(100_000))
+    found.windows('held_out', TOKENIZER, Packing(100_000))
 
 
 def damaged(made, tmp_path, change):
@@ -135,7 +137,12 @@ def test_a_wrong_byte_in_a_file_is_never_read_as_text(made, tmp_path):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    (lambda path: path.write_text('{'), 'cannot be read .*; prepare the corpus anew'),
+    (
+      lambda path: path.write_text('{'),
+      r'is damaged \(it is cut short .*; prepare the corpus anew',
+    ),
+    (lambda path: change(path, '"documents": 1', '"documents": 2'), 'was changed after it was'),
+    (lambda path: change(path, '"sha256": "', '"sha257": "'), 'is damaged .*; prepare the corpus'),
     (lambda path: path.write_text('{"format": 2}'), 'is in format 2, not 1; prepare it anew'),
     (lambda path: path.unlink(), 'is not finished; run the same armd_jax.data.prepare command'),
   ],
@@ -144,6 +151,63 @@ def test_a_bad_manifest(made, tmp_path, change, message):
   folder = damaged(made, tmp_path, lambda folder: change(folder / 'manifest.json'))
   with pytest.raises(UserError, match=message):
     prepared.Prepared(str(folder))
+
+
+def change(path, old, new):
+  text = path.read_text()
+  assert old in text
+  path.write_text(new.join(text.rsplit(old, 1)))
+
+
+def test_a_manifest_of_an_older_version_is_read(made, tmp_path):
+  folder = damaged(made, tmp_path, lambda folder: None)
+  manifest = json.loads((folder / 'manifest.json').read_text())
+  del manifest['sha256']
+  (folder / 'manifest.json').write_text(json.dumps(manifest))
+  assert prepared.Prepared(str(folder)).sha256 == manifest['text_sha256']
+
+
+def test_another_file_of_the_same_size_is_refused(made, tmp_path):
+  folder, name = damaged(made, tmp_path, lambda folder: None), 'train-00000.array_record'
+  stream_T = prepared.Prepared(str(folder)).windows('train', TOKENIZER, Packing(1))[:].ravel()
+  corpora.write_records(folder / name, stream_T[::-1])
+  prepared.Prepared(str(folder)).windows('train', TOKENIZER, Packing(8))[:]  # each record is whole
+  with pytest.raises(
+    UserError, match=rf'/{name} is damaged .*other bytes.*; prepare the corpus an'
+  ):
+    corpus.load(DataConfig(source=str(folder)), 8)
+  prepared.Prepared(str(folder)).check_files(1, 2)  # the other process looks at the other files
+
+
+def test_files_are_compared_once(made, tmp_path, monkeypatch):
+  folder = damaged(made, tmp_path, lambda folder: None)
+  read = []
+  real = prepared.hashlib.sha256
+  monkeypatch.setattr(prepared.hashlib, 'sha256', lambda *data: read.append(data) or real(*data))
+  check = lambda path: (read.clear(), prepared.Prepared(str(path)).check_files(), read.count(()))[2]
+  assert check(made / 'one') == 0  # whoever prepared it has compared them
+  assert [check(folder), check(folder)] == [2, 0]
+  path = folder / 'train-00000.array_record'
+  os.utime(path)
+  assert check(folder) == 1
+  note = tmp_path / '.copy.checked' / f'{path.name}.json'
+  note.write_text(note.read_text().replace('[', '[['))
+  assert check(folder) == 1
+  shutil.rmtree(note.parent)
+  note.parent.write_text('')  # where no note can be written
+  assert [check(folder), check(folder)] == [2, 2]
+
+
+def test_ids_that_are_no_tokens_are_refused(made, tmp_path):
+  folder = damaged(made, tmp_path, lambda folder: None)
+  name = 'train-00000.array_record'
+  stream_T = prepared.Prepared(str(folder)).windows('train', TOKENIZER, Packing(1))[:].ravel()
+  stream_T[20] = 257
+  corpora.write_records(folder / name, stream_T)
+  windows = prepared.Prepared(str(folder)).windows('train', TOKENIZER, Packing(8))
+  assert windows[1].max() <= 256
+  with pytest.raises(UserError, match=r'is damaged \(window 2 .*; prepare the corpus anew'):
+    windows[2]
 
 
 def test_a_folder_of_other_files_is_not_prepared(tmp_path, made):

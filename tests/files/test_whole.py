@@ -67,12 +67,25 @@ def test_a_lone_surrogate_is_written_as_its_escape(tmp_path):
   assert (tmp_path / 'a').read_text('utf-8') == 'x\\ud800'
 
 
-FORM = {'step': int, 'name': (str, type(None)), 'files': {str: [int, float]}, 'rows': [{'x': bool}]}
-VALUE = {'step': 3, 'name': None, 'files': {'a': [1, 2]}, 'rows': [{'x': True}, {'x': False}]}
+FORM = {
+  'step': int,
+  'name': (str, type(None)),
+  'files': {str: [int, float]},
+  'rows': [{'x': bool}],
+  'notes': ({str: int}, None),
+}
+VALUE = {
+  'step': 3,
+  'name': None,
+  'files': {'a': [1, 2]},
+  'rows': [{'x': True}, {'x': False}],
+  'notes': None,
+}
 
 
 def test_a_value_of_the_form_comes_back():
-  assert whole.parse_json(json.dumps(VALUE), FORM) == VALUE
+  for value in (VALUE, VALUE | {'notes': {'a': 1}}, VALUE | {'other': 10**30}):
+    assert whole.parse_json(json.dumps(value), FORM) == value
 
 
 @pytest.mark.parametrize(
@@ -81,9 +94,11 @@ def test_a_value_of_the_form_comes_back():
     ({'step': True}, 'holds True at step, not int'),
     ({'step': 3.0}, 'holds 3.0 at step, not int'),
     ({'name': 3}, 'holds 3 at name, not str or null'),
+    ({'step': 2**63}, 'holds 9223372036854775808 at step, a number out of range'),
     ({'files': []}, r'holds \[\] at files, not an object'),
     ({'files': {'a': [1]}}, r'holds \[1\] at files.a, not a list'),
     ({'files': {'a': [1, 'x']}}, r"holds 'x' at files.a\[1\], not float or int"),
+    ({'notes': 3}, 'holds 3 at notes, not an object'),
     ({'rows': [{}]}, r"lacks 'x' at rows\[0\]"),
   ],
 )

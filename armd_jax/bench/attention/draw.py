@@ -15,6 +15,7 @@ import numpy as np
 from armd_jax import cli, order
 from armd_jax.attention import tiles
 from armd_jax.flags import flag
+from armd_jax.show import plots
 
 matplotlib.use('Agg')  # files only; no screen is needed
 
@@ -74,7 +75,7 @@ def main(options: Options) -> None:
   figure, grid = plt.subplots(3, 3, figsize=(8, 8.6), layout='constrained')
   for axes, (name, lengths_RxN) in zip(grid.flat, lengths.items(), strict=True):
     draw(axes, name, lengths_RxN)
-  figure.savefig(options.path, dpi=100)
+  plots.save(figure, options.path)
 
 
 if __name__ == '__main__':

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from armd_jax import cli
 from armd_jax.attention import shapes, tpu, tpu_blocks
 from armd_jax.errors import UserError
+from armd_jax.files import whole
 from armd_jax.flags import flag
 from armd_jax.hardware import clock, device
 
@@ -128,7 +129,7 @@ def seconds_here(attend: Callable, repeats: int) -> Timer:
 def write(path: pathlib.Path, table: dict) -> None:
   """JSON with an entry a line, sorted."""
   lines = (f'  {json.dumps(key)}: {json.dumps(table[key])}' for key in sorted(table))
-  path.write_text('{\n' + ',\n'.join(lines) + '\n}\n', encoding='utf-8')
+  whole.write_text(path, '{\n' + ',\n'.join(lines) + '\n}\n')
 
 
 def tune(path: pathlib.Path, chip: str, names: Sequence[str], timer: Timer) -> None:

@@ -18,6 +18,7 @@ from armd_jax.bench.device import calls
 from armd_jax.bench.device.environment import ROOT
 from armd_jax.bench.device.rows import NO_TIME, Rows
 from armd_jax.errors import STOPPED
+from armd_jax.files import whole
 from armd_jax.show import history
 
 KEY = 'quickstart at 12 layers x 512'
@@ -66,7 +67,7 @@ def train(rows: Rows, texts: str | None) -> dict:
   if code:
     return reached(history.read(logged)) | {'skipped': f'{NO_TIME}: stopped on the way'}
   results = (workdir / 'results.json').read_text('utf-8')
-  (rows.job.out / 'learn.json').write_text(results, encoding='utf-8')
+  whole.write_text(rows.job.out / 'learn.json', results)
   return reached(history.read(logged)) | learned(json.loads(results))
 
 

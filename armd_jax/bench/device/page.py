@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from armd_jax.bench.device.goals import Goal
 from armd_jax.bench.device.rows import PROCESS, Row, failed, short, text
 from armd_jax.bench.device.stages import STAGES
+from armd_jax.files import whole
 
 TABLE, PAGE, PICTURE = 'table.txt', 'report.md', 'report.png'
 # Of a row's numbers, what a page shows; of other stages all.
@@ -115,5 +116,5 @@ def as_markdown(rows: Rows, goals: Sequence[Goal], picture: bool) -> str:
 
 def write(out: pathlib.Path, rows: Rows, goals: Sequence[Goal]) -> None:
   """Writes table and page into `out`."""
-  (out / TABLE).write_text(as_text(rows, goals), encoding='utf-8')
-  (out / PAGE).write_text(as_markdown(rows, goals, (out / PICTURE).exists()), encoding='utf-8')
+  whole.write_text(out / TABLE, as_text(rows, goals))
+  whole.write_text(out / PAGE, as_markdown(rows, goals, (out / PICTURE).exists()))

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from armd_jax.errors import UserError, sentence
+from armd_jax.files import whole
 
 FILE = 'rows.jsonl'
 PROCESS = 'process'
@@ -67,12 +68,26 @@ def parse(argv: list[str] | None = None) -> tuple[Job, list[str]]:
 
 def read(folder: pathlib.Path) -> dict[tuple[str, str], Row]:
   """The last row of every (stage, key)."""
-  return {(row['stage'], row['key']): row for row in map(json.loads, lines(folder))}
+  return {(row['stage'], row['key']): row for row in lines(folder).values()}
 
 
-def lines(folder: pathlib.Path) -> list[str]:
-  path = folder / FILE
-  return path.read_text('utf-8').splitlines() if path.exists() else []
+def lines(folder: pathlib.Path) -> dict[str, Row]:
+  """Every row by its line; without a last one that was being written when a process was killed.
+
+  Raises:
+    UserError: a line is damaged.
+  """
+  path, found = folder / FILE, {}
+  *whole_lines, _ = path.read_bytes().split(b'\n') if path.exists() else [b'']
+  for number, line in enumerate(whole_lines, 1):
+    try:
+      row = whole.parse_json(line, {'stage': str, 'key': str, 'at': float})
+    except ValueError as error:
+      raise UserError(
+        f'line {number} of {path} is damaged (it {error}); remove that line'
+      ) from None
+    found[line.decode()] = row
+  return found
 
 
 def merge(out: pathlib.Path, kept: pathlib.Path, without: Iterable[str] = ()) -> int:
@@ -82,13 +97,13 @@ def merge(out: pathlib.Path, kept: pathlib.Path, without: Iterable[str] = ()) ->
     UserError: a folder cannot be written.
   """
   without = set(without)
-  every = {line: json.loads(line) for line in lines(kept) + lines(out)}
+  every = lines(kept) | lines(out)
   found = [line for line, row in every.items() if not without & set(_stages(row))]
   found.sort(key=lambda line: every[line]['at'])
   for folder in (out, kept):
     try:
       folder.mkdir(parents=True, exist_ok=True)
-      (folder / FILE).write_text(''.join(f'{line}\n' for line in found), encoding='utf-8')
+      whole.write_text(folder / FILE, ''.join(f'{line}\n' for line in found))
     except OSError as error:
       raise UserError(f'cannot write to {folder} ({error.strerror}); give another') from error
   return len(found)

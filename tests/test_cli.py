@@ -1,0 +1,61 @@
+"""What a program prints beside its own lines: warnings of orbax that are news, and no others."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import dataclasses, resource, sys
+import jax
+from absl import logging
+from armd_jax import cli
+from armd_jax.training import checkpoint
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  pass
+
+def in_orbax(code):
+  exec(compile(code, '/site-packages/orbax/checkpoint/new.py', 'exec'), {'logging': logging})
+
+def save(largest):
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (largest or limits[0], limits[1]))
+  state = {f'x{i}': jax.random.normal(jax.random.key(i), (999,)) for i in range(9)}
+  saves = checkpoint.Checkpoints(WORKDIR)
+  saves.save(1, state, 0, None)
+  saves.close()
+  saves.restore(state)
+
+def main(_):
+  CALL
+
+cli.run(main, Options)
+"""
+
+
+def run(tmp_path, call):
+  program = tmp_path / 'program.py'
+  program.write_text(PROGRAM.replace('CALL', call).replace('WORKDIR', repr(str(tmp_path / 'run'))))
+  done = subprocess.run([sys.executable, program], capture_output=True, text=True)
+  return done.returncode, done.stderr.splitlines()
+
+
+@pytest.mark.parametrize('level', ['warning', 'error'])
+def test_a_warning_of_orbax_that_nobody_knows_is_printed(tmp_path, level):
+  call = f'in_orbax(\'logging.{level}("[process=0] some arrays were left out")\')'
+  code, told = run(tmp_path, call)
+  assert code == 0 and len(told) == 1 and told[0].endswith('[process=0] some arrays were left out')
+
+
+def test_an_ordinary_save_prints_nothing(tmp_path):
+  assert run(tmp_path, 'save(None)') == (0, [])
+  assert pathlib.Path(tmp_path / 'run/checkpoints/1').is_dir()
+
+
+def test_a_disk_that_is_full_is_told_once(tmp_path):
+  code, told = run(tmp_path, 'save(2_000)')
+  assert code == 1 and len(told) == 1, told
+  assert told[0].startswith('error: cannot save in ') and '(File too large)' in told[0]
