@@ -106,13 +106,10 @@ class Options:
 def main(options: Options) -> None:
   if (options.gpt2 is None) == (options.warm_start is None):
     raise UserError('write either --gpt2=FOLDER or --warm_start=AR_RUN')
-  if options.gpt2 is not None:
+  if options.warm_start is not None:
+    config, params = from_ar(options.warm_start, options.two_stream_layers)
+  elif options.gpt2 is not None:
     config, params = from_gpt2(options.gpt2, options.source, options.tokenizer)
-  else:
-    config, params = from_ar(
-      options.warm_start,  # type: ignore[arg-type]
-      options.two_stream_layers,
-    )
   write(config, params, paths.given(options.workdir, '--workdir'))
   print(f'{options.workdir} holds a run of family {config.model.family!r} at step 0')
 

@@ -45,7 +45,9 @@ def closure(
   Raises:
     ValueError: a glob matches no file, so that it covers nothing.
   """
-  matches = {glob: set(root.glob(glob)) for glob in (*entries, *without)}
+  # Folders hold what is no source, such as __pycache__.
+  files = lambda glob: {path for path in root.glob(glob) if path.is_file()}
+  matches = {glob: files(glob) for glob in (*entries, *without)}
   if empty := [glob for glob, paths in matches.items() if not paths]:
     raise ValueError(f'{", ".join(empty)} match no file below {root}; write globs that do')
   left_out = set().union(*(matches[glob] for glob in without))

@@ -76,6 +76,11 @@ def test_globs_that_match_nothing_are_refused(folder):
       records.closure(entries, without, folder)
 
 
+def test_folders_that_a_glob_matches_are_no_sources(folder):
+  (folder / '__pycache__').mkdir()
+  assert names(folder, '*') == names(folder, 'data.txt')
+
+
 def write(folder, name, text):
   (folder / name).write_text(text)
 

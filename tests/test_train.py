@@ -396,7 +396,7 @@ def test_programs_refuse_with_a_sentence(finished):
 def test_unwritable_workdir_is_a_sentence(text, tmp_path):
   file = tmp_path / 'file'
   file.write_text('')
-  with pytest.raises(UserError, match='use another --workdir'):
+  with pytest.raises(UserError, match='choose another place'):
     train(tiny_config(text), file / 'run')
   if os.geteuid():  # root may write anywhere
     tmp_path.chmod(0o500)

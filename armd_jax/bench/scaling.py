@@ -187,8 +187,7 @@ def run(path: str | pathlib.Path, only: str) -> None:
     if before and before['stamp'] == today:
       continue
     found = measure(by_key[key], before)
-    effort = dict(target_of(by_key[key].target).options).get(targets.EFFORT, 0.0)
-    versions = {'readers': read_by, 'jax': jax.__version__, 'effort': effort}
+    versions = {'readers': read_by, 'jax': jax.__version__}
     kept.add(key, today, found | versions)
     print(key, _short(found), flush=True)
     jax.clear_caches()

@@ -31,6 +31,7 @@ def held(path: pathlib.Path, what: str) -> Iterator[None]:
   Raises:
     UserError: another program, or another thread of this one, holds it; or it cannot be written.
   """
+  made = [folder for folder in path.parents if not folder.exists()]  # the innermost first
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = _taken(path)
@@ -47,6 +48,9 @@ def held(path: pathlib.Path, what: str) -> Iterator[None]:
       yield
     finally:
       path.unlink(missing_ok=True)  # while it is held: who takes it next finds it gone, or makes it
+      with contextlib.suppress(OSError):  # something was put there
+        for folder in made:
+          folder.rmdir()
 
 
 def beside(path: pathlib.Path) -> pathlib.Path:

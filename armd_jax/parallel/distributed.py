@@ -134,11 +134,20 @@ def start(cluster: Cluster, timeout: int = 300) -> None:
     if reason := why_no_devices():
       raise UserError(f'{_here(cluster)}: {reason}')
     devices = jax.devices()
-    if jax.process_count() > 1:
+    _check_counts(cluster, devices)
+    if jax.process_count() > 1:  # which takes equal counts
       agree('the code of armd_jax', {'sha256 of the package': package_sha256()})
       agree('flags', dict(cluster.flags))
   finally:
     waits.close()
+  if jax.process_count() > 1:
+    hosts = gather_text(_host())
+    if is_first():
+      print(table(hosts, devices), flush=True)
+
+
+def _check_counts(cluster: Cluster, devices: list[jax.Device]) -> None:
+  """Ends all processes where their number, or what one of them sees, is not as it should be."""
   processes = jax.process_count()
   if cluster.num_processes not in (0, processes):
     _refuse(
@@ -157,10 +166,6 @@ def start(cluster: Cluster, timeout: int = 300) -> None:
         f'not {expected}; check JAX_PLATFORMS, the driver and what the scheduler grants, or '
         'change --devices_per_process',
       )
-  if processes > 1:
-    hosts = gather_text(_host())
-    if is_first():
-      print(table(hosts, devices), flush=True)
 
 
 class _Waits:

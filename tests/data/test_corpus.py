@@ -56,8 +56,8 @@ def test_the_tokenizer_must_be_the_corpus_own(folder, monkeypatch):
   ('field', 'value', 'message'),
   [
     ('packing', 'wrap', "config.data.packing is 'wrap'; write one of 'joined', 'wrapped'"),
-    ('workers', -1, 'config.data.workers is -1; write 0 or more'),
-    ('prefetch_mib', 0, 'config.data.prefetch_mib is 0; write 1 or more'),
+    ('workers', -1, 'config.data.workers is -1; write a whole number from 0 to'),
+    ('prefetch_mib', 0, 'prefetch_mib is 0; write a whole number from 1 to'),
   ],
 )
 def test_bad_fields(field, value, message):

@@ -14,6 +14,7 @@ from armd_jax import families, models
 from armd_jax.data.tokenizers import ByteTokenizer
 from armd_jax.decode import requests
 from armd_jax.decode.diffusion import Denoised
+from armd_jax.decode.sampling import Sampling
 from armd_jax.families.family import Draws
 from armd_jax.objectives import armd
 
@@ -86,20 +87,20 @@ def test_generation_keeps_what_is_given_and_takes_the_common_options(name):
     }
   )
   tokenizer = ByteTokenizer()
-  _, params = tiny.init(config.model, tokenizer.vocab_size)
+  model, params = tiny.init(config.model, tokenizer.vocab_size)
+  decoder = requests.Decoder(model, params, tokenizer, None)
   request = requests.continue_prompts(['ab'], 16, tokenizer)
   family = families.of(config.model)
   streams = 1 if config.model.orders == 'left_to_right' else 2
-  options = dict(streams=streams, seed=1, temperature=0.9, top_p=0.9, stop='none')
-  (text,), generated = family.generate(config, tokenizer, params, request, **options)
+  sampling = Sampling(seed=1, temperature=0.9, top_p=0.9)
+  (text,), generated = family.generate(decoder, request, sampling, streams=streams)
   assert text.startswith('ab') and generated.margin_B.shape == (1,)
   assert isinstance(generated, Denoised) == bool(family.samplers)
   if family.samplers:
     assert 1 <= generated.steps <= 7
     assert (np.asarray(generated.step_BxN)[0, 2:] > 0).all()
-    (named,), _ = family.generate(
-      config, tokenizer, params, request, **options, sampler=family.samplers[0]
-    )
+    how = dict(streams=streams, sampler=family.samplers[0])
+    (named,), _ = family.generate(decoder, request, sampling, **how)
     assert named == text
   assert '16 tokens' in family.shown.format(length=16)
 

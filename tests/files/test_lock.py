@@ -93,3 +93,13 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
     lock.held(tmp_path / 'file' / 'x' / lock.FOLDER_LOCK, 'it'),
   ):
     pass
+
+
+def test_a_folder_that_nothing_was_put_into_is_gone_again(tmp_path):
+  path = tmp_path / 'a' / 'b' / lock.FOLDER_LOCK
+  with lock.held(path, 'it'):
+    assert path.exists()
+  assert list(tmp_path.iterdir()) == []
+  with lock.held(path, 'it'):
+    (tmp_path / 'a' / 'kept').write_text('')
+  assert [path.name for path in (tmp_path / 'a').iterdir()] == ['kept']

@@ -197,7 +197,7 @@ def test_the_code_of_a_command():
 # ----- training
 
 _DENIED = """
-import os, sys
+import os, runpy
 make = os.mkdir
 
 def mkdir(path, *args, **more):
@@ -206,9 +206,7 @@ def mkdir(path, *args, **more):
   return make(path, *args, **more)
 
 os.mkdir = mkdir
-from armd_jax import train
-sys.argv[0] = train.__file__
-exec(compile(open(train.__file__).read(), train.__file__, 'exec'), {'__name__': '__main__'})
+runpy.run_module('armd_jax.train', run_name='__main__', alter_sys=True)
 """
 
 

@@ -331,7 +331,7 @@ def test_learning_is_a_row_however_it_ends(rows, monkeypatch, code):
   workdir = rows.job.kept / 'learn-dry'
   workdir.mkdir()
   records = [{'step': 1, 'loss': 5.0}, {'step': 2, 'loss': 4.0, 'tokens_per_second': 9.0}]
-  (workdir / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, records)))
+  (workdir / 'metrics.jsonl').write_text(''.join(f'{json.dumps(r)}\n' for r in records))
   results = {
     'held_out': {'after_sbp': [{'name': 'left-to-right', 'nats_per_byte': 1.5}]},
     'generation': [{'streams': 4, 'tokens_per_second': 100.0}],
