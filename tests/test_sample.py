@@ -40,8 +40,8 @@ def test_gap_refusals():
 @pytest.mark.parametrize(
   ('settings', 'message'),
   [
-    ((0, 1), 'streams is 0; write a whole number, 1 or more'),
-    ((1, 0), 'num_samples is 0; write a whole number, 1 or more'),
+    ((0, 1), 'streams is 0; write a whole number from 1 to'),
+    ((1, 0), 'num_samples is 0; write a whole number from 1 to'),
     ((2.0, 1), 'streams is 2.0; write a whole number'),
     ((True, 1), 'streams is True; write a whole number'),
     ((1, '3'), "num_samples is '3'; write a whole number"),

@@ -277,7 +277,8 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning(text, tmp_path, capsys):
   (tmp_path / 'training.png').mkdir()
   state = train(tiny_config(text, steps=1), tmp_path)
   assert int(state.step) == 1
-  assert 'training.png is not drawn (Is a directory)' in capsys.readouterr().err
+  told = capsys.readouterr().err
+  assert 'warning: the picture is not drawn' in told and 'training.png (Is a directory)' in told
 
 
 def test_a_config_that_was_changed_afterwards_is_refused(finished, tmp_path):

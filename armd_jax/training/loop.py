@@ -256,5 +256,5 @@ def _show(workdir: pathlib.Path, config: config_lib.Config) -> None:
   path = workdir / 'training.png'
   try:
     plots.training(records, config.order, path)
-  except OSError as error:
-    print(f'warning: {path} is not drawn ({error.strerror}); all else is saved', file=sys.stderr)
+  except UserError as error:
+    print(f'warning: the picture is not drawn, all else is saved: {error}', file=sys.stderr)
