@@ -121,7 +121,7 @@ def note_checked(folder: epath.Path, shard: Shard) -> None:
   path = _note_path(folder, shard)
   try:
     if '://' in os.fspath(path):
-      path.write_text(json.dumps(note))
+      path.write_text(json.dumps(note), 'utf-8')
     else:
       whole.write_json(path, note)
   except OSError as error:  # a corpus may be on a disk that is only read

@@ -96,8 +96,8 @@ WAITS = {
 def test_ctrl_c_ends_a_program_within_seconds(wait):
   script = f"""
 ends.limit_interrupts()
-print('up', flush=True)
 def main():
+  print('up', flush=True)
   exec({WAITS[wait]!r})
 try:
   main()
