@@ -3,8 +3,8 @@
 AR with a key/value cache beside ARMD at every S (and, with --mdlm, the sampler of a diffusion
 baseline), of the same size and code, taken in turns. Prefill
 (of a prompt of half the length) and compilation are timed apart. With trained weights (--workdir)
-the exact NLL of held-out text stands beside every S, split into what the order costs (the strided
-order one by one against left-to-right) and what independence costs (S at once against one by one).
+the exact NLL of held-out text stands beside every S, split into what the order costs, by distance
+from the junctions of two streams, too, and what independence costs (`evaluation.order_costs`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from armd_jax import cli, models
 from armd_jax import config as config_lib
@@ -32,7 +31,7 @@ from armd_jax.decode.network import Network
 from armd_jax.decode.sampling import Sampling
 from armd_jax.decode.state import Request, Task
 from armd_jax.errors import UserError
-from armd_jax.evaluation import likelihood
+from armd_jax.evaluation import order_costs
 from armd_jax.flags import flag
 from armd_jax.hardware import clock, machines
 from armd_jax.models.ar import AR as ARModel
@@ -258,68 +257,43 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
   )
 
 
-def quality(
-  model: ARMD, params: Params, windows_WxN: np.ndarray, streams: Sequence[int], mesh: Mesh
-) -> list[dict[str, Any]]:
-  """The exact NLL of every S, and where it goes.
-
-  Args:
-    model, params: as trained.
-    windows_WxN: held-out token ids.
-    streams: stride counts.
-    mesh: where the parameters are.
-  Returns:
-    A row per S, in nats per token, with standard errors over windows: nats, order_cost (one by one
-    over left-to-right; also order_nats_per_junction, per text and each of its S - 1 junctions) and
-    independence_cost (S at once over one by one).
-  """
-  batch_size = 16 * sharding.batch_parts(mesh)
-
-  def nats_W(protocol):
-    nll = likelihood.nll(model, params, windows_WxN, protocol, mesh, batch_size=batch_size)
-    return np.concatenate([nll_BxN.mean(axis=1, dtype=np.float64) for nll_BxN in nll])
-
-  error = lambda x_W: float(x_W.std(ddof=1) / len(x_W) ** 0.5) if len(x_W) > 1 else None
-  base_W = nats_W(likelihood.LEFT_TO_RIGHT)
-  rows = []
-  for count in streams:
-    both_W = base_W, base_W
-    if count > 1:
-      both_W = tuple(map(nats_W, likelihood.strided_protocols(count)))
-    parallel_W, one_by_one_W = both_W
-    order_W, independence_W = one_by_one_W - base_W, parallel_W - one_by_one_W
-    order_cost = float(order_W.mean())
-    rows.append(
-      {
-        'streams': count,
-        'nats': float(parallel_W.mean()),
-        'order_cost': order_cost,
-        'order_cost_error': error(order_W),
-        'order_nats_per_junction': order_cost * model.config.num_slots / max(count - 1, 1),
-        'independence_cost': float(independence_W.mean()),
-        'independence_cost_error': error(independence_W),
-      }
-    )
-  return rows
-
-
 def quality_report(rows: Sequence[dict[str, Any]]) -> str:
-  """The rows as text."""
+  """Rows of `order_costs` as text: a table per S, and one by distance from a junction."""
   with_error = lambda row, name: (
     f'{row[name]:.5f}' + (f' +- {row[f"{name}_error"]:.5f}' if row[f'{name}_error'] else '')
   )
-  return columns.table(
-    [
-      {
-        'S': row['streams'],
-        'nats/token': row['nats'],
-        'order': with_error(row, 'order_cost'),
-        'nats/junction': row['order_nats_per_junction'],
-        'independence': with_error(row, 'independence_cost'),
-      }
-      for row in rows
+  tables = [
+    columns.table(
+      [
+        {
+          'S': row['streams'],
+          'nats/token': row['nats'],
+          'order': with_error(row, 'order_cost'),
+          'nats/junction': row['order_nats_per_junction'],
+          'won back': f'{row["won_back"]:.0%}' if row['won_back'] is not None else None,
+          'independence': with_error(row, 'independence_cost'),
+        }
+        for row in rows
+      ]
+    )
+  ]
+  sides = [(row, side) for row in rows if row['streams'] > 1 for side in ('starts', 'ends')]
+  if sides:
+    tables += [
+      'nats per junction, of the first tokens of a stream (starts) and the last before one (ends)',
+      columns.table([_nearest(row, side) for row, side in sides]),
     ]
-  )
+  return '\n'.join(tables)
+
+
+def _nearest(row, side):
+  """What the nearest 1, 2, 4, ... tokens on a side of a junction cost together."""
+  cost_D = row[side] if side == 'starts' else row[side][::-1]
+  sums = {
+    str(near): f'{sum(cost_D[:near]):+.3f}' if near <= len(cost_D) else None
+    for near in (1, 2, 4, 8, order_costs.OFFSETS)
+  }
+  return {'S': row['streams'], 'tokens': side} | sums
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -373,7 +347,7 @@ def main(options: Options) -> None:
   if params is not None and options.windows:
     windows_WxN = corpus_lib.load(config.data, config.model.length).held_out_WxN[: options.windows]
     network, mesh = models.build(config.model, vocab_size), sharding.make_mesh(config.mesh)
-    scores = quality(network, params, windows_WxN, streams, mesh)
+    scores = order_costs.order_costs(network, params, windows_WxN, streams, mesh)
     print(f'exact NLL of {len(windows_WxN)} held-out windows; costs in nats per token')
     print(quality_report(scores))
   numbers = {

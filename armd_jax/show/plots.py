@@ -23,7 +23,7 @@ from armd_jax.files import whole
 from armd_jax.objectives.armd import ORDER_KINDS
 
 CONTENT, QUERY, HIDDEN = '#2a6fbb', '#d9822b', '#f2f2f2'
-OTHERS = '#3f9d76', '#a06cc8'
+OTHERS = '#3f9d76', '#a06cc8', '#c2a33c'
 
 # What a page's style sheet calls the colours, so that one drawing serves light and dark.
 _INK, _LINE = '#010203', '#040506'
@@ -174,7 +174,7 @@ def decoding(
 ) -> None:
   """Rows of `bench.decode`: speed over S at every batch size; with trained weights also quality
   against speed, and where quality goes."""
-  panels = 3 if quality else 1
+  panels = 4 if quality else 1
   figure, all_axes = plt.subplots(
     1, panels, figsize=(5 * panels, 4), layout='constrained', squeeze=False
   )
@@ -182,6 +182,7 @@ def decoding(
   if quality:
     front_panel(all_axes[0, 1], systems, quality)
     cost_panel(all_axes[0, 2], quality)
+    junction_panel(all_axes[0, 3], quality)
   save(figure, path)
 
 
@@ -249,6 +250,24 @@ def cost_panel(axes: Any, quality: Sequence[dict[str, Any]]) -> None:
   axes.set(
     xlabel='S; below, nats per junction that the order costs', ylabel='nats per token',
     title='Where quality goes',
+  )  # fmt: skip
+  finish(axes)
+
+
+def junction_panel(axes: Any, quality: Sequence[dict[str, Any]]) -> None:
+  """What the order costs by distance from a junction of two streams, a line per S."""
+  several = [row for row in quality if row['starts']]
+  colors = plt.cm.viridis(np.linspace(0.2, 0.85, max(len(several), 1)))
+  for row, color in zip(several, colors, strict=True):
+    starts, ends = row['starts'], row['ends']
+    label = f'S = {row["streams"]}, {row["won_back"]:.0%} won back'
+    axes.plot(range(-len(ends), 0), ends, '.-', color=color, lw=1, label=label)
+    axes.plot(range(len(starts)), starts, '.-', color=color, lw=1)
+  axes.axvline(-0.5, color='grey', lw=0.5)
+  axes.axhline(0, color='grey', lw=0.5)
+  axes.set(
+    xlabel='tokens from the start of a stream', ylabel='nats that the order costs',
+    title='Near a junction',
   )  # fmt: skip
   finish(axes)
 

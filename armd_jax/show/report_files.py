@@ -21,6 +21,7 @@ _SYSTEM = {
 _QUALITY = {
   'streams': int, 'nats': float, 'order_cost': float, 'order_cost_error': _NUMBER,
   'independence_cost': float, 'independence_cost_error': _NUMBER, 'order_nats_per_junction': float,
+  'starts': [float], 'ends': [float], 'won_back': _NUMBER,
 }  # fmt: skip
 _DECODING = {'machine': {str: None}, 'systems': [_SYSTEM], 'quality': ([_QUALITY], None)}
 _VERDICT = {
@@ -100,7 +101,8 @@ def quickstart_decoding(results: Mapping[str, Any]) -> dict[str, Any]:
     for name, cost in costs.items():
       row |= {f'{name}_cost': cost, f'{name}_cost_error': None}
     junctions = max(count - 1, 1)
-    quality.append(row | {'order_nats_per_junction': costs['order'] * length / junctions})
+    row['order_nats_per_junction'] = costs['order'] * length / junctions
+    quality.append(row | {'starts': [], 'ends': [], 'won_back': None})
   systems = [
     speed | {'system': f'ARMD S={speed["streams"]}', 'batch_size': 1}
     for speed in results['generation']

@@ -188,6 +188,9 @@ def decoding_section(source: str, numbers: Mapping[str, Any]) -> str:
       drawings.append(('', plots.svg(draw, 'Held-out nats per token against tokens per second')))
       draw = lambda axes: plots.cost_panel(axes, quality)
       drawings.append(('', plots.svg(draw, 'What order and independence cost at every S')))
+      if any(row['starts'] for row in quality):
+        draw = lambda axes: plots.junction_panel(axes, quality)
+        drawings.append(('', plots.svg(draw, 'What the order costs near a junction')))
     draw = lambda axes: plots.speed_panel(axes, systems)
     drawings.append(('', plots.svg(draw, 'Tokens per second over S')))
     rows = [
@@ -205,6 +208,7 @@ def decoding_section(source: str, numbers: Mapping[str, Any]) -> str:
         'nats/token': row['nats'],
         'order costs': row['order_cost'],
         'per junction': row['order_nats_per_junction'],
+        'won back': None if row['won_back'] is None else f'{row["won_back"]:.0%}',
         'independence costs': row['independence_cost'],
       }
       for row in quality or ()
@@ -219,7 +223,8 @@ def decoding_section(source: str, numbers: Mapping[str, Any]) -> str:
     'Quality against speed',
     '<p>Where the likelihood goes that speed costs: the <em>order</em> is the strided one taken a '
     'token at a time, against left-to-right; <em>independence</em> is S tokens at once, against '
-    'one at a time.</p>\n',
+    'one at a time. The first tokens of a stream lack the text before them; the last ones before '
+    'it may win that back, since they are predicted with what follows known.</p>\n',
     figures(drawings),
     table(rows),
     table(costs) if costs else '',

@@ -3,15 +3,10 @@
 import json
 
 import jax
-import numpy as np
 import pytest
-import tiny
 
-from armd_jax import config as config_lib
 from armd_jax.bench import decode
-from armd_jax.config import MeshConfig, UserError
-from armd_jax.evaluation import likelihood
-from armd_jax.parallel import sharding
+from armd_jax.config import UserError
 
 SHAPE = dict(num_layers=2, embed_dim=32, num_heads=2, length=16, position_dim=8, dtype='float32')
 
@@ -54,28 +49,6 @@ def test_what_memory_does_not_hold_is_not_timed(timed, monkeypatch):
     row['memory_bytes'] > needs[0] for row in rows
   ]
   assert any(row['seconds'] for row in rows) and ' - ' in decode.report(rows)
-
-
-def test_costs_of_order_and_independence_add_up():
-  config = config_lib.parse({'model': SHAPE, 'order': {'max_shuffled': 0}})
-  model, params = tiny.init(config.model, 11)
-  windows_WxN = np.random.RandomState(0).randint(0, 11, (3, 16))
-  mesh = sharding.make_mesh(MeshConfig())
-  rows = decode.quality(model, params, windows_WxN, [1, 4], mesh)
-  assert rows[0]['order_cost'] == rows[0]['independence_cost'] == 0
-  nats = [
-    likelihood.mean_nats(likelihood.nll(model, params, windows_WxN, protocol, mesh, batch_size=3))[
-      0
-    ]
-    for protocol in (likelihood.LEFT_TO_RIGHT, *likelihood.strided_protocols(4))
-  ]
-  left_to_right, parallel, one_by_one = nats
-  costs = rows[1]['order_cost'], rows[1]['independence_cost']
-  np.testing.assert_allclose(costs, (one_by_one - left_to_right, parallel - one_by_one), atol=1e-6)
-  np.testing.assert_allclose([row['nats'] for row in rows], (left_to_right, parallel), rtol=1e-6)
-  # Three junctions in a text of 16 tokens.
-  np.testing.assert_allclose(rows[1]['order_nats_per_junction'], costs[0] * 16 / 3)
-  assert rows[1]['order_cost_error'] > 0 and 'junction' in decode.quality_report(rows)
 
 
 def test_bad_stride():

@@ -74,7 +74,8 @@ SPEED = {
 }  # fmt: skip
 QUALITY = {
   'streams': 1, 'nats': 1.5, 'order_cost': 0.0, 'order_cost_error': 0.1, 'independence_cost': 0.0,
-  'independence_cost_error': None, 'order_nats_per_junction': 0.0,
+  'independence_cost_error': None, 'order_nats_per_junction': 0.0, 'starts': [1.5, 0.5],
+  'ends': [-0.5, -1.0], 'won_back': 0.75,
 }  # fmt: skip
 MACHINE = {'device': 'cpu', 'jax': '0', 'devices': 1}
 
