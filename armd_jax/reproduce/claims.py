@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from armd_jax.reproduce import pieces as p
-from armd_jax.reproduce.results import Results, markdown, perplexity_excess
+from armd_jax.reproduce.results import Mean, Results, markdown, perplexity_excess
 
 PERPLEXITY = 2.0  # percent over AR's that still agrees
 STEP_TIME, STEP_TIME_SLACK = 1.22, 1.05  # over AR's; what a measurement may be off by
@@ -43,9 +44,57 @@ def claims(results: Results) -> list[Claim]:
   ]
 
 
-def table(results: Results) -> str:
-  rows = [(c.claim, c.seen, c.verdict) for c in claims(results)]
+def table(claims: Sequence[Claim]) -> str:
+  rows = [(c.claim, c.seen, c.verdict) for c in claims]
   return markdown(('claim', 'seen', 'verdict'), rows)
+
+
+def goals(results: Results) -> list[Claim]:
+  """What this project wants of its own recipe; all but the last two at the longest length."""
+  length = p.lengths(results.config)[-1]
+  of = lambda streams, key: results.junction('segments', lambda rows: rows[streams][key])
+  lost = lambda streams: results.junction(
+    'segments', lambda rows: 100 * (rows[streams]['nats'] / rows[1]['nats'] - 1)
+  )
+  both = [results.junction(how, lambda rows: rows[1]['nats']) for how in ('segments', 'plain')]
+  segments, plain = both
+  price = None
+  if segments and plain:
+    price = Mean(100 * (segments.value / plain.value - 1), None, segments.count)
+  left_to_right = _left_to_right(results)
+  ratio = results.cost.get('armd', {}).get('seconds_ratio')
+  return [
+    _at_most(f'S = 4 loses at most .4 % of NLL (length {length})', lost(4), 0.4, '%'),
+    _at_most(f'S = 16 loses at most 2 % (length {length})', lost(16), 2, '%'),
+    _at_most('segments in training cost at most .5 % left-to-right', price, 0.5, '%'),
+    _at_most(
+      'a junction costs at most 2 nats (S = 4)', of(4, 'order_nats_per_junction'), 2, 'nats'
+    ),
+    _at_least('half of what a start costs is won back (S = 4)', of(4, 'won_back'), 0.5),
+    Claim(
+      "left-to-right perplexity is not above AR's",
+      left_to_right.seen,
+      left_to_right.agrees and left_to_right.seen.startswith('-'),
+    ),
+    _at_most(
+      "a training step takes at most 1.05 times as long as AR's",
+      None if ratio is None else Mean(ratio, None, 1),
+      1.05,
+      'times',
+    ),
+  ]
+
+
+def _at_most(text, mean, most, unit):
+  if mean is None:
+    return Claim(text, '', None)
+  return Claim(text, f'{mean.value:.3f} {unit}, {mean.count} seeds', mean.value <= most)
+
+
+def _at_least(text, mean, least):
+  if mean is None:
+    return Claim(text, '', None)
+  return Claim(text, f'{mean.value:.0%}, {mean.count} seeds', mean.value >= least)
 
 
 def _left_to_right(results):
@@ -61,8 +110,11 @@ def _left_to_right(results):
 
 
 def _equal_steps(results):
-  text = 'ARMD on uniform orders is better than every diffusion baseline at equal steps (bounds)'
-  last = results.config.train.steps
+  last = p.long_steps(results.config)
+  text = (
+    'ARMD on uniform orders is better than every diffusion baseline at equal steps (bounds, '
+    f'{last} steps)'
+  )
   ours = results.over_seeds('armd_uniform', last, 'bound')
   theirs = {s: results.over_seeds(s, last, 'bound') for s in p.DIFFUSION}
   return _compared(text, ours, theirs, lambda ours, theirs: ours < theirs)

@@ -83,11 +83,14 @@ def text(results: Results, drawn: Sequence[tuple[str, str]]) -> str:
     drawn: file names of pictures and what they show.
   """
   sections = {
-    'What the paper claims, and what was seen': claims.table(results),
+    'What the paper claims, and what was seen': claims.table(claims.claims(results)),
+    'What this project wants of its recipe': claims.table(claims.goals(results)),
     'Held-out likelihood': tables.held_out(results),
     'What a training step costs': tables.cost(results),
     'How far S can go': tables.farthest(results),
+    'Near a junction': tables.junctions(results),
     'Strided generation': tables.strided(results),
+    'Layers with two streams': tables.depths(results),
     'Ablations': tables.ablations(results),
     'Learning rates': tables.rates(results),
   }
@@ -117,9 +120,9 @@ def _head(results):
     f'- Every system: {model.num_layers} layers x {model.embed_dim}, {model.num_heads} heads, '
     f'{model.length} bytes, batch {train.batch_size}, {train.steps} steps, '
     f'{model.dtype}, the same optimizer; the learning rate of each from the same sweep\n'
-    f'- ARMD: query rows seeded with position_rows={model.position_rows!r}, '
-    f'position_dim={model.position_dim}, query_seed_norm={model.query_seed_norm!r}; '
-    'the first ablation is the seed of eq. 6 as it is written\n'
+    f'- ARMD: query_seed={model.query_seed!r}, query_seed_norm={model.query_seed_norm!r}, '
+    f'num_two_stream_layers={model.num_two_stream_layers}, '
+    f'segments_prob={config.order.segments_prob}; the first ablation is the published recipe\n'
     f'- Time: {seconds / 60:.0f} minutes of processes with a core each. {missing}'
   )
 

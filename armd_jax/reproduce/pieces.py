@@ -17,6 +17,7 @@ SYSTEMS = {
   'armd': {'model.family': 'armd'},
   'armd_uniform': {
     'model.family': 'armd', 'order.ar_steps': 0, 'order.uniform_order_prob': 1.0,
+    'order.segments_prob': 0.0,
   },
   'mdlm': {'model.family': 'mdlm'},
   'd3pm': {'model.family': 'd3pm'},
@@ -24,13 +25,25 @@ SYSTEMS = {
   'radd': {'model.family': 'radd'},
 }  # fmt: skip
 DIFFUSION = ('mdlm', 'd3pm', 'sedd', 'radd')
+# Bounds fall more slowly: these are trained and read this many times as long as well.
+ANY_ORDER, LONG = ('armd_uniform', *DIFFUSION), 3
 RATES = (5e-4, 1.25e-3, 3e-3)
 SEEDS = (0, 1, 2)
 STREAMS = (1, 2, 4, 8, 16, 32)
 FEW, MANY = (1, 2, 4), STREAMS  # of SBP fine-tunes
 ONE_BY_ONE = 'ablation.strided_one_by_one=0.5'  # a fine-tune, too
-NOT_SHUFFLED = 'ablation.max_shuffled=0'  # to the end, for what ARMD has over AR left-to-right
-LONGER = (1, 2, 4)  # times the config's length, at the same tokens per step
+LEFT_TO_RIGHT = 'ablation.left-to-right orders alone'
+LONGER = (1, 2, 4, 8)  # times the config's length, at the same tokens per step
+# The published recipe, from which `recipes.ours` differs.
+PAPER = {
+  'model.query_seed': 'prefix',
+  'model.query_seed_norm': 'none',
+  'order.segments_prob': 0.0,
+  'model.num_two_stream_layers': -1,
+}
+NO_SEGMENTS = {'order.segments_prob': 0.0}
+SIZES = {'8 x 192': (8, 192, 6), '12 x 256': (12, 256, 8)}  # layers, width, heads; beside the own
+DEPTHS = (8, 12)  # at which layers with two streams are counted and timed
 
 WINDOWS = 256  # held-out windows of the config's length; longer ones are fewer, of the same text
 DRAWS = 4  # random orders, or sets of times, per window
@@ -50,6 +63,7 @@ class Piece:
     rate_of: the system whose sweep decides a run's learning rate; '' leaves the config's.
     base: the training piece that a run goes on from; '' trains from scratch.
     steps: of the checkpoints that are kept or measured.
+    variants: of 'cost', overrides of the config by the name of what is timed.
     windows: held-out windows to measure on.
     draws: random orders, or sets of times, per window.
     streams: S; of 'evaluate', () measures the family's standard suite.
@@ -63,6 +77,7 @@ class Piece:
   rate_of: str = ''
   base: str = ''
   steps: tuple[int, ...] = ()
+  variants: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
   windows: int = WINDOWS
   draws: int = DRAWS
   streams: tuple[int, ...] = ()
@@ -113,6 +128,32 @@ def fractions(config: ml_collections.ConfigDict) -> dict[str, int]:
   return {'25 %': steps // 4, 'a third': steps // 3, '50 %': steps // 2, '100 %': steps}
 
 
+def long_steps(config: ml_collections.ConfigDict) -> int:
+  """Where the bounds of `ANY_ORDER` are read as well."""
+  return LONG * config.train.steps
+
+
+def depth_name(depth: int, system: str, seed: int) -> str:
+  """Of AR, or of ARMD with so many two-stream layers, at another depth."""
+  return f'depth.{depth}.{system}.{seed}'
+
+
+def two_stream_counts(depth: int) -> list[int]:
+  """Of a network of so many layers: 1, 2, a quarter and half of them."""
+  return sorted({1, 2, depth // 4, depth // 2})
+
+
+def junction_name(how: str, seed: int, config: ml_collections.ConfigDict) -> str:
+  """A base model of the longest length, with 'segments' or without ('plain')."""
+  length = lengths(config)[-1]
+  is_base = how == 'segments' and seed == 0
+  return base_name(length, config) if is_base else f'junction.{length}.{how}.{seed}'
+
+
+def size_name(size: str) -> str:
+  return f'size.{size.replace(" ", "")}'
+
+
 def tuned_steps(config: ml_collections.ConfigDict) -> tuple[int, ...]:
   """i_SBP, steps of fine-tuning, that results are read at."""
   return tuple(config.train.steps // part for part in (24, 12, 6))
@@ -131,8 +172,11 @@ def all_pieces(config: ml_collections.ConfigDict) -> list[Piece]:
   return [
     *_rates(config),
     *_core(config),
-    Piece('cost', 'cost', weight=700),
+    Piece('cost', 'cost', variants=_of_systems(), weight=700),
     *_lengths(config),
+    *_junctions(config),
+    *_sizes(config),
+    *_depths(config),
     *_ablations(config),
   ]
 
@@ -155,13 +199,14 @@ def _rates(config):
 
 def _core(config):
   """All systems at all seeds; ARMD's are read at a third of the steps, too."""
+  taken = {system: long_steps(config) for system in ANY_ORDER}
   at = fractions(config)
   pieces = []
   for seed in SEEDS:
     for system, own in SYSTEMS.items():
       read = at if system.startswith('armd') else {k: s for k, s in at.items() if k != 'a third'}
-      overrides = own | {'seed': seed, 'train.steps': config.train.steps}
-      steps = tuple(sorted(read.values()))
+      steps = tuple(sorted({*read.values(), taken.get(system, config.train.steps)}))
+      overrides = own | {'seed': seed, 'train.steps': steps[-1]}
       pieces += _trained(core_name(system, seed), overrides, steps, rate_of=system)
   return pieces
 
@@ -184,8 +229,7 @@ def _at_length(config, length):
   times = length // config.model.length
   return SYSTEMS['armd'] | {
     'model.length': length,
-    # As many position rows as tell all neighbours apart.
-    'model.position_dim': max(config.model.position_dim, length // 2),
+    'order.segments_cuts': config.order.segments_cuts * times,
     'order.max_shuffled': config.order.max_shuffled * times,
     'train.batch_size': max(1, config.train.batch_size // times),
     'train.steps': config.train.steps,
@@ -220,6 +264,74 @@ def _lengths(config):
   return pieces
 
 
+def _junctions(config):
+  """Base models of the longest length with and without segments, at all seeds, at every S."""
+  length, steps = lengths(config)[-1], config.train.steps
+  windows = max(2, WINDOWS * config.model.length // length)
+  pieces = []
+  for seed in SEEDS:
+    for how, change in (('segments', {}), ('plain', NO_SEGMENTS)):
+      name = junction_name(how, seed, config)
+      if name != base_name(length, config):
+        overrides = _at_length(config, length) | change | {'seed': seed}
+        pieces += _trained(name, overrides, (steps,), windows=windows)
+        pieces.append(_strided(name, (steps,), windows))
+  return pieces
+
+
+def _sizes(config):
+  """How the cost of a junction falls with the size of the model, and with steps, at 2 N."""
+  length, steps = 2 * config.model.length, config.train.steps
+  pieces = []
+  for size, (layers, width, heads) in SIZES.items():
+    overrides = _at_length(config, length) | {
+      'model.num_layers': layers, 'model.embed_dim': width, 'model.num_heads': heads,
+    }  # fmt: skip
+    pieces += _read_at_every_s(size_name(size), overrides, (steps,))
+  read = (steps, 2 * steps, 4 * steps)
+  overrides = _at_length(config, length) | {'train.steps': read[-1]}
+  return [*pieces, *_read_at_every_s(size_name('longer'), overrides, read)]
+
+
+def _depths(config):
+  """What a layer with two streams is worth and costs, in deeper networks."""
+  steps = fractions(config)['50 %']
+  pieces = []
+  for depth in DEPTHS:
+    variants = {'ar': SYSTEMS['ar']} | {
+      f'armd{count}': SYSTEMS['armd'] | {'model.num_two_stream_layers': count}
+      for count in two_stream_counts(depth)
+    }
+    variants = {name: own | {'model.num_layers': depth} for name, own in variants.items()}
+    for system, own in variants.items():
+      for seed in SEEDS:
+        overrides = own | {'seed': seed, 'train.steps': steps}
+        name, read = depth_name(depth, system, seed), (steps // 2, steps)
+        pieces += _trained(name, overrides, read, rate_of=system.rstrip('0123456789'))
+        if system != 'ar':
+          pieces.append(_strided(name, (steps,), WINDOWS))
+    pieces.append(Piece(f'depth.{depth}.cost', 'cost', variants=variants, weight=300 * depth // 4))
+  return pieces
+
+
+def _read_at_every_s(name, overrides, read):
+  """A run from scratch, and its likelihoods at every S."""
+  trained, scores = _trained(name, overrides, read, windows=WINDOWS // 2)
+  return [trained, scores, _strided(name, read, WINDOWS // 2)]
+
+
+def _of_systems():
+  """What the training step of every system is timed as: ARMD's orders are shuffled, as in most of
+  its training. On uniform orders it is the same network, whose visible keys are those of
+  left-to-right orders."""
+  orders = {'order.ar_steps': 0, 'order.perm_steps': 0}
+  return {
+    system: orders | {'model.family': own['model.family']}
+    for system, own in SYSTEMS.items()
+    if system != 'armd_uniform'
+  } | {'armd_paper': orders | SYSTEMS['armd'] | PAPER}
+
+
 def _tuned(name, base, overrides, read, taken, windows):
   """A base model trained on for `taken` steps, and its likelihoods at every S."""
   overrides = overrides | {'train.steps': overrides['train.steps'] + taken}
@@ -237,25 +349,25 @@ def _strided(train, read, windows):
 
 def ablations(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
   """What is changed one at a time, by name; what the core has already is left out."""
-  half = config.model.num_layers // 2
+  half, radius = config.model.num_layers // 2, config.model.query_seed_radius
+  share = config.order.segments_prob
   values = {
-    'model.position_rows': _choices('model', 'position_rows'),
     'model.query_seed': _choices('model', 'query_seed'),
     'model.query_seed_norm': _choices('model', 'query_seed_norm'),
+    'model.query_seed_radius': (1, radius // 2, 2 * radius),
     'model.num_two_stream_layers': sorted({0, max(1, half // 2), half, config.model.num_layers}),
     # A budget of 1 moves nothing: it is that of 0.
     'order.max_shuffled': tuple(config.order.max_shuffled * part for part in (0, 1, 2, 8)),
     'order.perm_mode': _choices('order', 'perm_mode'),
+    'order.segments_prob': (0.0, share / 2, (1 + share) / 2),
   }
   own = config.to_dict()
-  # What the config's own seed of the query rows stands for: the defaults, which the paper has.
-  literal = config_lib.ModelConfig()
-  names = ('position_rows', 'position_dim', 'query_seed_norm')
-  found = {'ablation.eq. 6 literally': {f'model.{x}': getattr(literal, x) for x in names}}
+  found: dict[str, dict[str, Any]] = {'ablation.the published recipe': PAPER}
+  # Left-to-right to the end: what the network has over AR.
+  found[LEFT_TO_RIGHT] = NO_SEGMENTS | {'order.max_shuffled': 0}
   for field, options in values.items():
     section, name = field.split('.')
-    is_own = {own[section][name]} | ({half} if field.endswith('layers') else set())
-    found |= {f'ablation.{name}={x}': {field: x} for x in options if x not in is_own}
+    found |= {f'ablation.{name}={x}': {field: x} for x in options if x != own[section][name]}
   return found
 
 
@@ -270,9 +382,11 @@ def _ablations(config):
   at = fractions(config)
   pieces = []
   for name, change in ablations(config).items():
-    read = (at['25 %'], at['50 %'], at['100 %']) if name == NOT_SHUFFLED else (at['50 %'],)
+    read = (at['25 %'], at['50 %'], at['100 %']) if name == LEFT_TO_RIGHT else (at['50 %'],)
     overrides = SYSTEMS['armd'] | {'train.steps': read[-1]} | change
     pieces += _trained(name, overrides, read)
+    if 'segments_prob' in name or 'recipe' in name:
+      pieces.append(_strided(name, read[-1:], WINDOWS))
   base, last = config.train.steps, tuned_steps(config)[-1]
   overrides = _at_length(config, config.model.length) | {
     'order.strided_start': base, 'order.strided_streams': FEW, 'order.strided_one_by_one': 0.5,

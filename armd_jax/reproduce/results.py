@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections
@@ -64,22 +64,19 @@ class Results:
     """Mean of a system of the core."""
     rows = [self.score(p.core_name(system, seed), step, kind) for seed in p.SEEDS]
     values = [row[key] for row in rows if row]
-    if not values:
-      return None
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return Mean(statistics.mean(values), spread, len(values))
+    return mean_of(values)
 
   def monte_carlo_error(self) -> float | None:
     """The largest one of any bound of the core, nats per token."""
     names = [p.core_name(system, seed) for system in p.SYSTEMS for seed in p.SEEDS]
-    steps = p.fractions(self.config).values()
+    steps = [*p.fractions(self.config).values(), p.long_steps(self.config)]
     errors = [r['monte_carlo_error'] for n in names for s in steps for r in self.rows(n, s)]
     return max(filter(None, errors), default=None)
 
   # ----- strided generation
 
   def strided(self, run: str, step: int | None = None) -> dict[int, dict[str, Any]]:
-    """Rows of `bench.decode.quality` by S; at the last step that was measured."""
+    """Rows of `order_costs` by S; at the last step that was measured."""
     found = self.of(p.strided_name(run)) or {}
     step = step or max(map(int, found), default=0)
     return {row['streams']: row for row in found.get(str(step), [])}
@@ -125,18 +122,40 @@ class Results:
     found = self.of(p.speed_name(length)) or {'systems': []}
     return {row['system']: row['seconds'] for row in found['systems']}
 
+  def junctions(self, how: str) -> list[dict[int, dict[str, Any]]]:
+    """Of the base models of the longest length with 'segments' or without ('plain'), a seed each,
+    the rows by S; those that are there."""
+    found = (self.strided(p.junction_name(how, seed, self.config)) for seed in p.SEEDS)
+    return [rows for rows in found if rows]
+
+  def junction(self, how: str, read: Callable[[dict[int, dict[str, Any]]], float]) -> Mean | None:
+    """Mean over the seeds of what is read from the rows by S."""
+    return mean_of([read(rows) for rows in self.junctions(how)])
+
   # ----- cost
 
   @functools.cached_property
   def cost(self) -> dict[str, dict[str, float]]:
-    """By system: seconds, memory_bytes, dense_gflops, visible_gflops, and each over AR's."""
-    steps = (self.of('cost') or {'steps': {}})['steps']
+    return self.step_cost('cost')
+
+  def step_cost(self, name: str) -> dict[str, dict[str, float]]:
+    """Of a piece, by variant: seconds, memory_bytes, dense_gflops, visible_gflops, and each over
+    AR's."""
+    steps = (self.of(name) or {'steps': {}})['steps']
     names = ('seconds', 'memory_bytes', 'dense_gflops', 'visible_gflops')
     return {
       system: {name: row[name] for name in names}
       | {f'{name}_ratio': row[name] / steps['ar'][name] for name in names}
       for system, row in steps.items()
     }
+
+
+def mean_of(values: Sequence[float]) -> Mean | None:
+  """None of no values."""
+  if not values:
+    return None
+  spread = statistics.stdev(values) if len(values) > 1 else None
+  return Mean(statistics.mean(values), spread, len(values))
 
 
 def perplexity_excess(nats: float, reference: float) -> float:

@@ -48,7 +48,7 @@ def execute(piece: Piece, place: Place, key: str) -> dict[str, Any]:
 
 def _work(work, piece, place, key):
   if piece.kind == 'cost':
-    return work.cost(place.raw)
+    return work.cost(piece, place.raw)
   if piece.kind == 'train':
     config = config_of(piece, place)
     if piece.base:

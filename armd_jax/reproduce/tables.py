@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from armd_jax.reproduce import pieces as p
-from armd_jax.reproduce.results import Results, markdown, perplexity_excess
+from armd_jax.reproduce.results import Results, markdown, mean_of, perplexity_excess
 
 NAMES = {
   'ar': 'AR',
@@ -16,12 +16,13 @@ NAMES = {
   'sedd': 'SEDD-absorb',
   'radd': 'RADD',
 }
+STEP_NAMES = NAMES | {'armd_paper': 'ARMD, the published recipe'}
 LOSSES = (1, 3, 10)  # percent of NLL
 
 
 def held_out(results: Results) -> str:
   """The core table, one table for each kind of number."""
-  at = p.fractions(results.config)
+  at = p.fractions(results.config) | {f'{100 * p.LONG} %': p.long_steps(results.config)}
   sections = []
   for kind, systems, title in (
     (
@@ -73,7 +74,7 @@ def cost(results: Results) -> str:
   """A training step of every system."""
   rows = [
     (
-      NAMES[system],
+      STEP_NAMES[system],
       f'{1e3 * c["seconds"]:.1f}',
       f'{c["seconds_ratio"]:.3f}',
       f'{c["memory_bytes"] / 2**20:.0f}',
@@ -112,16 +113,132 @@ def strided(results: Results) -> str:
             _with_error(row, 'order_cost'),
             _with_error(row, 'independence_cost'),
             _percent(lost[streams]) if streams in lost else None,
+            _junction(row) if streams > 1 else None,
+            _won_back(row),
           )
         )
-    header = ('model', 'S', 'S at once', 'order costs', 'independence costs', 'NLL lost')
+    header = (
+      'model', 'S', 'S at once', 'order costs', 'independence costs', 'NLL lost',
+      'nats per junction', 'won back',
+    )  # fmt: skip
     sections.append(f'### Length {length}\n\n{markdown(header, rows)}\n\n{_speed(results, length)}')
   return (
     'Nats per token, exact. The order costs what the strided order taken one token at a time has '
     'over left-to-right; independence what S at once have over one at a time; ± standard error '
     'over windows. NLL lost: against left-to-right by the same model before SBP, and after it by '
-    'the control, trained as long without SBP.\n\n' + '\n\n'.join(sections)
+    'the control, trained as long without SBP. Won back: of what the first 16 tokens of a stream '
+    'cost for want of the text before them, the share that the 16 tokens before it save, which see '
+    'that stream; all of it in a perfect model.\n\n' + '\n\n'.join(sections)
   )
+
+
+def _junction(row):
+  return f'{row["order_nats_per_junction"]:.2f}'
+
+
+def _won_back(row):
+  return None if row['won_back'] is None else f'{row["won_back"]:.0%}'
+
+
+def junctions(results: Results) -> str:
+  """What segments in training are worth at the longest length, and what size and steps are."""
+  length = p.lengths(results.config)[-1]
+  rows = [
+    row
+    for how in ('plain', 'segments')
+    for streams in p.STREAMS
+    if (row := _junction_row(results, how, streams))
+  ]
+  header = (
+    'training', 'S', 'nats per token', 'NLL lost', 'nats per junction', 'starts', 'ends',
+    'won back', 'seeds',
+  )  # fmt: skip
+  return (
+    f'Length {length}, base models. NLL lost: against S = 1 of the same model. Starts and ends: '
+    'what the 16 tokens after and before a junction cost, in nats per junction.\n\n'
+    f'{markdown(header, rows)}\n\n{_sizes(results)}'
+  )
+
+
+def _junction_row(results, how, streams):
+  of = lambda read: results.junction(how, lambda rows: read(rows[streams]))
+  nats = of(lambda row: row['nats'])
+  if nats is None:
+    return None
+  lost = results.junction(how, lambda rows: 100 * (rows[streams]['nats'] / rows[1]['nats'] - 1))
+  cells = [None] * 4
+  if streams > 1:
+    cells = [
+      f'{of(lambda row: row["order_nats_per_junction"]).value:.2f}',
+      f'{of(lambda row: sum(row["starts"])).value:+.2f}',
+      f'{of(lambda row: sum(row["ends"])).value:+.2f}',
+      f'{of(lambda row: row["won_back"]).value:.0%}',
+    ]
+  name = 'with segments' if how == 'segments' else 'without'
+  return (name, streams, nats.text(), _percent(lost.value), *cells, nats.count)
+
+
+def _sizes(results):
+  config, length = results.config, 2 * results.config.model.length
+  own = f'{config.model.num_layers} x {config.model.embed_dim}'
+  runs = [(own, p.base_name(length, config), config.train.steps)]
+  runs += [(size, p.size_name(size), config.train.steps) for size in p.SIZES]
+  longer = p.size_name('longer')
+  runs += [(own, longer, times * config.train.steps) for times in (2, 4)]
+  rows = []
+  for size, run, step in runs:
+    found = results.strided(run, step)
+    for streams in (4, 16):
+      if row := found.get(streams):
+        lost = 100 * (row['nats'] / found[1]['nats'] - 1)
+        cells = f'{found[1]["nats"]:.4f}', _percent(lost), _junction(row), _won_back(row)
+        rows.append((size, step, streams, *cells))
+  header = (
+    'layers x width', 'steps', 'S', 'left-to-right', 'NLL lost', 'nats per junction', 'won back',
+  )  # fmt: skip
+  return (
+    f'Over size and steps, at length {length}, one seed, base models.\n\n{markdown(header, rows)}'
+  )
+
+
+def depths(results: Results) -> str:
+  """What layers with two streams are worth, and what they cost."""
+  steps, rows = p.fractions(results.config)['50 %'], []
+  for depth in p.DEPTHS:
+    cost = results.step_cost(f'depth.{depth}.cost')
+    for system in ('ar', *(f'armd{count}' for count in p.two_stream_counts(depth))):
+      runs = [p.depth_name(depth, system, seed) for seed in p.SEEDS]
+      nats = [
+        mean_of([s['nats_per_byte'] for run in runs if (s := results.score(run, steps, kind))])
+        for kind in _KINDS
+      ]
+      lost = [_lost_over_seeds(results, runs, s) for s in (4, 16)]
+      rows.append(
+        (
+          depth,
+          'AR' if system == 'ar' else f'ARMD, {system.removeprefix("armd")}',
+          *(mean and mean.text() for mean in nats),
+          *lost,
+          *(f'{cost[system][k]:.3f}' if cost else None for k in _OVER_AR),
+        )
+      )
+  header = (
+    'layers', 'of two streams', 'left-to-right, exact', 'uniform orders, bound', 'S = 4 loses',
+    'S = 16 loses', 'ms per step, over AR', 'visible FLOPs, over AR',
+  )  # fmt: skip
+  return (
+    f'{len(p.SEEDS)} seeds, {steps} steps, nats per byte; a step is timed with nothing else '
+    f'running.\n\n{markdown(header, rows)}'
+  )
+
+
+_OVER_AR = ('seconds_ratio', 'visible_gflops_ratio')
+
+
+def _lost_over_seeds(results, runs, streams):
+  found = [rows for run in runs if (rows := results.strided(run))]
+  mean = mean_of([100 * (rows[streams]['nats'] / rows[1]['nats'] - 1) for rows in found])
+  return mean and _percent(mean.value)
 
 
 def _with_error(row, name):
@@ -191,7 +308,7 @@ def _against_ar(results):
   at = {name: step for name, step in p.fractions(results.config).items() if name != 'a third'}
   runs = {
     'AR': p.core_name('ar', 0),
-    'ARMD, rho = 0: left-to-right alone': p.NOT_SHUFFLED,
+    'ARMD, left-to-right orders alone': p.LEFT_TO_RIGHT,
     'ARMD': p.core_name('armd', 0),
   }
   rows = []
@@ -204,7 +321,7 @@ def _against_ar(results):
   steps = [f'{name} ({step} steps)' for name, step in at.items()]
   header = ('system', *steps, "perplexity at the end over AR's")
   return (
-    'What ARMD has over AR left-to-right, in two steps: the network, and training on shuffled '
+    'What ARMD has over AR left-to-right, in two steps: the network, and training on other '
     f'orders. Seed 0, exact nats per byte.\n\n{markdown(header, rows)}'
   )
 

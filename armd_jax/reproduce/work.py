@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -10,6 +11,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+import ml_collections
 import numpy as np
 
 from armd_jax import config as config_lib
@@ -20,9 +22,10 @@ from armd_jax.data import corpus as corpus_lib
 from armd_jax.data.tokenizers import get_tokenizer
 from armd_jax.evaluation import likelihood, scores
 from armd_jax.evaluation.journal import Journal
+from armd_jax.evaluation.order_costs import order_costs
 from armd_jax.hardware import machines
 from armd_jax.parallel import sharding
-from armd_jax.reproduce.pieces import SYSTEMS, Piece
+from armd_jax.reproduce.pieces import Piece
 from armd_jax.show import columns, history
 from armd_jax.training import checkpoint
 from armd_jax.training import workdir as workdir_lib
@@ -65,7 +68,7 @@ def evaluate(piece: Piece, folder: pathlib.Path, data: config_lib.DataConfig) ->
 
   Returns:
     By step: rows of `scores.Score` with monte_carlo_error, nats per token, of what is random in
-    a bound; or, where the piece has streams, rows of `bench.decode.quality`.
+    a bound; or, where the piece has streams, rows of `evaluation.order_costs`.
   """
   found = {}
   for step in piece.steps:
@@ -73,7 +76,7 @@ def evaluate(piece: Piece, folder: pathlib.Path, data: config_lib.DataConfig) ->
     model = families.build(config.model, _vocab_size(config))
     windows_WxN = _spread(corpus_of(data, config.model.length).held_out_WxN, piece.windows)
     if piece.streams:
-      found[str(step)] = decode.quality(model, params, windows_WxN, piece.streams, mesh)
+      found[str(step)] = order_costs(model, params, windows_WxN, piece.streams, mesh)
     else:
       found[str(step)] = _suite(config, params, windows_WxN, piece.draws, mesh)
   return found
@@ -136,22 +139,20 @@ def speed(piece: Piece, folder: pathlib.Path) -> dict[str, Any]:
   }
 
 
-def cost(raw: Mapping[str, Any]) -> dict[str, Any]:
-  """A training step of every system, in turns.
+def cost(piece: Piece, raw: Mapping[str, Any]) -> dict[str, Any]:
+  """A training step of every variant of the piece, in turns.
 
   Args:
-    raw: fields of the config, the same for all systems.
+    piece: with the overrides of each.
+    raw: fields of the config that they change.
   Returns:
-    machine, and by system the numbers of `bench.train_step.measure`. ARMD's orders are shuffled as
-    in most of its training. On uniform orders it is the same network; its visible keys are those of
-    left-to-right orders, so it is left out.
+    machine, and by variant the numbers of `bench.train_step.measure`.
   """
   configs = {}
-  for system, overrides in SYSTEMS.items():
-    if system != 'armd_uniform':
-      order = raw['order'] | {'ar_steps': 0, 'perm_steps': 0}
-      model = raw['model'] | {'family': overrides['model.family']}  # type: ignore[index]
-      configs[system] = config_lib.parse({**raw, 'order': order, 'model': model})
+  for name, overrides in piece.variants.items():
+    changed = ml_collections.ConfigDict(copy.deepcopy(dict(raw)))
+    changed.update_from_flattened_dict(overrides)
+    configs[name] = config_lib.parse(changed)
   vocab = get_tokenizer(configs['ar'].data.tokenizer).vocab_size
   numbers = train_step.measure(configs, vocab, STEP_REPEATS)
   for row in numbers.values():
