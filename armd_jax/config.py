@@ -132,11 +132,12 @@ class ModelConfig:
   rope_theta: float = field(1e4, at_least=1)
   architecture: str = one_of('rope', 'gpt2')  # 'gpt2' of ARMD and AR: learned positions, biases
   first_token: str = one_of('predicted', 'given')  # a text's first token follows BOS, or is given
-  query_seed: str = one_of('prefix', 'mask_embedding', 'shift', 'warm')  # g_0 of eq. 6
+  query_seed: str = one_of('prefix', 'neighbours', 'mask_embedding', 'shift', 'warm')  # G^0
   query_seed_norm: str = one_of('none', 'rms')
   query_seed_chunk: int = field(128, at_least=0)  # slots a chunk, in linear form; 0: quadratic
-  position_rows: str = one_of('sinusoidal', 'local', 'learned')  # PE of eq. 6, of unit length
-  position_dim: int = field(64, at_least=2, at_most=2**20)  # even; 'local': half the length or more
+  query_seed_radius: int = field(8, at_least=1, at_most=64)  # tokens on a side, of 'neighbours'
+  position_rows: str = one_of('sinusoidal', 'learned')  # PE of eq. 6, of unit length
+  position_dim: int = field(64, at_least=2, at_most=2**20)  # even
   attention: str = one_of('auto', 'reference', 'pallas_tpu', 'pallas_hopper', resumable=True)
   dtype: str = one_of('bfloat16', 'float32')  # of activations; parameters are float32
   remat: str = one_of('none', 'dots', 'full', resumable=True)  # what the backward pass recomputes
@@ -167,8 +168,9 @@ class ModelConfig:
 class OrderConfig:
   """Which generation orders a training step sees (paper sections 3.1 and 5).
 
-  An AR model has left-to-right orders alone: `parse` sets its `max_shuffled` to 0, whatever is
-  given, so that one experiment serves all families. The diffusion baselines read none of this.
+  An AR model has left-to-right orders alone: `parse` sets its `max_shuffled` and `segments_prob` to
+  0, whatever is given, so that one experiment serves all families. The diffusion baselines read
+  none of this.
   """
 
   ar_steps: int = field(9_000, at_least=0)  # i_AR
@@ -179,8 +181,11 @@ class OrderConfig:
   masking_steps: int = field(0, at_least=0, at_most=2**20)  # T of random blocks; 0: singletons
   masking_schedule: str = one_of('linear', 'cosine')  # of the masking process of those blocks
   strided_start: int = field(-1, at_least=0)  # first step of strided orders (SBP); -1: never
-  strided_streams: tuple[int, ...] = field((1, 2, 4), at_least=1)  # S, drawn at every step
+  strided_streams: tuple[int, ...] = field((1, 2, 4), at_least=1)  # S, drawn with equal chances
+  strided_draw: str = one_of('step', 'sequence')  # one S for all sequences of a step, or for each
   strided_one_by_one: float = field(0.0, at_least=0, at_most=1)  # share, a token at a time
+  segments_prob: float = field(0.0, at_least=0, at_most=1)  # share cut into segments, from i_AR
+  segments_cuts: int = field(32, at_least=1)  # most cuts of a sequence; see order.segments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -412,7 +417,7 @@ def _resolve(config: Config) -> Config:
   unset = {name: value for name, value in filled.items() if getattr(model, name) == -1}
   order = config.order
   if model.orders == 'left_to_right':
-    order = dataclasses.replace(order, max_shuffled=0)
+    order = dataclasses.replace(order, max_shuffled=0, segments_prob=0.0)
   return dataclasses.replace(config, model=dataclasses.replace(model, **unset), order=order)
 
 
@@ -456,6 +461,11 @@ def _contradictions(config: Config) -> Iterator[str]:
     yield (
       f'config.order.uniform_order_prob is {o.uniform_order_prob} but config.model.family is '
       f'{m.family!r}, which has left-to-right orders only; write 0'
+    )
+  if o.segments_prob and o.segments_cuts >= m.num_slots:
+    yield (
+      f'config.order.segments_cuts is {o.segments_cuts}; write less than the {m.num_slots} tokens '
+      'of a sequence'
     )
   if o.strided_start >= 0:
     if m.orders != 'any':

@@ -243,6 +243,55 @@ def strided(num_slots: int, streams: Array | int) -> GenerationOrder:
   return given_first(nothing_given, jnp.array([num_slots]), streams)
 
 
+def segments(keys_B: Array, num_slots: int, max_cuts: int) -> GenerationOrder:
+  """Texts cut at random places into segments, each read left to right (our choice).
+
+  The number of cuts is log-uniform in 1..max_cuts, their places are uniform. By a coin the segments
+  are read in turns, as streams are (heads first, then a token of every one at a time), or one after
+  another in random order, of which filling in the middle is a case. All tokens are singletons.
+
+  Args:
+    keys_B: one key per sequence.
+    num_slots: N.
+    max_cuts: at most N - 1, the places between N tokens.
+  """
+
+  def positions(key: Array) -> Array:
+    number_key, place_key, turn_key, coin_key = jax.random.split(key, 4)
+    num_cuts = jnp.floor((max_cuts + 1.0) ** jax.random.uniform(number_key))
+    is_head_N = jnp.pad(jax.random.permutation(place_key, num_slots - 1) < num_cuts, (1, 0))
+    turn_N = jax.random.permutation(turn_key, num_slots)
+    return read_segments(is_head_N, turn_N, jax.random.bernoulli(coin_key))
+
+  return _singletons(jax.vmap(positions)(keys_B))
+
+
+def read_segments(is_head_N: Array, turn_N: Array, is_in_turns: Array | bool) -> Array:
+  """Text positions in the order in which segments are read.
+
+  Args:
+    is_head_N: bool, which tokens begin a segment; the first one does, whatever is said of it.
+    turn_N: int32, of segment s the place among the others, if they are read one after another.
+    is_in_turns: bool scalar, a token of every segment at a time instead.
+  Returns:
+    int32 position_N, from 1.
+
+  >>> is_head_N = jnp.array([False, False, True, False, False, True])
+  >>> read_segments(is_head_N, jnp.array([2, 0, 1]), False).tolist()
+  [3, 4, 5, 6, 1, 2]
+  >>> read_segments(is_head_N, jnp.array([2, 0, 1]), True).tolist()
+  [1, 3, 6, 2, 4, 5]
+  """
+  num_slots = len(is_head_N)
+  slot_N = jnp.arange(num_slots)
+  segment_N = jnp.cumsum(is_head_N)
+  offset_N = slot_N - jax.lax.cummax(jnp.where(is_head_N, slot_N, 0))
+  # Sorted by a major and a minor key, both at most N.
+  in_turns_N = offset_N * (num_slots + 1) + segment_N
+  one_after_another_N = turn_N[segment_N - is_head_N[0]] * (num_slots + 1) + offset_N
+  return jnp.argsort(jnp.where(is_in_turns, in_turns_N, one_after_another_N)) + 1
+
+
 def num_blocks(order: GenerationOrder) -> Array:
   """int32 [B]: blocks of every row, which is the number of forward passes a decoder takes.
 

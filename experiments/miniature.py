@@ -5,10 +5,9 @@
 
 The order schedule is the paper's for OpenWebText in proportion: of the steps, i_AR and i_perm are
 the shares 9K and 48K have of 400K; of the length, rho is the share 32 has of 1024. The learning
-rate is chosen for every system by the reproduction's own sweep. The seed of ARMD's query rows is
-not literally eq. 6: its position rows tell neighbours apart, and it is scaled to unit size; the
-ablation `eq. 6 literally` shows what that is worth. `armd_jax.reproduce` derives all its other
-sizes from this file: checkpoints, fine-tunes, longer texts, ablations.
+rate is chosen for every system by the reproduction's own sweep. What differs from the published
+recipe is `recipes.ours`, and its ablations show what each change is worth. `armd_jax.reproduce`
+derives all its other sizes from this file: checkpoints, fine-tunes, longer texts, ablations.
 """
 
 import ml_collections
@@ -22,7 +21,6 @@ def get_config(options: str = '') -> ml_collections.ConfigDict:
   config.model.update(
     length=128, num_layers=4, embed_dim=128, num_heads=4, dropout=0.0, dtype='float32',
     scan_layers=False, vocab_multiple=1,
-    position_rows='local', position_dim=128, query_seed_norm='rms',
   )  # fmt: skip
   config.order.update(ar_steps=16, perm_steps=86, max_shuffled=4)
   config.optimizer.update(learning_rate=3e-3, warmup_steps=40, ema_decay=0.98)

@@ -8,10 +8,11 @@ python -m armd_jax.aot --config=experiments/owt_7b.py --topology=v5p:8x8x16 says
 
 import ml_collections
 
+from armd_jax import recipes
 from armd_jax.config import default_config
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config(options: str = '') -> ml_collections.ConfigDict:
   config = default_config()
   config.model.update(
     num_layers=32, embed_dim=4096, num_heads=32, dropout=0.0, remat='full',
@@ -19,4 +20,5 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.update(source='work/owt', tokenizer='gpt2')
   config.train.update(steps=300_000)
   config.mesh.update(data=1, fsdp=-1)
+  recipes.finish(config, options, 'work/owt_7b')
   return config

@@ -4,9 +4,11 @@
   python -m armd_jax.train --config=experiments/owt_small.py --workdir=work/owt_small \\
     --config.data.source=work/owt
 
-Twins and variants (armd_jax/recipes.py): owt_small.py:family=mdlm (sedd, radd, d3pm, ar) trains a
-baseline with all else the same; owt_small.py:strided_steps=50000 fine-tunes work/owt_small for
-strided generation (published: 10K, 50K, 80K steps); any with ,runlocal takes minutes on two cores.
+Twins and variants (armd_jax/recipes.py): owt_small.py:paper is the published recipe, from which the
+default differs by what the reproduction found better; owt_small.py:family=mdlm (sedd, radd, d3pm,
+ar) trains a baseline with all else the same; owt_small.py:strided_steps=50000 fine-tunes
+work/owt_small for strided generation (published: 10K, 50K, 80K steps); any with ,runlocal takes
+minutes on two cores.
 
 Hardware and time: on 1024 v5p chips (fsdp 256 x tensor 4) the roofline of docs/scaling.md gives 4.4
 to 8.1 ms per step at least, half an hour to an hour in all; nothing of it was run. For others,

@@ -69,7 +69,9 @@ def test_fine_tunes_go_on_from_the_base(name):
 
 def test_options_that_mean_nothing_are_refused():
   for text in ('family', 'strided_steps=many', 'runlocally', 'family=', 'runlocal=1'):
-    with pytest.raises(UserError, match='takes family=NAME, strided_steps=NUMBER and runlocal'):
+    with pytest.raises(
+      UserError, match='takes family=NAME, strided_steps=NUMBER, paper and runlocal'
+    ):
       recipes.options(text)
   with pytest.raises(UserError, match="family is 'sed'; write one of"):
     recipe('text8', 'family=sed')
@@ -85,6 +87,17 @@ def test_small_versions_keep_the_schedule_and_need_nothing(name):
   assert small.model.num_two_stream_layers == 1
   tuned = recipe(name, 'strided_steps=50000,runlocal')
   assert tuned.order.strided_start == small.train.steps < tuned.train.steps < 1000
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_the_published_recipe_is_to_the_letter(name):
+  ours, paper = recipe(name, ''), recipe(name, 'paper')
+  m, o = paper.model, paper.order
+  assert (m.query_seed, m.query_seed_norm, m.position_rows) == ('prefix', 'none', 'sinusoidal')
+  assert (m.num_two_stream_layers, o.segments_prob) == (m.num_layers // 2, 0)
+  assert (ours.model.query_seed, ours.model.num_two_stream_layers) == ('neighbours', 1)
+  assert ours.order.segments_cuts == ours.model.length // 8 and ours.order.segments_prob == 0.5
+  assert (ours.data, ours.optimizer, ours.train) == (paper.data, paper.optimizer, paper.train)
 
 
 def take_a_step(config):

@@ -366,7 +366,7 @@ def test_parameters_of_every_kind_are_described(changes):
   section = parameters.section(model, tiny.VOCAB, shapes)
   rows = rows_of(section)
   sizes = {'V': model.padded(tiny.VOCAB), 'E': 32, 'H': 4, 'G': model.num_kv_heads, 'D': 8, 'F': 64}
-  sizes |= {'C': 128, 'length + 1': 17, 'position_dim': 8}
+  sizes |= {'C': 128, 'length + 1': 17, 'position_dim': 8, '2 radius': 16}
   for name, shape in shapes.items():
     told, meaning = rows[re.sub(r'layer_\d+', 'layer_*', name)]
     axes = meaning.partition(']')[0].strip('[').split(', ') if shape else []

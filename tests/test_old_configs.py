@@ -19,7 +19,7 @@ OLD = """{
     "family": "armd", "length": 256, "num_layers": 3, "num_two_stream_layers": 1, "embed_dim": 256,
     "num_heads": 4, "num_kv_heads": 4, "mlp_dim": 1024, "dropout": 0.0, "rope_theta": 10000.0,
     "style": "rope", "bos": "prepend", "g0": "prefix", "g0_norm": "rms", "g0_chunk": 128,
-    "pe": "local", "pe_dim": 128, "attention": "auto", "dtype": "float32", "remat": "none",
+    "pe": "learned", "pe_dim": 128, "attention": "auto", "dtype": "float32", "remat": "none",
     "scan_layers": false,
     "diffusion": {
       "schedule": "log_linear", "d3pm_steps": 1000, "d3pm_aux": 0.01, "radd_loss": "lambda_dce"
@@ -56,7 +56,7 @@ def test_a_run_of_an_older_version_goes_on(tmp_path):
   m, o = found.model, found.order
   assert (m.architecture, m.first_token, m.num_slots) == ('rope', 'predicted', 256)
   assert (m.query_seed, m.query_seed_norm, m.query_seed_chunk) == ('prefix', 'rms', 128)
-  assert (m.position_rows, m.position_dim) == ('local', 128)
+  assert (m.position_rows, m.position_dim) == ('learned', 128)
   assert (o.max_shuffled, o.masking_steps, o.masking_schedule) == (8, 0, 'linear')
   assert (o.strided_start, o.strided_streams, o.strided_one_by_one) == (900, (1, 2, 4), 0.0)
   assert (m.num_layers, found.optimizer.beta2, found.train.steps) == (3, 0.99, 1050)
@@ -83,7 +83,7 @@ def test_old_values_are_read():
 
 
 def test_both_names_or_unknown_ones_are_refused():
-  both = {'model': {'pe': 'local', 'position_rows': 'local'}}
+  both = {'model': {'pe': 'learned', 'position_rows': 'learned'}}
   with pytest.raises(UserError, match=r"run/config.json .* both as 'pe' and as 'position_rows'"):
     config.parse_file(both, 'run/config.json')
   with pytest.raises(

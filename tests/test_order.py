@@ -111,6 +111,45 @@ def test_strided_interleaves_streams():
   np.testing.assert_array_equal(traced.position_BxN, o.position_BxN)
 
 
+@pytest.mark.parametrize('streams', [1, 2, 4, 16])
+def test_segments_of_equal_length_in_turns_are_streams(streams):
+  is_head_N = np.arange(16) % (16 // streams) == 0
+  position_N = order.read_segments(jnp.asarray(is_head_N), jnp.arange(16), True)
+  np.testing.assert_array_equal(position_N, order.strided(16, streams).position_BxN[0])
+
+
+def test_segments_one_after_another_fill_the_middle():
+  is_head_N = np.isin(np.arange(12), [0, 4, 7])
+  position_N = order.read_segments(jnp.asarray(is_head_N), jnp.array([0, 2, 1]), False)
+  assert position_N.tolist() == [1, 2, 3, 4, 8, 9, 10, 11, 12, 5, 6, 7]
+
+
+def test_segments_are_drawn_per_sequence():
+  """The numbers of cuts 1, 2..3 and 4..7 are equally likely, and so are the two ways to read."""
+  max_cuts = 7
+  o = jax.jit(order.segments, static_argnums=(1, 2))(keys(6000), 48, max_cuts)
+  np.testing.assert_array_equal(o.block_BxN[0], np.arange(1, 49))
+  position_BxN = np.asarray(o.position_BxN)
+  np.testing.assert_array_equal(np.sort(position_BxN, 1), np.tile(np.arange(1, 49), (6000, 1)))
+  # In turns begins with the heads: the second token of the text waits for them, unless a cut is
+  # before it. One after another begins with a segment: its tokens follow each other.
+  jumps_B = (np.diff(position_BxN, axis=1) != 1).sum(1)
+  is_one_after_another_B = jumps_B <= max_cuts
+  jumps = np.bincount(jumps_B[is_one_after_another_B], minlength=8)[:8] / 3000
+  # A single cut is no jump by half of the turns; three segments have two jumps or fewer.
+  log2 = np.log(2) / np.log(8)
+  assert abs(is_one_after_another_B.mean() - 0.5) < 0.06
+  assert abs(jumps[0] - log2 / 2) < 0.06
+  place_B, count_B = np.unique(position_BxN[:, 0], return_counts=True)
+  assert count_B[place_B == 1] > 3000 and len(place_B) > 40  # cuts are everywhere
+
+
+@pytest.mark.parametrize('max_cuts', [1, 15])
+def test_segments_with_few_and_with_all_cuts(max_cuts):
+  position_BxN = np.asarray(order.segments(keys(200), 16, max_cuts).position_BxN)
+  np.testing.assert_array_equal(np.sort(position_BxN, 1), np.tile(np.arange(1, 17), (200, 1)))
+
+
 @pytest.mark.parametrize('streams', [1, 2, 3, 5, 20])
 def test_given_first_cuts_the_rest_into_even_runs(streams):
   rng = np.random.RandomState(streams)

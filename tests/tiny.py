@@ -51,6 +51,7 @@ def orders(num_slots=NUM_SLOTS, batch=3, seed=1):
     'left_to_right': order.left_to_right(num_slots),
     'shuffled': order.shuffled(keys_B, num_slots, num_slots // 2, 'scatter'),
     'uniform': order.uniform(keys_B, num_slots),
+    'segments': order.segments(keys_B, num_slots, 3),
     'blocks': order.masking_blocks(keys_B, num_slots, 3, 'linear'),
     'one_block': order.left_to_right(num_slots).replace(
       block_BxN=jnp.ones((1, num_slots), jnp.int32)

@@ -16,6 +16,8 @@ _MEANINGS = {
   'vocabulary/positions': '[length + 1, E]: added to the rows of content and of queries',
   'mask': '[E]: every query row before the first layer',
   'pe': '[length + 1, position_dim]: rows of positions in eq. 6, normalised to length 1 when read',
+  'neighbours': '[2 radius, E]: what a known token weighs in a query row, by its offset',
+  'unknown': '[2 radius, E]: added to a query row for an unknown token, by its offset',
   'gain': 'the share of eq. 6 in the query rows before the first layer',
   'attention_norm/scale': '[E]: of the norm before attention',
   'attention_norm/bias': '[E]: of the norm before attention',

@@ -78,7 +78,7 @@ class Row:
   num_devices: int = 0  # fewer than the target has; 0: all
 
   def config(self) -> Config:
-    config = experiment(MODELS[self.model])
+    config = experiment(MODELS[self.model], 'paper')
     changes = {'batch_size': self.batch_size, 'accumulation': self.accumulation}
     return dataclasses.replace(
       config,
@@ -87,13 +87,13 @@ class Row:
     )
 
 
-def experiment(name: str) -> Config:
-  """The config of an experiment file."""
+def experiment(name: str, *options: str) -> Config:
+  """The config of an experiment file, with what may stand after its name."""
   path = ROOT / 'experiments' / f'{name}.py'
   spec: Any = importlib.util.spec_from_file_location(name, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return config_lib.parse(module.get_config())
+  return config_lib.parse(module.get_config(*options))
 
 
 def rows() -> Iterator[Row]:

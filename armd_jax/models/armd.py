@@ -13,12 +13,11 @@ pass. Cached decoding (`extend`) is the same computation on the few rows that ar
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
 import jax
-import jax.numpy as jnp
 
 from armd_jax.config import ModelConfig
 from armd_jax.models.layers import (
@@ -48,12 +47,12 @@ class ArmdState:
   Attributes:
     two_stream: caches of the two-stream layers, of content rows.
     causal: caches of the causal layers, of query rows.
-    aggregate_BxPxE: float32, state of the prefix aggregation.
+    seed: what the query seed remembers; see `query_seed`.
   """
 
   two_stream: tuple[KVCache, ...]
   causal: tuple[KVCache, ...]
-  aggregate_BxPxE: Array
+  seed: Any
 
 
 class _Pass(NamedTuple):
@@ -141,10 +140,7 @@ class ARMD(nn.Module):
     return ArmdState(
       two_stream=caches(c.num_two_stream_layers),
       causal=caches(c.num_layers - c.num_two_stream_layers),
-      # Present for every kind of seed, so that a state has one shape; it is small beside a cache.
-      aggregate_BxPxE=axes.constrain(
-        jnp.zeros((batch, c.position_dim, c.embed_dim), jnp.float32), 'batch', None, None
-      ),
+      seed=SEEDS[c.query_seed].empty_state(c, batch),
     )
 
   # ----- eqs. 3-7, in order
@@ -152,7 +148,7 @@ class ARMD(nn.Module):
   def _run(self, content_BxW, rows, state, index_B=None):
     """One pass: over a whole sequence, or, with a state, over the rows that are new to it."""
     x_BxWxE = self._embed(content_BxW, rows, index_B)
-    g_BxWxE, position_BxW, aggregate_BxPxE = self._seed(x_BxWxE, rows, state)
+    g_BxWxE, position_BxW, seed_state = self._seed(x_BxWxE, rows, state)
     shared = _Pass(
       rows,
       rope_rotation(self.config, rows.content_position_BxW),
@@ -168,7 +164,7 @@ class ARMD(nn.Module):
     hidden_BxWxE = self.final_norm(g_BxWxE)
     if state is None:
       return hidden_BxWxE, None
-    return hidden_BxWxE, ArmdState((*two_stream, *last), causal, aggregate_BxPxE)
+    return hidden_BxWxE, ArmdState((*two_stream, *last), causal, seed_state)
 
   def _embed(self, content_BxW, rows, index_B):
     """X^0."""
@@ -176,9 +172,9 @@ class ARMD(nn.Module):
     return self.embedding_dropout(x_BxWxE, index_B)
 
   def _seed(self, x_BxWxE, rows, state):
-    """G^0 (eq. 6), the positions of the query rows, and the aggregation state after them."""
-    aggregate_BxPxE = None if state is None else state.aggregate_BxPxE
-    seed = self.query_seed(x_BxWxE, rows, aggregate_BxPxE, self.vocabulary)
+    """G^0 (eq. 6), the positions of the query rows, and the state of the seed after them."""
+    seed_state = None if state is None else state.seed
+    seed = self.query_seed(x_BxWxE, rows, seed_state, self.vocabulary)
     return seed._replace(g_BxWxE=axes.constrain(seed.g_BxWxE, 'batch', None, None))
 
   def _two_stream_layers(self, x_BxWxE, g_BxWxE, shared, state):

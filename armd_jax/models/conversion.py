@@ -2,7 +2,7 @@
 
 `G^0` starts from the shifted seed (paper section 3 rejects it as the only one), so that on
 left-to-right orders query row n is the AR model's row n - 1; a learned gain, 0 at the start, brings
-in prefix aggregation and the rows' own positions (our choice).
+in the tokens beside a slot and the rows' own positions (our choice).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def warm_start(
   @jax.jit
   def fresh(key):  # what is not used of it is not computed
     made = models.init(new_model, key)
-    return {name: made[name] for name in ('gain', 'pe') if name in made}
+    return {name: made[name] for name in ('gain', 'neighbours', 'unknown')}
 
   new_params = fresh(jax.random.key(0))
   # The AR model's stack cut in three, its layers in the same order.

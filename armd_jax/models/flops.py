@@ -43,7 +43,7 @@ def training_flops(config: ModelConfig, vocab_size: int) -> float:
 def _seed_flops(config):
   """Paper eq. 6 in its linear form; without a gradient for the position rows, two passes."""
   c = config
-  if c.query_seed not in ('prefix', 'warm'):
+  if c.query_seed != 'prefix':
     return 0
   inside = (
     min(c.query_seed_chunk or c.num_slots, c.num_slots) / 2

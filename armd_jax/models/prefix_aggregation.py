@@ -24,25 +24,6 @@ def sinusoidal(position: Array, dim: int) -> Array:
   return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1) * half**-0.5
 
 
-def local(position: Array, dim: int) -> Array:
-  """Unit-length position rows that tell neighbours apart, float32, `position.shape + (dim,)`.
-
-  Our choice, where the paper is silent. Frequencies lie evenly in 0..pi/2, so the product of two
-  rows is near 1 at the same position, .64 at a neighbour's and fades over a few: eq. 6 then seeds a
-  slot with the tokens beside it. The wavelengths of `sinusoidal` are mostly long, which makes every
-  weight about 1 and the seed a bag of the whole prefix. Rows repeat after `2 dim` positions: dim
-  should be half the length or more.
-  """
-  half = dim // 2
-  frequency = jnp.pi / 2 * (jnp.arange(half, dtype=jnp.float32) + 0.5) / half
-  angle = position[..., None].astype(jnp.float32) * frequency
-  return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1) * half**-0.5
-
-
-# Kinds of fixed position rows; learned ones are parameters of the query seed.
-POSITION_ROWS = {'sinusoidal': sinusoidal, 'local': local}
-
-
 def quadratic(pe_q_BxNxP: Array, pe_k_BxKxP: Array, x_BxKxE: Array, lengths_BxN: Array) -> Array:
   """Paper eq. 6 as it is written: `g[n] = sum over k < lengths[n] of (pe_q[n] . pe_k[k]) x[k]`.
 

@@ -19,6 +19,7 @@ from armd_jax.order import (
   masking_blocks,
   one_by_one,
   progressive_budget,
+  segments,
   select,
   shuffled,
   strided,
@@ -29,8 +30,8 @@ from armd_jax.order import (
 Array = jax.Array
 
 # What a sequence's order may be in training; their losses are told apart.
-ORDER_KINDS = ('left_to_right', 'shuffled', 'uniform', 'strided')
-_LEFT_TO_RIGHT, _SHUFFLED, _UNIFORM, _STRIDED = range(len(ORDER_KINDS))
+ORDER_KINDS = ('left_to_right', 'shuffled', 'uniform', 'segments', 'strided')
+_LEFT_TO_RIGHT, _SHUFFLED, _UNIFORM, _SEGMENTS, _STRIDED = range(len(ORDER_KINDS))
 
 
 def training_order(
@@ -40,9 +41,12 @@ def training_order(
 
   Left-to-right, then progressively shuffled, with a share of `uniform_order_prob` in random order
   (singletons, or the blocks of a `masking_steps`-step masking process, paper section 2); then, from
-  `strided_start` on, strided with S drawn uniformly from `strided_streams` once per step (which
-  tokens are shuffled is drawn per sequence); a share of `strided_one_by_one` of the sequences takes
-  the strided order one token at a time (our choice).
+  `strided_start` on, strided with S drawn uniformly from `strided_streams`, once per step, as in
+  the paper, or per sequence (which tokens are shuffled is drawn per sequence); a share of
+  `strided_one_by_one` of the sequences takes the strided order one token at a time (our choice).
+  From `ar_steps` on, to the end, a share of `segments_prob` of the sequences is cut into segments
+  instead (our choice), which has many more junctions than strided orders have, at places that
+  differ.
 
   Args:
     num_slots: N.
@@ -59,7 +63,7 @@ def training_order(
   order = shuffled(keys_B, num_slots, budget, config.perm_mode)
   kind_B = jnp.full(keys_B.shape, jnp.where(budget > 1, _SHUFFLED, _LEFT_TO_RIGHT), jnp.int32)
   if config.uniform_order_prob:
-    coin_keys_B, order_keys_B = jax.vmap(jax.random.split, out_axes=1)(keys_B)
+    coin_keys_B, order_keys_B = _split(keys_B)
     is_uniform_B = jax.vmap(jax.random.bernoulli, (0, None))(coin_keys_B, config.uniform_order_prob)
     # The first phase is purely left-to-right in the paper, whatever is mixed in later.
     is_uniform_B &= step >= config.ar_steps
@@ -72,16 +76,37 @@ def training_order(
     order = select(is_uniform_B, random, order)
     kind_B = jnp.where(is_uniform_B, _UNIFORM, kind_B)
   if config.strided_start >= 0:
-    # One S for all sequences of a step, as the paper draws it.
-    streams = jax.random.choice(step_key, jnp.array(config.strided_streams, jnp.int32))
     is_strided = jnp.reshape(step >= config.strided_start, 1)
-    stride = strided(num_slots, streams)
+    streams_B = _draw_streams(config, step_key, keys_B)
+    stride = jax.vmap(lambda streams: strided(num_slots, streams))(streams_B)
+    stride = jax.tree.map(lambda x: x[:, 0], stride)
     if config.strided_one_by_one:
       coin_B = jax.vmap(jax.random.bernoulli, (0, None))(keys_B, config.strided_one_by_one)
       stride = select(coin_B, one_by_one(stride), stride)
     order = select(is_strided, stride, order)
-    kind_B = jnp.where(is_strided, jnp.where(streams > 1, _STRIDED, _LEFT_TO_RIGHT), kind_B)
+    kind_B = jnp.where(is_strided, jnp.where(streams_B > 1, _STRIDED, _LEFT_TO_RIGHT), kind_B)
+  if config.segments_prob:
+    # Keys of their own: the sequences of other kinds are as they would be without segments.
+    coin_keys_B, order_keys_B = _split(jax.vmap(jax.random.fold_in, (0, None))(keys_B, 1))
+    is_cut_B = jax.vmap(jax.random.bernoulli, (0, None))(coin_keys_B, config.segments_prob)
+    is_cut_B &= step >= config.ar_steps
+    order = select(is_cut_B, segments(order_keys_B, num_slots, config.segments_cuts), order)
+    kind_B = jnp.where(is_cut_B, _SEGMENTS, kind_B)
   return order, kind_B
+
+
+def _draw_streams(config, step_key, keys_B):
+  """S of every sequence."""
+  streams = jnp.array(config.strided_streams, jnp.int32)
+  if config.strided_draw == 'step':
+    return jnp.broadcast_to(jax.random.choice(step_key, streams), keys_B.shape)
+  keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, 2)
+  return jax.vmap(jax.random.choice, (0, None))(keys_B, streams)
+
+
+def _split(keys_B):
+  """Two keys per sequence."""
+  return jax.vmap(jax.random.split, out_axes=1)(keys_B)
 
 
 def nll(

@@ -36,6 +36,8 @@ PARAMETER_AXES = {
   'vocabulary/bos': (None,),
   'mask': (None,),
   'pe': (None, None),
+  'neighbours': (None, None),
+  'unknown': (None, None),
   'vocabulary/positions': (None, None),
   'query/kernel': ('embed', 'heads', None),
   'key_value/kernel': ('embed', None, 'kv_heads', None),

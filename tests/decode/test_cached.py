@@ -87,10 +87,11 @@ def test_every_order(name):
   [
     {'query_seed': 'shift'},
     {'query_seed': 'warm'},
+    {'query_seed': 'neighbours'},
+    {'query_seed': 'neighbours', 'query_seed_radius': 1, 'num_two_stream_layers': 1},
     {'query_seed': 'mask_embedding'},
     {'query_seed_norm': 'rms'},
     {'position_rows': 'learned'},
-    {'position_rows': 'local'},
     {'num_two_stream_layers': 0},
     {'num_two_stream_layers': 4},
     {'num_kv_heads': 2},

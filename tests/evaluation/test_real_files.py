@@ -36,8 +36,7 @@ SMALL = dict(
   num_layers=2,
   embed_dim=32,
   num_heads=2,
-  position_dim=512,
-  position_rows="'local'",
+  query_seed="'neighbours'",
   query_seed_norm="'rms'",
 )
 

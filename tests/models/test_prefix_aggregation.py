@@ -56,18 +56,6 @@ def test_recurrent_form_agrees(name):
       np.testing.assert_allclose(got[b, n], expected[b, n], atol=1e-5)
 
 
-@pytest.mark.parametrize('kind', sorted(prefix_aggregation.POSITION_ROWS))
-def test_position_rows_have_unit_length(kind):
-  rows = prefix_aggregation.POSITION_ROWS[kind](jnp.arange(1000), 64)
+def test_position_rows_have_unit_length():
+  rows = prefix_aggregation.sinusoidal(jnp.arange(1000), 64)
   np.testing.assert_allclose(jnp.linalg.norm(rows, axis=-1), 1, rtol=1e-5)
-
-
-def test_local_rows_weigh_neighbours_and_sinusoidal_ones_everything():
-  """sum over |d| > 8 of the squared weights of a slot's keys, of the sum over all."""
-  far = {}
-  for kind in ('sinusoidal', 'local'):
-    rows = prefix_aggregation.POSITION_ROWS[kind](jnp.arange(128), 64)
-    weight_D = np.asarray(rows[64] @ rows.T) ** 2
-    far[kind] = weight_D[np.abs(np.arange(128) - 64) > 8].sum() / weight_D.sum()
-    assert weight_D.argmax() == 64
-  assert far['local'] < 0.1 and far['sinusoidal'] > 0.7

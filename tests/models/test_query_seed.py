@@ -9,7 +9,6 @@ import pytest
 import tiny
 
 from armd_jax.config import ModelConfig
-from armd_jax.models import prefix_aggregation
 from armd_jax.models.query_seed import SEEDS
 from armd_jax.models.rows import full_rows
 from armd_jax.models.vocabulary import Vocabulary
@@ -39,7 +38,6 @@ def content():
 
 def test_every_choice_of_the_config_has_an_entry():
   assert set(SEEDS) == set(choices('query_seed'))
-  assert {*prefix_aggregation.POSITION_ROWS, 'learned'} == set(choices('position_rows'))
 
 
 @pytest.mark.parametrize('kind', sorted(SEEDS))
@@ -54,8 +52,14 @@ def test_a_seed_depends_on_earlier_blocks_alone(kind):
   sees_BxNxW = np.arange(tiny.NUM_SLOTS) < np.asarray(rows.query_length_BxW)[..., None]
   gradient_BxNxW = np.asarray(gradient_NxBxW).swapaxes(0, 1)
   assert (gradient_BxNxW[~sees_BxNxW] == 0).all()
-  if kind in ('prefix', 'warm'):
+  if kind == 'prefix':
     assert (gradient_BxNxW[sees_BxNxW] > 0).mean() > 0.95
+  elif kind in ('neighbours', 'warm'):
+    distance_BxNxW = rows.query_position_BxW[..., None] - rows.content_position_BxW[:, None]
+    is_near_BxNxW = np.abs(distance_BxNxW) <= tiny.model_config().query_seed_radius
+    is_latest_BxNxW = np.arange(tiny.NUM_SLOTS) == np.asarray(rows.query_length_BxW)[..., None] - 1
+    expected_BxNxW = sees_BxNxW & (is_near_BxNxW | (is_latest_BxNxW & (kind == 'warm')))
+    np.testing.assert_array_equal(gradient_BxNxW > 0, expected_BxNxW)
   else:
     assert (gradient_BxNxW > 0).sum() == {'shift': 3 * tiny.NUM_SLOTS, 'mask_embedding': 0}[kind]
 
@@ -78,7 +82,8 @@ def test_warm_goes_from_shift_to_the_positions_of_the_slots(style):
   start, ar = warm(params, x, rows), shift({}, x, rows)
   np.testing.assert_array_equal(start.g_BxWxE, ar.g_BxWxE)
   np.testing.assert_array_equal(start.position_BxW, ar.position_BxW)
-  whole = warm({'params': {'gain': jnp.ones(())}}, x, rows)
+  params['params']['gain'] = jnp.ones(())
+  whole = warm(params, x, rows)
   np.testing.assert_array_equal(whole.position_BxW, rows.query_position_BxW)
   assert np.abs(whole.g_BxWxE - ar.g_BxWxE).max() > 0.01
 
@@ -91,3 +96,35 @@ def test_position_rows_of_every_kind_have_unit_length():
     rows = rows.replace(query_position_BxW=rows.content_position_BxW)
     weight = call(params, jnp.ones((1, tiny.NUM_SLOTS, 32)), rows).g_BxWxE[0, 0]
     np.testing.assert_allclose(weight, 1, rtol=1e-5, err_msg=pe)
+
+
+# ----- neighbours
+
+
+def test_neighbours_tell_sides_distances_and_the_unknown_apart():
+  """A slot's row: for every offset the token there times its vector, or the vector of unknown."""
+  call, params = made('neighbours', query_seed_radius=3)
+  known_DxE, unknown_DxE = (np.asarray(params['params'][x]) for x in ('neighbours', 'unknown'))
+  rows, x = full_rows(tiny.orders()['segments']), content()
+  g = np.asarray(call(params, x, rows).g_BxWxE)
+  for b in range(3):
+    position_N = np.asarray(rows.content_position_BxW[b])
+    for n in range(tiny.NUM_SLOTS):
+      at = {int(p): k for k, p in enumerate(position_N[: rows.query_length_BxW[b, n]])}
+      position, expected = int(rows.query_position_BxW[b, n]), 0
+      for d, offset in enumerate((-3, -2, -1, 1, 2, 3)):
+        row = at.get(position + offset)
+        expected += unknown_DxE[d] if row is None else known_DxE[d] * np.asarray(x[b, row])
+      np.testing.assert_allclose(g[b, n], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', sorted(tiny.orders()))
+def test_neighbours_of_a_whole_text_and_of_single_slots_agree(name):
+  config = tiny.model_config(query_seed='neighbours', query_seed_norm='rms')
+  seed, rows, x = SEEDS['neighbours'](config), full_rows(tiny.orders()[name]), content()
+  params = seed.init(jax.random.key(1), x, rows, None, None)
+  whole = seed.apply(params, x, rows, None, None)
+  empty = seed.empty_state(config, 3)
+  slots = seed.apply(params, x, rows, empty, None)
+  np.testing.assert_allclose(whole.g_BxWxE, slots.g_BxWxE, atol=1e-6)
+  jax.tree.map(np.testing.assert_array_equal, whole.state, slots.state)

@@ -45,6 +45,45 @@ def test_phases():
   assert seen == {1, 2, 4}
 
 
+def test_streams_are_drawn_for_every_sequence():
+  config = OrderConfig(
+    ar_steps=0, perm_steps=0, max_shuffled=0, strided_start=0, strided_streams=(1, 2, 8),
+    strided_draw='sequence',
+  )  # fmt: skip
+  o, kind_B = step_order_and_kinds(config, 0, batch=300)
+  count_S = {
+    s: (np.asarray(o.position_BxN) == order.strided(16, s).position_BxN[0]).all(1)
+    for s in (1, 2, 8)
+  }
+  assert sum(count_S.values()).all()  # each is one of them
+  assert all(70 < is_s_B.sum() < 130 for is_s_B in count_S.values())
+  for s, is_s_B in count_S.items():
+    block_BxN = np.asarray(o.block_BxN)[is_s_B]
+    np.testing.assert_array_equal(
+      block_BxN, np.tile(order.strided(16, s).block_BxN, (len(block_BxN), 1))
+    )
+    kind = 'strided' if s > 1 else 'left_to_right'
+    assert (np.asarray(kind_B)[is_s_B] == armd.ORDER_KINDS.index(kind)).all()
+
+
+def test_a_share_of_the_sequences_is_cut_into_segments():
+  """From `ar_steps` on, beside shuffled and strided ones, which stay as they are."""
+  config = dict(ar_steps=2, perm_steps=2, max_shuffled=0, strided_start=4, strided_streams=(2,))
+  for step, share in ((1, 0), (3, 0.3), (5, 0.3)):
+    plain, _ = step_order_and_kinds(OrderConfig(**config), step, batch=400)
+    cut = OrderConfig(**config, segments_prob=0.3, segments_cuts=15)
+    o, kind_B = step_order_and_kinds(cut, step, batch=400)
+    is_cut_B = np.asarray(kind_B) == armd.ORDER_KINDS.index('segments')
+    assert abs(is_cut_B.mean() - share) < 0.08
+    whole = np.broadcast_to(plain.position_BxN, o.position_BxN.shape)
+    np.testing.assert_array_equal(o.position_BxN[~is_cut_B], whole[~is_cut_B])
+    assert (np.asarray(o.block_BxN)[is_cut_B] == np.arange(1, 17)).all()
+  few = OrderConfig(**config, segments_prob=1.0, segments_cuts=1)
+  # A single cut, and segments that follow each other, or take turns.
+  jumps_B = (np.diff(np.asarray(step_order(few, 3).position_BxN), axis=1) != 1).sum(1)
+  assert (jumps_B <= 1).any() and jumps_B.max() > 5
+
+
 def test_sequences_of_a_batch_differ():
   config = OrderConfig(ar_steps=0, perm_steps=0, max_shuffled=8)
   positions = np.asarray(step_order(config, 5).position_BxN)

@@ -284,7 +284,7 @@ def test_every_field_of_the_optimizer_matters():
 def test_weights_of_layers_decay_and_no_others():
   seen = set()
   for changes in (
-    {}, {'query_seed': 'warm', 'position_rows': 'learned', 'scan_layers': False},
+    {'position_rows': 'learned'}, {'query_seed': 'warm', 'scan_layers': False},
     {'architecture': 'gpt2'}, {'query_seed': 'mask_embedding'}, {'family': 'sedd'},
   ):  # fmt: skip
     model = families.build(tiny.model_config(**changes), tiny.VOCAB)
@@ -295,7 +295,18 @@ def test_weights_of_layers_decay_and_no_others():
     for path, update in jax.tree_util.tree_leaves_with_path(updates):
       assert (update == (0.5 if path[-1].key == 'kernel' else 0)).all(), path
       seen.add(path[-1].key)
-  others = {'scale', 'bias', 'embedding', 'positions', 'bos', 'mask', 'pe', 'gain'}
+  others = {
+    'scale',
+    'bias',
+    'embedding',
+    'positions',
+    'bos',
+    'mask',
+    'pe',
+    'gain',
+    'neighbours',
+    'unknown',
+  }
   assert seen == {'kernel', *others}
 
 
