@@ -128,7 +128,7 @@ def nll(
     protocol: how to measure.
     mesh: where; `batch_size` is a multiple of its data-parallel size.
     batch_size: windows per call; the last batch is filled up, and what fills it left out.
-    seed: of random orders; window w's k-th order depends on (seed, k W + w) alone.
+    seed: of random orders; window w's k-th order depends on (seed, w, k) alone.
     orders: K, how many times all windows are gone through.
     start: windows to leave out, at the beginning of the K W.
   Yields:
@@ -140,16 +140,15 @@ def nll(
   rows = sharding.batch_sharding(mesh)
   check_seed(seed)
   total = orders * len(windows_WxN)
-  keys_W = jax.vmap(jax.random.fold_in, (None, 0))(
-    jax.random.key(np.uint32(seed)), jnp.arange(total)
-  )
+  drawn_I, window_I = np.divmod(np.arange(total), len(windows_WxN))
+  keys_I = order_keys(seed, window_I, drawn_I)
   order = functools.partial(protocol.order, model.config.num_slots)
   make = jax.jit(jax.random.key_data if is_bound else order)
 
   def asked_for():
     for first in range(start, total, batch_size):
       index_B = np.minimum(first + np.arange(batch_size), total - 1)
-      yield min(batch_size, total - first), index_B % len(windows_WxN), make(keys_W[index_B])
+      yield min(batch_size, total - first), window_I[index_B], make(keys_I[index_B])
 
   def dispatched():
     # The host lays orders out over the processes, so they are made before the scores in front.
@@ -160,6 +159,13 @@ def nll(
 
   for nll_BxN, count in pulled_ahead(dispatched(), AHEAD):
     yield np.asarray(nll_BxN)[:count]
+
+
+def order_keys(seed: int, window_I: np.ndarray, drawn_I: np.ndarray) -> Array:
+  """Keys `[I]` of random orders: of the windows with these numbers, the `drawn_I`-th of each."""
+  fold = jax.random.fold_in
+  key = jax.random.key(np.uint32(seed))
+  return jax.vmap(lambda window, drawn: fold(fold(key, window), drawn))(window_I, drawn_I)
 
 
 def pulled_ahead(items: Iterator[Any], count: int) -> Iterator[Any]:

@@ -46,8 +46,8 @@ def nll(params, protocol, texts=TEXTS, batch_size=27, **options):
 
 
 def orders_of(protocol, seed=0):
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(TEXTS)))
-  return protocol.order(N, keys)
+  every = np.arange(len(TEXTS))
+  return protocol.order(N, likelihood.order_keys(seed, every, np.zeros_like(every)))
 
 
 @pytest.mark.parametrize('protocol', SUITE, ids=lambda p: p.name)
@@ -95,6 +95,14 @@ def test_several_orders_of_every_window(network):
     assert not np.allclose(other.sum(1), first.sum(1))
   exact = nll(params, likelihood.LEFT_TO_RIGHT, orders=2)
   np.testing.assert_array_equal(exact[:81], exact[81:])
+
+
+@pytest.mark.parametrize('protocol', [likelihood.UNIFORM, SHUFFLED], ids=lambda p: p.name)
+def test_the_orders_of_a_window_do_not_depend_on_how_many_windows_there_are(network, protocol):
+  params, _ = network
+  every = nll(params, protocol, orders=3).reshape(3, 81, N)
+  few = nll(params, protocol, TEXTS[:20], batch_size=7, orders=3).reshape(3, 20, N)
+  np.testing.assert_allclose(few, every[:, :20], rtol=1e-5, atol=1e-6)
 
 
 def test_the_device_has_batches_before_it_while_results_are_read(network, monkeypatch):
