@@ -131,23 +131,32 @@ def run(command: Sequence[str]) -> int:
     KeyboardInterrupt: it was stopped by Ctrl-C.
     SystemExit: by another signal.
   """
-  # In a group of its own: a terminal's Ctrl-C would otherwise come to it a second time.
-  child = subprocess.Popen(command, process_group=0)
-  noticed = []
+  child: subprocess.Popen[bytes] | None = None
+  noticed: list[int] = []
+  to_pass_on: list[int] = []
 
-  def pass_on(number: int, _: Any) -> None:
+  def pass_on() -> None:
+    while child is not None and to_pass_on:
+      child.send_signal(to_pass_on.pop())
+
+  def notice(number: int, _: Any) -> None:
     noticed.append(number)
-    child.send_signal(number)
+    to_pass_on.append(number)
+    pass_on()
 
   def kill(_: int) -> None:
-    if child.poll() is None:
+    if child is not None and child.poll() is None:
       os.killpg(child.pid, signal.SIGKILL)
 
   numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
   heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-  previous = {number: signal.signal(number, pass_on) for number in heard}
+  # Before the command starts: a signal between the two would end this process alone.
+  previous = {number: signal.signal(number, notice) for number in heard}
   _partings.append(kill)
   try:
+    # In a group of its own: a terminal's Ctrl-C would otherwise come to it a second time.
+    child = subprocess.Popen(command, process_group=0)
+    pass_on()
     code = child.wait()
   finally:
     _partings.remove(kill)

@@ -12,11 +12,11 @@ from armd_jax.errors import UserError
 from armd_jax.files import lock
 
 HOLD = """
-import pathlib, sys, time
+import pathlib, sys
 from armd_jax.files import lock
 with lock.held(pathlib.Path(sys.argv[1]), 'it'):
   print('held', flush=True)
-  time.sleep(60)
+  sys.stdin.read()
 """
 COUNT = """
 import pathlib, sys, time
@@ -36,7 +36,13 @@ while done < 20:
 
 
 def start(script, path):
-  return subprocess.Popen([sys.executable, '-c', script, path], stdout=subprocess.PIPE, text=True)
+  """A process; one that reads to the end of its input ends with the `with` block around it."""
+  return subprocess.Popen(
+    [sys.executable, '-c', script, path],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
 
 
 def test_the_second_is_told_who_holds_it(tmp_path):

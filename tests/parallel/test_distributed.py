@@ -198,7 +198,6 @@ _JOB = """
 import os, signal, sys, time
 from armd_jax import cli
 from armd_jax.parallel import distributed
-from armd_jax.training import hooks
 
 def main(_):
   distributed.start(distributed.Cluster('explicit', sys.argv[1], 2, me), timeout=200)
@@ -210,8 +209,11 @@ cli.run(main, cli.OnCluster)
 """
 
 
-def job(body):
-  """Runs two processes, each with its number as `me`; their exit codes, output and errors."""
+def job(body, stopped=None):
+  """Runs two processes, each with its number as `me`; their output, errors and exit codes.
+
+  The one that is `stopped` is killed when the other has ended.
+  """
   body = '\n'.join(f'  {line}' for line in body.strip().splitlines())
   address = f'127.0.0.1:{tiny_run.free_port()}'
   script = _JOB.format(body=body).replace('sys.argv[1]', repr(address))
@@ -226,6 +228,9 @@ def job(body):
     for me in range(2)
   ]
   try:
+    if stopped is not None:
+      processes[1 - stopped].wait(timeout=300)
+      processes[stopped].kill()
     return [(*process.communicate(timeout=300), process.returncode) for process in processes]
   finally:
     for process in processes:
@@ -251,7 +256,9 @@ distributed.agree('the config', {'seed': 7, 'model': {'name': 'é' * 300, 'only'
   assert 'é on process 0 and model.name is é' in line and 'é on process 1; start all of' in line
 
 
-@pytest.mark.parametrize(('process', 'count'), [(0, 3), (1, 3)])
+@pytest.mark.parametrize(
+  ('process', 'count'), [(0, 1), (1, 1), pytest.param(1, 5, marks=pytest.mark.drill)]
+)
 def test_the_error_of_one_is_told_before_all_end(process, count):
   """With one sentence and without an abort by jax, time after time."""
   body = f"""
@@ -298,19 +305,18 @@ time.sleep(200)
 
 @pytest.mark.parametrize('stopped', [0, 1])
 def test_a_process_that_is_stopped_ends_the_other_within_hang_seconds(stopped):
-  found = job(f"""
-watchdog = hooks.Watchdog(8, 'the state to start from')
+  body = f"""
+from armd_jax.training import hooks
+distributed.gather_text('both are here')
+watchdog = hooks.Watchdog(3, 'the state to start from')
 if me == {stopped}:
-  if not os.fork():  # which ends it after all
-    time.sleep(30)
-    os.kill(os.getppid(), signal.SIGKILL)
-    os._exit(0)
   os.kill(os.getpid(), signal.SIGSTOP)
 distributed.gather_text('x')
-""")
+"""
+  found = job(body, stopped)
   assert found[stopped][2] == -9 and found[1 - stopped][2] == 70, found
   (line,) = errors(found[1 - stopped][1])
-  assert 'waited for the state to start from longer than config.train.hang_seconds = 8' in line
+  assert 'waited for the state to start from longer than config.train.hang_seconds = 3' in line
 
 
 # ----- several processes
