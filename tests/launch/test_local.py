@@ -67,18 +67,19 @@ def test_a_launcher_that_is_killed_takes_all_with_it(tmp_path):
   """The processes, which hear of no signal but SIGKILL, and what they started."""
   script = (
     f'trap "" TERM INT HUP; (trap "" TERM INT HUP; while :; do sleep 0.05; done) & '
-    f'echo $! > {tmp_path}/child$PROCESS; echo $$ > {tmp_path}/pid$PROCESS; '
+    f'echo $! > {tmp_path}/child$PROCESS; echo $$ > {tmp_path}/pid$PROCESS; echo up; '
     'while :; do sleep 0.05; done'
   )
-  process = subprocess.Popen(command(script, 2), stderr=subprocess.DEVNULL)
+  process = subprocess.Popen(
+    command(script, 2), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+  )
+  # Of whom it passes lines on, it has told those who end them after it.
+  assert {process.stdout.readline() for _ in range(2)} == {'[0] up\n', '[1] up\n'}
   files = [tmp_path / f'{kind}{i}' for kind in ('child', 'pid') for i in range(2)]
-  for path in files:
-    wait_for(path)
-  time.sleep(0.5)
   assert all(map(is_running, files))
   process.kill()
   process.wait()
-  deadline = time.time() + 5
+  deadline = time.time() + 60
   while any(map(is_running, files)) and time.time() < deadline:
     time.sleep(0.05)
   assert not any(map(is_running, files))
@@ -104,12 +105,12 @@ def test_a_signal_lets_all_save(tmp_path, number, code):
 
 @pytest.mark.parametrize('flags', [['--grace=1'], []], ids=['grace over', 'second signal'])
 def test_what_does_not_listen_is_killed(tmp_path, flags):
-  script = f'trap "" TERM; touch {tmp_path}/up; while :; do sleep 0.05; done'
+  script = f'trap "touch {tmp_path}/told" TERM; touch {tmp_path}/up; while :; do sleep 0.05; done'
   process = subprocess.Popen(command(script, 1, *flags), stderr=subprocess.PIPE)
   wait_for(tmp_path / 'up')
   process.send_signal(signal.SIGINT)
   if not flags:
-    time.sleep(0.5)
+    wait_for(tmp_path / 'told')
     process.send_signal(signal.SIGINT)
   process.communicate(timeout=30)
   assert process.returncode == 130

@@ -13,7 +13,6 @@ import pytest
 import tiny
 from parallel import test_axes
 
-from armd_jax import config as config_lib
 from armd_jax import models, training
 from armd_jax.decode import diffusion
 from armd_jax.decode.generate import generate, task_of
@@ -28,24 +27,9 @@ from armd_jax.parallel import axes, sharding
 
 
 def train_config(**changes):
-  """Four layers, both halves scanned; shuffled orders and dropout from the first step on."""
-  raw = {
-    'model': dict(
-      length=16,
-      num_layers=4,
-      embed_dim=32,
-      num_heads=4,
-      dtype='float32',
-      dropout=0.1,
-      position_dim=8,
-    ),
-    'order': dict(ar_steps=0, perm_steps=0, max_shuffled=8),
-    'train': dict(batch_size=16, loss_chunk=4),
-  }
-  for name, value in changes.items():
-    section, field = name.split('__')
-    raw[section][field] = value
-  return config_lib.parse(raw)
+  """Of layers in scans of two, and of batches that eight devices share."""
+  own = dict(model__num_layers=4, train__batch_size=16, train__loss_chunk=4)
+  return tiny.train_config(**own | changes)
 
 
 def compile_gradients(mesh, config):

@@ -82,7 +82,12 @@ def test_strangers_and_the_dead_are_passed_over():
   assert first.missing() == [1]
   hold = threading.Thread(target=lambda: found.setdefault('done', first.hold()), daemon=True)
   hold.start()
-  time.sleep(0.5)
+  while True:  # until it listens
+    try:
+      socket.create_connection(('127.0.0.1', port)).close()
+      break
+    except ConnectionRefusedError:
+      time.sleep(0.01)
   for words in (b'PRI * HTTP/2.0\r\n\r\n', b'[1]\n', b'{"process": 1}\n', b'\xff' * 10**5, b''):
     with socket.create_connection(('127.0.0.1', port)) as stranger:
       stranger.sendall(words)

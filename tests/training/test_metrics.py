@@ -11,9 +11,9 @@ import types
 import jax
 import numpy as np
 import pytest
+import tiny
 from tensorboardX.proto import event_pb2
 from tiny import VOCAB
-from training.test_step import small_config
 
 from armd_jax import training
 from armd_jax.errors import UserError
@@ -24,7 +24,7 @@ from armd_jax.parallel import sharding
 from armd_jax.show import history
 from armd_jax.training import metrics
 
-BATCH, SLOTS = 8, 16  # of small_config
+BATCH, SLOTS = 8, 16  # of tiny.train_config
 
 
 def step_metrics(loss, kinds=((0, 1.0, 0, 0), (0, 8, 0, 0)), **changes):
@@ -44,7 +44,7 @@ class Clock:
 
 def log(workdir, first_step=0, ideal_seconds=None, **train):
   fields = {'steps': 8, 'log_every': 2, 'max_not_finite': 3} | train
-  config = small_config(**{f'train__{name}': value for name, value in fields.items()})
+  config = tiny.train_config(**{f'train__{name}': value for name, value in fields.items()})
   made = metrics.Log(workdir, config, first_step, ideal_seconds or {})
   return contextlib.closing(made)
 
@@ -245,7 +245,7 @@ def test_memory_is_that_of_the_fullest_device():
 
 def test_ideal_seconds_are_the_models_products_at_the_peak(monkeypatch):
   """On devices of a known peak, shared by all of them."""
-  config = small_config()
+  config = tiny.train_config()
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
   params = training.abstract_state(config, VOCAB, mesh).params
   assert metrics.ideal_seconds(config, VOCAB, params, mesh) == {}  # no peak is known of a CPU
@@ -262,7 +262,7 @@ def test_ideal_seconds_are_the_models_products_at_the_peak(monkeypatch):
 
 @pytest.mark.parametrize('chip', ['H100', 'v5e'])
 def test_ideal_seconds_of_chips_that_are_not_here(chip):
-  config = small_config()
+  config = tiny.train_config()
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
   params = training.abstract_state(config, VOCAB, mesh).params
   with device.compiling_for(chip):

@@ -18,27 +18,6 @@ from armd_jax.hardware import device
 from armd_jax.parallel import sharding
 
 
-def small_config(**changes):
-  raw = {
-    'model': dict(
-      length=16,
-      num_layers=2,
-      embed_dim=32,
-      num_heads=4,
-      dtype='float32',
-      dropout=0.1,
-      position_dim=8,
-    ),
-    'order': dict(ar_steps=0, perm_steps=0, max_shuffled=8),
-    'optimizer': dict(warmup_steps=4, learning_rate=1e-2),
-    'train': dict(batch_size=8, loss_chunk=16),
-  }
-  for name, value in changes.items():
-    section, field = name.split('__')
-    raw.setdefault(section, {})[field] = value
-  return config_lib.parse(raw)
-
-
 def run(config, steps=3, mesh_config=None):
   mesh = sharding.make_mesh(mesh_config or config.mesh, jax.devices()[:1])
   state = training.new_state(config, tiny.VOCAB, mesh)
@@ -63,7 +42,7 @@ def assert_close(a, b, rtol):
 def test_the_step_is_lowered_for_chips_that_are_not_here(chip, platform, kernel):
   """All of it, kernels included, as far as it goes without the chip's compiler."""
   sizes = dict(model__length=128, model__embed_dim=128, model__num_heads=2)
-  config = small_config(**sizes, model__dtype='bfloat16')
+  config = tiny.train_config(**sizes, model__dtype='bfloat16')
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
   state = training.abstract_state(config, tiny.VOCAB, mesh)
   text = jax.ShapeDtypeStruct((8, 128), jnp.int32, sharding=sharding.batch_sharding(mesh))
@@ -78,7 +57,7 @@ def test_the_step_is_lowered_for_chips_that_are_not_here(chip, platform, kernel)
 
 
 def test_learns_a_constant_text():
-  config = small_config(model__dropout=0.0)
+  config = tiny.train_config(model__dropout=0.0)
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
   state = training.new_state(config, tiny.VOCAB, mesh)
   step = training.train_step(config, tiny.VOCAB, mesh)
@@ -92,7 +71,7 @@ def test_learns_a_constant_text():
 
 def test_accumulation_adds_up_to_the_same_gradient():
   """Dropout included: it depends on a sequence's index in the batch, not on its micro-batch."""
-  config = small_config()
+  config = tiny.train_config()
   _, whole = run(config)
   _, parts = run(
     dataclasses.replace(config, train=dataclasses.replace(config.train, accumulation=4))
@@ -104,7 +83,7 @@ def test_accumulation_adds_up_to_the_same_gradient():
 
 def test_every_sequence_draws_its_own_dropout():
   """Equal sequences, left-to-right: with one draw for all, a batch would give the loss of one."""
-  config = small_config(model__dropout=0.5, order__ar_steps=10**6, order__perm_steps=10**6)
+  config = tiny.train_config(model__dropout=0.5, order__ar_steps=10**6, order__perm_steps=10**6)
   text = jnp.tile(jax.random.randint(jax.random.key(0), (1, 16), 0, tiny.VOCAB), (8, 1))
   params = training.init_state(config, tiny.VOCAB).params
 
@@ -117,7 +96,7 @@ def test_every_sequence_draws_its_own_dropout():
 
 
 def test_randomness_follows_seed_and_step():
-  config = small_config()
+  config = tiny.train_config()
   params = training.init_state(config, tiny.VOCAB).params
   text = jax.random.randint(jax.random.key(0), (8, 16), 0, tiny.VOCAB)
 
@@ -133,7 +112,7 @@ def test_randomness_follows_seed_and_step():
 def test_losses_by_kind_of_order_add_up_to_the_loss():
   """Also over micro-batches; each sequence counts once."""
   for accumulation in (1, 4):
-    config = small_config(order__uniform_order_prob=0.5, train__accumulation=accumulation)
+    config = tiny.train_config(order__uniform_order_prob=0.5, train__accumulation=accumulation)
     for metrics in run(config)[1]:
       nats_K, count_K = metrics['kinds_2xK']
       assert count_K.sum() == 8 and count_K[1] > 0 and count_K[2] > 0 and count_K[3] == 0
@@ -144,7 +123,7 @@ def test_losses_by_kind_of_order_add_up_to_the_loss():
 @pytest.mark.parametrize('poison', ['loss', 'gradient'])
 def test_a_step_that_is_not_finite_only_counts(monkeypatch, poison):
   """Poisoned at step 1: nothing but the counters moves, and training goes on from there."""
-  config = small_config()
+  config = tiny.train_config()
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
   genuine = training.loss_and_gradients
 
@@ -209,7 +188,7 @@ def nothing_but_counters_moves(config):
 )
 def test_an_update_that_is_not_finite_changes_nothing(change):
   """Of numbers that no config file may hold: whatever reaches the step, the state stays finite."""
-  config = small_config(model__num_layers=1)
+  config = tiny.train_config(model__num_layers=1)
   optimizer = dataclasses.replace(config.optimizer, **change)
   assert nothing_but_counters_moves(dataclasses.replace(config, optimizer=optimizer)) == 3
 
@@ -241,7 +220,7 @@ def test_an_optimizer_that_fails_once_is_passed_over(monkeypatch, where, bad):
 
   monkeypatch.setattr(training, 'make_optimizer', failing)
   # Its count, too, is state, so that every later step meets the same failure.
-  assert nothing_but_counters_moves(small_config(model__num_layers=1)) == 2
+  assert nothing_but_counters_moves(tiny.train_config(model__num_layers=1)) == 2
 
 
 def test_recipe():
@@ -327,9 +306,9 @@ def test_the_optimizer_is_adamw_with_a_state_that_older_checkpoints_hold(weight_
 
 
 def test_ema_follows_the_parameters():
-  plain = run(small_config(), steps=2)[0]
+  plain = run(tiny.train_config(), steps=2)[0]
   assert not np.allclose(*(jax.tree.leaves(t)[0] for t in (plain.ema, plain.params)))
-  other = run(small_config(optimizer__ema_decay=0.0), steps=2)[0]
+  other = run(tiny.train_config(optimizer__ema_decay=0.0), steps=2)[0]
   jax.tree.map(np.testing.assert_array_equal, other.ema, other.params)
 
 
@@ -360,7 +339,7 @@ def test_logits_never_exist_at_once():
 
 def with_remat(policy):
   """Bytes of temporaries of eight layers' gradients, and loss and gradients."""
-  config = small_config(
+  config = tiny.train_config(
     model__remat=policy, model__num_layers=8, model__num_two_stream_layers=0, model__length=64,
     train__batch_size=4,
   )  # fmt: skip
@@ -409,7 +388,7 @@ def without_host_fields(section):
 
 @pytest.mark.parametrize('family', ['armd', 'ar', 'mdlm'])
 def test_the_step_reads_no_field_of_the_host(family):
-  config = without_host_fields(small_config(model__family=family, train__accumulation=2))
+  config = without_host_fields(tiny.train_config(model__family=family, train__accumulation=2))
   mesh = sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
   step = training._train_step.__wrapped__(config, tiny.VOCAB, mesh)
   state = training.abstract_state(config, tiny.VOCAB, mesh)
@@ -419,13 +398,13 @@ def test_the_step_reads_no_field_of_the_host(family):
 
 
 def test_fields_of_the_host_compile_nothing_anew():
-  config = small_config()
+  config = tiny.train_config()
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
   step = training.train_step(config, tiny.VOCAB, mesh)
   for name, field, other in other_values.one_by_one(config):
     if field.metadata['host_only']:
       assert training.train_step(other, tiny.VOCAB, mesh) is step, name
-  assert training.train_step(small_config(train__loss_chunk=8), tiny.VOCAB, mesh) is not step
+  assert training.train_step(tiny.train_config(train__loss_chunk=8), tiny.VOCAB, mesh) is not step
 
 
 def test_sharding_is_strict():
