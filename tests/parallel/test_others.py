@@ -83,6 +83,7 @@ def test_strangers_and_the_dead_are_passed_over():
   hold = threading.Thread(target=lambda: found.setdefault('done', first.hold()), daemon=True)
   hold.start()
   while True:  # until it listens
+    assert hold.is_alive()
     try:
       socket.create_connection(('127.0.0.1', port)).close()
       break
