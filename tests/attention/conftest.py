@@ -1,8 +1,8 @@
-"""Kernels are compared with the reference as users compile it, roundings and time included."""
+"""Kernels are compared with the reference with all of XLA's optimizations, roundings included."""
 
 import pytest
 
 
 @pytest.fixture(autouse=True)
-def as_users_compile(optimized):
+def optimizations(optimized):
   """For every test here."""

@@ -16,7 +16,7 @@ from armd_jax.bench.device.cases import DECODED, KINDS, STEPS, TIMES, decode_key
 from armd_jax.show import plots
 
 KERNELS = ('ours', 'cudnn', 'torch flash', 'torch cudnn', 'xla')
-COLORS = (plots.CONTENT, plots.QUERY, *plots.OTHERS, 'silver')
+COLORS = (plots.CONTENT, plots.QUERY, *plots.OTHERS)
 BATCHES = (1, 8)
 
 
