@@ -185,7 +185,7 @@ class OrderConfig:
   strided_draw: str = one_of('step', 'sequence')  # one S for all sequences of a step, or for each
   strided_one_by_one: float = field(0.0, at_least=0, at_most=1)  # share, a token at a time
   segments_prob: float = field(0.0, at_least=0, at_most=1)  # share cut into segments, from i_AR
-  segments_cuts: int = field(32, at_least=1)  # most cuts of a sequence; see order.segments
+  segments_cuts: int = field(-1, at_least=1)  # most cuts of a sequence; -1: an eighth of its tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -416,6 +416,8 @@ def _resolve(config: Config) -> Config:
   }
   unset = {name: value for name, value in filled.items() if getattr(model, name) == -1}
   order = config.order
+  if order.segments_cuts == -1:
+    order = dataclasses.replace(order, segments_cuts=max(1, model.num_slots // 8))
   if model.orders == 'left_to_right':
     order = dataclasses.replace(order, max_shuffled=0, segments_prob=0.0)
   return dataclasses.replace(config, model=dataclasses.replace(model, **unset), order=order)

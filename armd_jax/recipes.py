@@ -95,9 +95,7 @@ def ours(config: ml_collections.ConfigDict) -> None:
   draws S for every sequence.
   """
   config.model.update(query_seed='neighbours', query_seed_norm='rms', num_two_stream_layers=1)
-  config.order.update(
-    segments_prob=0.5, segments_cuts=max(1, config.model.length // 8), strided_draw='sequence'
-  )
+  config.order.update(segments_prob=0.5, strided_draw='sequence')
 
 
 def _shrink(config: ml_collections.ConfigDict) -> None:

@@ -91,8 +91,21 @@ def test_length_counts_the_given_first_token():
 
 
 def test_an_ar_model_knows_one_order():
-  raw = {'model': {'family': 'ar'}, 'order': {'max_shuffled': 8}}
-  assert config.parse(raw).order == config.OrderConfig(max_shuffled=0)
+  raw = {'model': {'family': 'ar'}, 'order': {'max_shuffled': 8, 'segments_prob': 0.5}}
+  found = config.parse(raw).order
+  assert (found.max_shuffled, found.segments_prob) == (0, 0)
+
+
+def test_cuts_follow_the_length_unless_they_are_given():
+  cuts = lambda length, **order: (
+    config.parse(
+      {'model': {'length': length}, 'order': {'max_shuffled': 0, 'segments_prob': 0.5, **order}}
+    ).order.segments_cuts
+  )
+  assert [cuts(length) for length in (1024, 64, 4)] == [128, 8, 1]
+  assert cuts(64, segments_cuts=63) == 63
+  with pytest.raises(UserError, match='segments_cuts is 64; write less than the 64 tokens'):
+    cuts(64, segments_cuts=64)
 
 
 def nested(name, value):

@@ -229,7 +229,6 @@ def _at_length(config, length):
   times = length // config.model.length
   return SYSTEMS['armd'] | {
     'model.length': length,
-    'order.segments_cuts': config.order.segments_cuts * times,
     'order.max_shuffled': config.order.max_shuffled * times,
     'train.batch_size': max(1, config.train.batch_size // times),
     'train.steps': config.train.steps,
