@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import logging
 import os
 import pathlib
@@ -19,7 +20,7 @@ from absl import logging as absl_logging
 
 from armd_jax import flags
 from armd_jax.config import MeshConfig
-from armd_jax.errors import CRASHED, USER_ERROR, MetByAll, UserError
+from armd_jax.errors import CRASHED, USER_ERROR, MetByAll, UserError, sentence
 from armd_jax.files import paths, whole
 from armd_jax.parallel import ambient, distributed, ends
 
@@ -45,6 +46,7 @@ def run(main: Callable[[flags.Options], None], options: type[flags.Options]) -> 
   given = []
 
   def parse(argv):
+    load_plugins()
     # Beside the flags of libraries, such as absl's --flagfile.
     given.append(flags.parse(options, argv, absl_flags.FLAGS))
     return argv[:1]
@@ -65,6 +67,25 @@ def run(main: Callable[[flags.Options], None], options: type[flags.Options]) -> 
     several += 'all of them again to go on from the last checkpoint'
     alone = 'this is a fault of the program itself; see the traceback above'
     ends.leave(CRASHED, f'error: {several if jax.distributed.is_initialized() else alone}')
+
+
+PLUGINS = 'ARMD_JAX_PLUGINS'
+
+
+def load_plugins() -> None:
+  """Imports the modules that $ARMD_JAX_PLUGINS names, which `armd_jax.register` what is theirs.
+
+  Raises:
+    UserError: one cannot be imported.
+  """
+  for name in filter(None, os.environ.get(PLUGINS, '').split(',')):
+    try:
+      importlib.import_module(name.strip())
+    except Exception as error:  # whatever a user's module raises
+      raise UserError(
+        f'{PLUGINS} names {name!r}, which cannot be imported ({sentence(error)}); mend it, or '
+        'leave it out'
+      ) from error
 
 
 # What orbax logs of an error beside raising it, which is how a user hears of it: a line and a

@@ -16,12 +16,12 @@ import difflib
 import functools
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import ml_collections
 
-from armd_jax.errors import UserError
+from armd_jax.errors import UserError, is_whole
 
 # ----- what is known of a field
 
@@ -55,7 +55,7 @@ def field(
   above: float | None = None,
   at_most: float | None = None,
   below: float | None = None,
-  one_of: tuple[str, ...] = (),
+  one_of: Collection[str] = (),
   resumable: bool = False,
   host_only: bool = False,
   is_path: bool = False,
@@ -120,7 +120,7 @@ class DiffusionConfig:
 class ModelConfig:
   """Shape and variants of the network (method: paper section 3)."""
 
-  family: str = one_of(*FAMILIES)
+  family: str = field('armd', one_of=FAMILIES)  # all that are there when it is checked
   length: int = field(1024, at_least=1, at_most=2**20)  # N, tokens scored per sequence
   num_layers: int = field(12, at_least=1, at_most=4096)
   num_two_stream_layers: int = field(-1, at_least=0)  # first ones, with a content stream; -1: half
@@ -494,16 +494,14 @@ def _contradictions(config: Config) -> Iterator[str]:
 
 
 def check_streams(streams: int, num_slots: int, name: str) -> None:
-  """Refuses a stride count that leaves streams of unequal length.
+  """Refuses a stride count that leaves streams empty. Any other is taken, in training, evaluation
+  and generation alike: streams of a text whose length it does not divide differ by a token.
 
   Raises:
-    UserError: if `streams` does not divide `num_slots`.
+    UserError: if `streams` is not 1 to `num_slots`.
   """
-  if streams >= 1 and num_slots % streams == 0:
-    return
-  divisors = [s for s in range(1, num_slots + 1) if num_slots % s == 0]
-  near = sorted(divisors, key=lambda s: abs(s - streams))[:3]
-  raise UserError(
-    f'{name} holds S = {streams}, which does not divide the length {num_slots}; '
-    f'write a divisor, like {", ".join(map(str, sorted(near)))}'
-  )
+  if not is_whole(streams) or not 1 <= streams <= num_slots:
+    raise UserError(
+      f'{name} holds S = {streams!r}, but of {num_slots} tokens there are 1 to {num_slots} '
+      'streams; write such a number'
+    )

@@ -16,7 +16,7 @@ import numpy as np
 
 from armd_jax import cli, families
 from armd_jax.artifacts.weights import load_ema
-from armd_jax.config import MeshConfig, ModelConfig
+from armd_jax.config import MeshConfig, ModelConfig, check_streams
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.decode import live
 from armd_jax.decode.requests import Decoder, check_counts
@@ -71,6 +71,7 @@ def main(options: Options) -> None:
   config, tokenizer, params, step = distributed.together(
     lambda: load_ema(options.workdir, options.mesh)
   )
+  distributed.together(lambda: check_streams(options.streams, config.model.num_slots, '--streams'))
   request = distributed.together(lambda: _request(options, config.model, tokenizer))
   family = families.of(config.model)
   watch = live.Live(tokenizer, sys.stdout) if _is_live(options) and not family.samplers else None

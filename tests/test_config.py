@@ -48,8 +48,8 @@ def test_defaults_are_the_published_small_recipe():
     ({'order': {'max_shuffled': 2000}}, 'write 0 to model.length = 1024'),
     ({'order': {'perm_steps': 10}}, 'write a later step'),
     (
-      {'order': {'strided_start': 0, 'strided_streams': (3,)}},
-      'S = 3, which does not divide the length 1024',
+      {'order': {'strided_start': 0, 'strided_streams': (1025,)}},
+      'S = 1025, but of 1024 tokens there are 1 to 1024 streams',
     ),
     ({'order': {'strided_start': 0, 'strided_streams': ()}}, 'strided_streams is empty'),
     ({'order': {'strided_streams': 'x'}}, 'must be a tuple of whole numbers'),

@@ -44,8 +44,8 @@ def test_streams_are_scored_beside(given):
   names = [part.protocol.name for part in task.parts]
   assert names == ['left-to-right', 'strided S=2, parallel', 'strided S=2, one by one'] * 2
   assert [len(part.windows_WxN) for part in task.parts] == [2] * 6
-  with pytest.raises(UserError, match='S = 3, which does not divide the length 8'):
-    suites.zero_shot_task('mdlm', given, CONFIG, TOKENIZER, (3,), 8, 0)
+  with pytest.raises(UserError, match='S = 9, but of 8 tokens there are 1 to 8'):
+    suites.zero_shot_task('mdlm', given, CONFIG, TOKENIZER, (9,), 8, 0)
 
 
 def test_another_text_is_another_fingerprint(given, tmp_path):

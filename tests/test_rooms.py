@@ -10,7 +10,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'armd_jax'
 LAYERS = (
   ('errors', 'records'),
   ('hardware', 'files'),
-  ('config', 'order', 'flags'),
+  ('config', 'order', 'orders', 'flags'),
   ('parallel', 'cli'),
   ('attention',),
   ('data', 'models'),
@@ -21,7 +21,7 @@ LAYERS = (
   ('show',),
   ('training',),
   ('artifacts',),
-  ('compiled', 'recipes'),
+  ('compiled', 'recipes', 'register'),
   (
     'train', 'evaluate', 'judge', 'sample', 'convert', 'export', 'aot', 'sweep', 'report',
     'quickstart',

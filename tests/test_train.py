@@ -349,8 +349,8 @@ BAD_INPUT = [
   (['--config.model.nonsense=3'], "no field 'nonsense'; armd_jax/config.py"),
   (['--config.data.source=/nowhere/*.txt'], "no file matches the text '/nowhere/*.txt'"),
   (
-    ['--config.order.strided_streams=(1,3)'],
-    'S = 3, which does not divide the length 32; write a divisor',
+    ['--config.order.strided_streams=(1,33)'],
+    'S = 33, but of 32 tokens there are 1 to 32 streams',
   ),
   (
     ['--config.model.length=1000000', '--config.order.max_shuffled=1'],
@@ -390,8 +390,8 @@ def test_programs_refuse_with_a_sentence(finished):
   workdir = str(finished)
   with pytest.raises(UserError, match='the prompt has 32 tokens but the model takes 32'):
     sample.main(sample.Options(workdir=workdir, prompt='x' * 32))
-  with pytest.raises(UserError, match='S = 5, which does not divide the length 32'):
-    evaluate.main(evaluate.Options(workdir=workdir, streams=(5,)))
+  with pytest.raises(UserError, match='S = 33, but of 32 tokens there are 1 to 32'):
+    evaluate.main(evaluate.Options(workdir=workdir, streams=(33,)))
 
 
 def test_unwritable_workdir_is_a_sentence(text, tmp_path):

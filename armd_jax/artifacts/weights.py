@@ -14,7 +14,7 @@ from armd_jax.artifacts import standalone
 from armd_jax.config import Config, MeshConfig
 from armd_jax.data.tokenizers import Tokenizer, get_tokenizer
 from armd_jax.parallel import distributed, sharding
-from armd_jax.training import checkpoint
+from armd_jax.training import checkpoint, text
 from armd_jax.training import workdir as workdir_lib
 
 
@@ -41,6 +41,8 @@ def load_ema(
   config = dataclasses.replace(config, mesh=mesh_config)
   distributed.agree('the run', {'config': config_lib.to_dict(config)})
   tokenizer = get_tokenizer(config.data.tokenizer)
+  if not export:
+    text.check_tokenizer(workdir, tokenizer)
   mesh = sharding.make_mesh(config.mesh)
   abstract = training.abstract_state(config, tokenizer.vocab_size, mesh)
   if export:

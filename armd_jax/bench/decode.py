@@ -92,7 +92,7 @@ def systems(
     streams: stride counts.
     params: ARMD's; random if None. AR's are random.
   Raises:
-    UserError: an S does not divide the length.
+    UserError: an S is more than the tokens.
   """
   made = {}
   for family in ('ar', 'armd'):

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from armd_jax.data import rows, stdlib_text
 from armd_jax.data.rows import Choose, OnBad, pick_column
 from armd_jax.data.table_files import csv_span, json_lines_span, json_span, parquet_span
 from armd_jax.data.text_files import text_span
-from armd_jax.errors import UserError
+from armd_jax.errors import UserError, sentence
 
 # Readers of files with columns, by the ends of names in lower case.
 _TABLES = {
@@ -75,6 +75,41 @@ class StdlibSpan:
 
   def split(self, num_bytes: int) -> Sequence[Span]:
     del num_bytes  # gathering it takes two seconds however little of it is wanted
+    return [self]
+
+
+REGISTERED: dict[str, Callable[[str], Iterable[str]]] = {}  # see `armd_jax.register`
+
+
+@dataclasses.dataclass(frozen=True)
+class RegisteredSpan:
+  """What a registered source reads, in one piece; its size is not known before.
+
+  Raises:
+    UserError: it yields something else than texts, or raises an error.
+  """
+
+  name: str
+  rest: str
+  num_bytes: int = 0
+
+  def documents(self, on_bad: OnBad = rows.stop) -> Iterator[str]:
+    del on_bad  # it has no rows
+    try:
+      for text in REGISTERED[self.name](self.rest):
+        if not isinstance(text, str):
+          raise TypeError(f'it yields {text!r}, which is no text')
+        if text.strip():
+          yield text
+    except UserError:
+      raise
+    except Exception as error:  # whatever a user's function raises
+      raise UserError(
+        f'the source {self.name}:{self.rest} cannot be read ({sentence(error)}); mend it'
+      ) from error
+
+  def split(self, num_bytes: int) -> Sequence[Span]:
+    del num_bytes
     return [self]
 
 

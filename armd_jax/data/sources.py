@@ -4,6 +4,7 @@ A source is written as one of
 
   stdlib                     real English that needs no download: the prose inside CPython
   tfds:NAME, tfds:NAME#SPLIT a tensorflow-datasets set: tfds:lm1b#test, tfds:c4/en, tfds:pg19
+  NAME:REST                  a source that armd_jax.register knows
   PATH                       files of text, JSON, CSV or parquet: a path or glob, local or gs://
 """
 
@@ -85,6 +86,9 @@ def open_source(source: str, column: str = '', prepare: bool = False) -> Source:
     name, _, split = source.removeprefix(TFDS).partition('#')
     span = tfds_reader.tfds_span(name, split or 'train', column, prepare)
     return Source([span], f'tensorflow-datasets {name}, {span.split_name}, column {span.column!r}')
+  kind, colon, rest = source.partition(':')
+  if colon and kind in readers.REGISTERED:
+    return Source([readers.RegisteredSpan(kind, rest)], f'{source}: documents as they are read')
   names = _match(source)
   spans = [readers.file_span(name, column) for name in names]
   files = f'{len(names)} files of {source}' if len(names) > 1 else names[0]

@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
-from armd_jax.data import vocabularies
+from armd_jax.data import tokenizer_file, vocabularies
 from armd_jax.errors import UserError
 
 
@@ -207,28 +208,35 @@ def _fingerprint(*parts: str) -> str:
 
 
 _TOKENIZERS = {kind.name: kind for kind in (ByteTokenizer, Gpt2Tokenizer, BertTokenizer)}
+REGISTERED: dict[str, Callable[[], Tokenizer]] = {}  # see `armd_jax.register`
 
 
 def get_tokenizer(name: str) -> Tokenizer:
-  """The tokenizer of that name.
+  """The tokenizer of that name, which may be the path of a tokenizer.json.
 
   Raises:
     UserError: for an unknown name, or a vocabulary that is nowhere to be had.
   """
+  if name in REGISTERED:
+    return REGISTERED[name]()
+  if name not in _TOKENIZERS and tokenizer_file.is_file(name):
+    return tokenizer_file.FileTokenizer(name)
   return _kind(name)()
 
 
 def vocab_size(name: str) -> int:
-  """V of the tokenizer of that name, whose vocabulary need not be there.
+  """V of the tokenizer of that name; the vocabulary of the package's own need not be there.
 
   Raises:
     UserError: for an unknown name.
   """
-  return _kind(name).vocab_size
+  return (_kind(name) if name in _TOKENIZERS else get_tokenizer(name)).vocab_size
 
 
 def _kind(name: str) -> type[ByteTokenizer | Gpt2Tokenizer | BertTokenizer]:
   if name not in _TOKENIZERS:
-    known = ', '.join(map(repr, sorted(_TOKENIZERS)))
-    raise UserError(f'tokenizer {name!r} is unknown; write one of {known}')
+    known = ', '.join(map(repr, sorted(_TOKENIZERS.keys() | REGISTERED.keys())))
+    raise UserError(
+      f'tokenizer {name!r} is unknown; write one of {known}, or the path of a tokenizer.json'
+    )
   return _TOKENIZERS[name]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from armd_jax import orders
 from armd_jax.decode import cpu, fused
 from armd_jax.decode.network import Network
 from armd_jax.decode.plan import Form, Plan
@@ -25,7 +26,7 @@ from armd_jax.models.ar import AR
 from armd_jax.models.armd import ARMD
 from armd_jax.models.params import Params
 from armd_jax.models.vocabulary import BOS
-from armd_jax.order import given_first, to_generation, to_text
+from armd_jax.order import GenerationOrder, given_first, to_generation, to_text
 from armd_jax.parallel import axes, sharding
 
 Array = jax.Array
@@ -39,21 +40,26 @@ def task_of(
   length_B: Array | np.ndarray,
   streams: int,
   first_token: int = BOS,
+  order: GenerationOrder | None = None,
 ) -> Task:
-  """Strided generation around given tokens (paper section 3.1).
+  """Strided generation around given tokens (paper section 3.1), or along another order.
 
   Args:
     given_BxN: bool, by text position, which tokens are given.
     length_B: int, tokens per sequence; positions above are left alone.
     streams: S, how many runs the missing positions are cut into.
     first_token: token in BOS's place, for a config's `first_token='given'`.
+    order: of the missing tokens, `[1, n]`; None: strided.
   Returns:
     The task, its arrays `[1, ...]` where all sequences agree.
   """
   batch = given_BxN.shape[0]
   if (given_BxN == given_BxN[:1]).all() and (length_B == length_B[0]).all():
     given_BxN, length_B = given_BxN[:1], length_B[:1]
-  order = jax.jit(given_first)(given_BxN, jnp.asarray(length_B, jnp.int32), streams)
+  if order is None:
+    order = jax.jit(given_first)(given_BxN, jnp.asarray(length_B, jnp.int32), streams)
+  else:
+    order = orders.around(np.asarray(given_BxN), np.asarray(length_B), order)
   real_BxN = np.arange(given_BxN.shape[1]) < length_B[:, None]
   num_given_B = jnp.asarray((given_BxN & real_BxN).sum(axis=1), jnp.int32)
   first_B = jnp.full(batch, first_token, jnp.int32)

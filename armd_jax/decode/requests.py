@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -25,28 +25,38 @@ from armd_jax.models.denoiser import Denoiser
 from armd_jax.models.params import Params
 from armd_jax.models.vocabulary import BOS
 from armd_jax.objectives.diffusion import MaskedDiffusion
+from armd_jax.order import GenerationOrder
 
 _MOST = 2**20  # texts at a time, and streams: arrays of more do not exist
 
 
-def continue_prompts(prompts: list[str], num_slots: int, tokenizer: Tokenizer) -> Request:
-  """Every text goes on from its prompt to the model's length.
+def continue_prompts(
+  prompts: list[str], num_slots: int, tokenizer: Tokenizer, max_new_tokens: int | None = None
+) -> Request:
+  """Every text goes on from its prompt, to the model's length or by so many tokens.
 
   Raises:
     UserError: a prompt leaves no room, or is no text.
   """
+  if max_new_tokens is not None and not (errors.is_whole(max_new_tokens) and max_new_tokens > 0):
+    raise UserError(f'max_new_tokens is {max_new_tokens!r}; write a whole number from 1 on')
   request = _empty(len(prompts), num_slots)
   for b, prompt in enumerate(prompts):
-    _check_text('the prompt', prompt)
+    check_text('the prompt', prompt)
     ids = tokenizer.encode(prompt)
     if len(ids) >= num_slots:
       raise UserError(
         f'the prompt has {len(ids)} tokens but the model takes {num_slots}; '
         f'shorten it to {num_slots - 1} or fewer'
       )
+    if max_new_tokens is not None and len(ids) + max_new_tokens > num_slots:
+      raise UserError(
+        f'the prompt has {len(ids)} tokens and max_new_tokens is {max_new_tokens}, but the model '
+        f'takes {num_slots}; write at most {num_slots - len(ids)}'
+      )
     request.tokens_BxN[b, : len(ids)] = ids
     request.given_BxN[b, : len(ids)] = True
-  request.length_B[:] = num_slots
+    request.length_B[b] = num_slots if max_new_tokens is None else len(ids) + max_new_tokens
   return request
 
 
@@ -62,7 +72,7 @@ def fill_gaps(
   Raises:
     UserError: there is no gap, or the text is longer than the model.
   """
-  _check_text('--infill', template)
+  check_text('--infill', template)
   if not isinstance(gap_tokens, int) or not 0 <= gap_tokens <= num_slots:
     raise UserError(
       f'--gap_tokens is {gap_tokens!r}; write 0 to the {num_slots} tokens that the model takes'
@@ -88,7 +98,12 @@ def fill_gaps(
   return request
 
 
-def _check_text(what: str, text: Any) -> None:
+def check_text(what: str, text: Any) -> None:
+  """Refuses what is no text, or holds half a character.
+
+  Raises:
+    UserError: it is none.
+  """
   if not isinstance(text, str):
     raise UserError(f'{what} is {text!r}; write a text')
   try:
@@ -127,8 +142,9 @@ class Decoder:
     streams: int,
     sampling: Sampling,
     watch: Callable[[Generated, np.ndarray], None] | None = None,
+    order: GenerationOrder | None = None,
   ) -> tuple[list[str], Generated]:
-    """Generates along a strided order.
+    """Generates along a strided order, or another one.
 
     Args:
       request: from `continue_prompts` or `fill_gaps`.
@@ -136,19 +152,38 @@ class Decoder:
       sampling: how tokens are drawn and where a text ends.
       watch: is called with what there is every few steps, as `decode.generate.stream` yields it;
         the texts are the same.
+      order: of the tokens that are not given, `[1, n]`, in place of a strided one.
     Returns:
       The texts, and what was generated.
     """
-    first_is_given = self.model.config.first_token == 'given'
-    first_token = self.tokenizer.eos_id if first_is_given else BOS
-    task = task_of(request.given_BxN, request.length_B, streams, first_token)
-    arguments: Any = (self.model, self.params, task, request.tokens_BxN, sampling)
     if watch is None:
+      arguments = self._arguments(request, streams, sampling, order)
       generated = jax.block_until_ready(generate(*arguments, mesh=self.mesh))
     else:
-      for generated, known_BxN in stream(*arguments, mesh=self.mesh):
+      for generated, known_BxN in self.parts(request, streams, sampling, order=order):
         watch(generated, known_BxN)
     return self._texts(generated), generated
+
+  def parts(
+    self,
+    request: Request,
+    streams: int,
+    sampling: Sampling,
+    *,
+    order: GenerationOrder | None = None,
+    chunk: int = 8,
+  ) -> Iterator[tuple[Generated, np.ndarray]]:
+    """What `complete` generates, every `chunk` steps; see `decode.generate.stream`."""
+    arguments = self._arguments(request, streams, sampling, order)
+    return stream(*arguments, chunk=chunk, mesh=self.mesh)
+
+  def _arguments(
+    self, request: Request, streams: int, sampling: Sampling, order: GenerationOrder | None
+  ) -> Any:
+    first_is_given = self.model.config.first_token == 'given'
+    first_token = self.tokenizer.eos_id if first_is_given else BOS
+    task = task_of(request.given_BxN, request.length_B, streams, first_token, order)
+    return self.model, self.params, task, request.tokens_BxN, sampling
 
   def denoise(
     self, method: MaskedDiffusion, request: Request, steps: int, sampler: str, sampling: Sampling

@@ -95,7 +95,7 @@ def standard_suite(config: ModelConfig, streams: Sequence[int]) -> list[Protocol
   every S > 1 both ways, and uniform orders, if along any.
 
   Raises:
-    UserError: if an S does not divide the length.
+    UserError: an S is more than the tokens.
   """
   suite = [DENOISING] if families.of(config).bound else []
   suite += [LEFT_TO_RIGHT] if config.orders != 'none' else []

@@ -51,7 +51,7 @@ def likelihood_task(
     num_windows: of the first ones; 0: all.
     text_sha256: of the text that the run was trained on, '' if that is not known.
   Raises:
-    UserError: an S does not divide the length, or the text is not there or another one.
+    UserError: an S is more than the tokens, or the text is not there or another one.
   """
   suite = likelihood.standard_suite(config.model, streams)
   if likelihood.UNIFORM in suite and config.order.max_shuffled > 1:
@@ -90,7 +90,7 @@ def zero_shot_task(
     orders: K, random orders per window of a model that has no other.
     num_windows: of the first ones of every text; 0: all.
   Raises:
-    UserError: a text is not known or not there, or an S does not divide the length.
+    UserError: a text is not known or not there, or an S is more than the tokens.
   """
   protocol = protocols.PROTOCOLS[name]
   suite = likelihood.standard_suite(config.model, streams)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from armd_jax.config import OrderConfig
+from armd_jax.objectives.diffusion import MaskedDiffusion
 
 Array = jax.Array
 
@@ -45,13 +46,14 @@ class Family:
       mean nats per scored token, as these sequences' share of the whole batch's,
       and what `training.loss_and_gradients` returns of the kinds of orders; zeros without orders.
     generate: `(decoder, request, sampling, streams=, ...) -> (texts, Generated)`, of a
-      `decode.requests.Decoder`. Without samplers it also takes `watch`; with samplers it also takes
-      `steps` and `sampler`, and returns a `decode.diffusion.Denoised`.
+      `decode.requests.Decoder`. Without samplers it also takes `watch` and `order`; with
+      samplers also `steps` and `sampler`, and it returns a `decode.diffusion.Denoised`.
     shown: how a text is generated, in a sentence of the report, where `{length}` is its tokens.
     bound: `(model, params, text_BxN, keys_B, diffusion settings, samples=, loss_chunk=) -> nats_B`,
       the family's own upper bound on the negative log-likelihood; None: it is measured along orders
       alone.
     samplers: names, the default first; () where texts are generated along orders.
+    method: of masked diffusion, where there are samplers.
   """
 
   network: Callable[..., Any]
@@ -60,3 +62,4 @@ class Family:
   shown: str
   bound: Callable[..., Array] | None = None
   samplers: tuple[str, ...] = ()
+  method: MaskedDiffusion | None = None

@@ -38,6 +38,7 @@ def family(method: MaskedDiffusion, samplers: tuple[str, ...]) -> Family:
     shown=SHOWN,
     bound=method.bound,
     samplers=samplers,
+    method=method,
   )
 
 

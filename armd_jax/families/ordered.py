@@ -14,6 +14,7 @@ from armd_jax.decode.step import Generated
 from armd_jax.families.family import Draws
 from armd_jax.models.params import Params
 from armd_jax.objectives import armd
+from armd_jax.order import GenerationOrder
 
 Array = jax.Array
 
@@ -43,6 +44,7 @@ def generate(
   *,
   streams: int = 1,
   watch: Callable[..., None] | None = None,
+  order: GenerationOrder | None = None,
 ) -> tuple[list[str], Generated]:
-  """Along a strided order of so many streams; see `Decoder.complete`."""
-  return decoder.complete(request, streams, sampling, watch)
+  """Along a strided order of so many streams, or another; see `Decoder.complete`."""
+  return decoder.complete(request, streams, sampling, watch, order)

@@ -44,6 +44,15 @@ class Schedule:
     lost = {'log_linear': lambda: t, 'cosine': lambda: 2 * jnp.sin(jnp.pi / 4 * t) ** 2}
     return (1 - self.epsilon) * lost[self.name]()
 
+  def time(self, masked: Array) -> Array:
+    """When so large a share is masked: the inverse of `masked`, at most 1."""
+    lost = jnp.minimum(masked / (1 - self.epsilon), 1)
+    inverse = {
+      'log_linear': lambda: lost,
+      'cosine': lambda: 4 / jnp.pi * jnp.arcsin(jnp.sqrt(lost / 2)),
+    }
+    return inverse[self.name]()
+
   def rate(self, t: Array) -> Array:
     """-d alpha / dt."""
     slope = {

@@ -1,15 +1,17 @@
 """Which text a run is of, beside its config.json, so that no other takes its place unseen.
 
-text.json   sha256 of the text, and its description
+text.json   sha256 of the text, its description, and the fingerprint of the tokenizer
 """
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
+from typing import Any
 
 from armd_jax.config import Config
 from armd_jax.data import corpus as corpus_lib
+from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.errors import UserError
 from armd_jax.files import paths, whole
 from armd_jax.training import workdir as workdir_lib
@@ -41,7 +43,11 @@ def keep(workdir: str | pathlib.Path, config: Config, corpus: corpus_lib.Corpus)
       f'{config.data.source!r}, and before the text was stored; give it under its first name once'
     )
   path = paths.given(workdir, '--workdir') / FILE
-  text = {'sha256': corpus.sha256, 'description': corpus.description}
+  text = {
+    'sha256': corpus.sha256,
+    'description': corpus.description,
+    'tokenizer': corpus.tokenizer.fingerprint,
+  }
   whole.write_json(path, text)
 
 
@@ -53,6 +59,21 @@ def check(workdir: str | pathlib.Path, corpus: corpus_lib.Corpus) -> None:
   """
   if then := sha256_of(workdir):
     corpus_lib.check_same(then, corpus, f'the run in {workdir}')
+  check_tokenizer(workdir, corpus.tokenizer)
+
+
+def check_tokenizer(workdir: str | pathlib.Path, tokenizer: Tokenizer) -> None:
+  """Refuses any vocabulary but the run's, under whatever name; older runs have none to check.
+
+  Raises:
+    UserError: it is another one, or the file is damaged.
+  """
+  then = _read(workdir).get('tokenizer', tokenizer.fingerprint)
+  if then != tokenizer.fingerprint:
+    raise UserError(
+      f'{workdir} was trained with another vocabulary {tokenizer.name!r} than the one here '
+      f'(fingerprint {str(then)[:8]}, not {tokenizer.fingerprint[:8]}); bring that one back'
+    )
 
 
 def sha256_of(workdir: str | pathlib.Path) -> str:
@@ -61,12 +82,16 @@ def sha256_of(workdir: str | pathlib.Path) -> str:
   Raises:
     UserError: the file is damaged.
   """
+  return _read(workdir).get('sha256', '')
+
+
+def _read(workdir: str | pathlib.Path) -> dict[str, Any]:
   path = paths.given(workdir, '--workdir') / FILE
   fix = 'delete it if the text is the one that the run was started with'
   try:
     found = whole.read_json(path, {'sha256': str}, fix)
   except (FileNotFoundError, NotADirectoryError):
-    return ''
+    return {}
   if len(found['sha256']) != 64:
     raise UserError(f'{path} is damaged (its sha256 is none); {fix}')
-  return found['sha256']
+  return found

@@ -52,8 +52,8 @@ def test_what_memory_does_not_hold_is_not_timed(timed, monkeypatch):
 
 
 def test_bad_stride():
-  with pytest.raises(UserError, match='S = 3, which does not divide the length 16'):
-    decode.systems(SHAPE, 11, [3])
+  with pytest.raises(UserError, match='S = 17, but of 16 tokens there are 1 to 16'):
+    decode.systems(SHAPE, 11, [17])
 
 
 def test_program_writes_its_numbers(tmp_path, capsys):

@@ -111,9 +111,11 @@ def test_400_calls(programs):
 def try_arguments(files, count):
   tokenizer, exported = ByteTokenizer(), str(files['export.json'].path.parent)
   model = armd_jax.load(exported)
-  arguments = ('prompt', 'streams', 'count', 'seed', 'temperature', 'top_p', 'stop')
+  arguments = ('prompt', 'streams', 'count', 'seed', 'temperature', 'top_p', 'stop', 'order')
   entries = [('load', None)]
-  entries += [('generate', name) for name in arguments]
+  entries += [('generate', name) for name in (*arguments, 'max_new_tokens')]
+  entries += [('logprobs', name) for name in ('text', 'streams', 'order')]
+  entries += [('perplexity', 'text'), ('infill', 'template'), ('permutation', None)]
   entries += [('sampling', name) for name in ('seed', 'temperature', 'top_p', 'stop')]
   entries += [('request', None), ('gaps', 'template'), ('gaps', 'gap_tokens')]
   entries += [('suite', name) for name in ('suite', 'orders', 'num_windows')]
@@ -127,6 +129,11 @@ def try_arguments(files, count):
       return armd_jax.load(value)
     if entry == 'generate':
       return model.generate(**{name: value})
+    if entry in ('logprobs', 'perplexity', 'infill'):
+      text = {'template': 'a ___'} if entry == 'infill' else {'text': 'al'}
+      return getattr(model, entry)(**text | {name: value})
+    if entry == 'permutation':
+      return armd_jax.orders.permutation(value)
     if entry == 'sampling':
       return Sampling(**{name: value}).draws(1)
     if entry == 'request':

@@ -6,6 +6,7 @@ import shutil
 
 import corpora
 import pytest
+import tokenizers
 
 from armd_jax.config import parse
 from armd_jax.data import corpus as corpus_lib
@@ -113,3 +114,22 @@ def test_numbers_name_their_text(tmp_path):
   config = config_of(source)
   task = suites.likelihood_task(config, (), 1, 0, load(config).sha256)
   assert load(config).sha256[:16] in json.dumps(task.described)
+
+
+def test_another_vocabulary_under_the_same_name_is_refused(tmp_path):
+  workdir, path = tmp_path / 'run', tmp_path / 'mine.json'
+  corpora.write_text(tmp_path / 'a.txt', TEXTS)
+  made = tokenizers.Tokenizer(tokenizers.models.WordLevel({'last': 0, 'one': 1}, unk_token='one'))
+  made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  made.save(str(path))
+  config = parse({
+    'model': {'length': 16}, 'order': {'max_shuffled': 4},
+    'data': {'source': str(tmp_path / 'a.txt'), 'held_out': 0.2, 'tokenizer': str(path)},
+  })  # fmt: skip
+  workdir_lib.write_config(workdir, config)
+  text.keep(workdir, config, load(config))
+  text.check(workdir, load(config))
+  made.add_tokens(['first'])
+  made.save(str(path))
+  with pytest.raises(UserError, match='trained with another vocabulary .* bring that one back'):
+    text.check(workdir, load(config))

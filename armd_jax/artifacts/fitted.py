@@ -1,0 +1,110 @@
+"""A model trained on texts that are at hand in Python."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+import runpy
+from collections.abc import Iterable
+from typing import Any
+
+from armd_jax import config as config_lib
+from armd_jax.artifacts import loaded
+from armd_jax.config import Config
+from armd_jax.decode import requests
+from armd_jax.errors import UserError
+from armd_jax.files import paths, whole
+from armd_jax.training import workdir as workdir_lib
+from armd_jax.training.loop import train
+
+EXPERIMENT = 'experiments/quickstart.py'
+
+# Steps of training by which phases begin; without an override they keep their share of all steps.
+_SCHEDULE = ('order.ar_steps', 'order.perm_steps', 'order.strided_start', 'optimizer.warmup_steps')
+
+
+def fit(
+  texts: Iterable[str],
+  workdir: str | os.PathLike[str],
+  *,
+  experiment: str = EXPERIMENT,
+  overwrite: bool = False,
+  **overrides: Any,
+) -> loaded.Model:
+  """Trains on a list of texts, each a document, and returns the model.
+
+  The texts are kept in the work directory, so that every program finds the run complete; the same
+  call goes on with a run that was stopped.
+
+  Args:
+    texts: at least two, some of which are held out.
+    workdir: where the run is kept.
+    experiment: file whose recipe is followed; the quickstart's by default.
+    overwrite: delete the run that is in `workdir` first.
+    **overrides: fields of the config by their last name, like steps=200 or num_layers=6. Phases of
+      training keep their share of `steps`, and what depends on `length` follows it, unless they are
+      given, too.
+  Raises:
+    UserError: an override is no field, or the texts cannot be trained on.
+  """
+  if isinstance(texts, str) or not isinstance(texts, Iterable):
+    raise UserError('texts are to be a list of texts, each a document; give at least two')
+  texts = list(texts)
+  if not all(isinstance(text, str) for text in texts):
+    raise UserError('texts are to be a list of texts, each a document; give at least two')
+  for text in texts:
+    requests.check_text('one of the texts', text)
+  config = _config(experiment, overrides)
+  folder = workdir_lib.place(workdir)
+  data = ''.join(json.dumps({'text': text}) + '\n' for text in texts)
+  # By what it holds: a run never finds other texts under its name.
+  path = folder / f'texts-{hashlib.sha256(data.encode()).hexdigest()[:16]}.jsonl'
+  try:
+    whole.write_text(path, data)
+  except OSError as error:
+    raise UserError(f'cannot write {path} ({error.strerror}); use another workdir') from error
+  config.data.source = os.fspath(path)
+  train(config_lib.parse(config), folder, overwrite=overwrite)
+  return loaded.load(folder)
+
+
+def _config(experiment: str, overrides: dict[str, Any]) -> Any:
+  """The recipe with these fields changed."""
+  path = pathlib.Path(paths.experiment(experiment, 'experiment'))
+  if not path.is_file():
+    raise UserError(f'there is no experiment {experiment!r}; give the path of a file')
+  config = runpy.run_path(str(path))['get_config']()
+  names: dict[str, list[str]] = {}
+  for name, _ in config_lib.fields(Config):
+    names.setdefault(name.rpartition('.')[2], []).append(name)
+    names.setdefault(name, []).append(name)
+  given = {}
+  for name, value in overrides.items():
+    found = sorted(set(names.get(name, ())))
+    if len(found) != 1:
+      fix = f'write one of {", ".join(found)}' if found else 'armd_jax/config.py lists all fields'
+      raise UserError(f'the config has no single field {name!r}; {fix}')
+    given[found[0]] = value
+  if isinstance(steps := given.get('train.steps'), int) and steps > 0:
+    for name in _SCHEDULE:
+      if _get(config, name) > 0 and name not in given:
+        given[name] = _get(config, name) * steps // config.train.steps
+  if isinstance(length := given.get('model.length'), int) and config.model.position_rows == 'local':
+    given.setdefault('model.position_dim', max(2, length // 2 // 2 * 2))
+    given.setdefault('train.loss_chunk', max(1, length))
+  for name, value in given.items():
+    *sections, last = name.split('.')
+    section = config
+    for one in sections:
+      section = section[one]
+    with section.ignore_type():  # `parse` tells of wrong types
+      section[last] = value
+  return config
+
+
+def _get(config: Any, name: str) -> Any:
+  for part in name.split('.'):
+    config = config[part]
+  return config

@@ -1,0 +1,100 @@
+"""A tokenizer.json of Hugging Face as a vocabulary."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+
+import numpy as np
+
+from armd_jax.errors import UserError, sentence
+from armd_jax.files import paths
+
+# What ends and begins a document, by the names that published vocabularies have for it.
+_ENDS = ('<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '[SEP]', '<|im_end|>')
+_BEGINS = ('<|begin_of_text|>', '<s>', '<bos>', '[CLS]')
+
+
+class FileTokenizer:
+  """Any tokenizer.json, by its path; see `tokenizers.Tokenizer` for the attributes.
+
+  EOS is the file's own if it has one of the common names, else one more id behind its last. Special
+  tokens that are spelled in a text are text where the library allows it.
+
+  Args:
+    path: of the file, or of a folder that holds it.
+  Raises:
+    UserError: there is no such file, or it is no tokenizer.
+  """
+
+  def __init__(self, path: str):
+    import tokenizers
+
+    self.name = path
+    file = paths.given(path, 'the tokenizer')
+    file = file / 'tokenizer.json' if file.is_dir() else file
+    try:
+      text = file.read_text('utf-8')
+      self._tokenizer = tokenizers.Tokenizer.from_str(text)
+    except OSError as error:
+      raise UserError(
+        f'the tokenizer {path!r} cannot be read ({error.strerror}); give a tokenizer.json'
+      ) from error
+    except Exception as error:  # the library raises Exception itself
+      raise UserError(
+        f'the tokenizer {path!r} is no tokenizer.json ({sentence(error)}); fetch it anew'
+      ) from error
+    # A text is all of its pieces, the same each time.
+    self._tokenizer.no_truncation()
+    self._tokenizer.no_padding()
+    if getattr(self._tokenizer.model, 'dropout', None):
+      model = self._tokenizer.model
+      model.dropout = None
+      self._tokenizer.model = model
+    self._tokenizer.encode_special_tokens = True
+    ids = self._tokenizer.get_vocab()
+    if not ids:
+      raise UserError(f'the tokenizer {path!r} has no tokens; give another file')
+    last = max(ids.values())
+    self.eos_id: int = next((ids[name] for name in _ENDS if name in ids), last + 1)
+    self.bos_id: int = next((ids[name] for name in _BEGINS if name in ids), self.eos_id)
+    self.vocab_size = max(last, self.eos_id) + 1
+    described = json.loads(text)
+    special = {token['id'] for token in described.get('added_tokens') or () if token['special']}
+    by_byte = '"ByteLevel"' in json.dumps(
+      [described.get('decoder'), described.get('pre_tokenizer')]
+    )
+    self.token_bytes_V = np.zeros(self.vocab_size, np.int32)
+    for token, number in ids.items():
+      self.token_bytes_V[number] = 0 if number in special else _num_bytes(token, by_byte)
+    self.token_bytes_V[[self.eos_id, self.bos_id]] = 0
+    self.fingerprint = hashlib.sha256(text.encode('utf-8')).hexdigest()
+
+  def encode(self, text: str) -> np.ndarray:
+    (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+    return np.array(encoding.ids, np.int32)
+
+  def decode(self, ids: np.ndarray) -> str:
+    """The text of ids, int [N]: EOS becomes ''; raises ValueError for one outside."""
+    ids = np.asarray(ids, np.int64)
+    if ((ids < 0) | (ids >= self.vocab_size)).any():
+      raise ValueError(f'{self.name!r} has ids from 0 to {self.vocab_size - 1} alone')
+    documents = np.split(ids, np.flatnonzero(ids == self.eos_id))
+    own = (document[document != self.eos_id].tolist() for document in documents)
+    return ''.join(self._tokenizer.decode(one, skip_special_tokens=False) for one in own)
+
+
+def is_file(name: str) -> bool:
+  """Whether a tokenizer's name is the path of one."""
+  return name.endswith('.json') or os.path.isfile(os.path.join(name, 'tokenizer.json'))
+
+
+def _num_bytes(token: str, by_byte: bool) -> int:
+  """UTF-8 bytes of text that a token stands for."""
+  if by_byte:  # each of its characters spells a byte
+    return len(token)
+  if re.fullmatch('<0x[0-9A-Fa-f]{2}>', token):
+    return 1
+  return len(token.removeprefix('##').replace('\u2581', ' ').encode('utf-8'))

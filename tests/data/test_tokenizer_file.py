@@ -1,0 +1,75 @@
+"""Any tokenizer.json is a vocabulary: all of a text in ids, and back, and bytes that add up."""
+
+import json
+
+import numpy as np
+import pytest
+import tokenizers as library
+
+from armd_jax.data import tokenizers
+from armd_jax.data.tokenizer_file import FileTokenizer
+from armd_jax.errors import UserError
+
+TEXT = 'It was the best of times, it was the worst of times; naïve — 東京.\n\nIt was ...' * 9
+
+
+def by_bytes(path, special=('<|endoftext|>',)):
+  made = library.Tokenizer(library.models.BPE())
+  made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  made.decoder = library.decoders.ByteLevel()
+  alphabet = library.pre_tokenizers.ByteLevel.alphabet()
+  trainer = library.trainers.BpeTrainer(
+    vocab_size=300, special_tokens=[*special], initial_alphabet=alphabet, show_progress=False
+  )
+  made.train_from_iterator([TEXT], trainer)
+  made.enable_truncation(5)
+  made.enable_padding(length=99)
+  made.save(str(path))
+  return str(path)
+
+
+def test_a_text_comes_back_whole(tmp_path):
+  found = tokenizers.get_tokenizer(by_bytes(tmp_path / 'mine.json'))
+  ids = found.encode(TEXT)
+  assert isinstance(found, FileTokenizer) and found.decode(ids) == TEXT
+  assert found.token_bytes_V[ids].sum() == len(TEXT.encode())
+  assert found.eos_id not in ids and found.token_bytes_V[found.eos_id] == 0
+  assert found.decode(np.append(ids[:3], found.eos_id)) == found.decode(ids[:3])
+  assert ids.max() < found.vocab_size == tokenizers.vocab_size(found.name)
+  with pytest.raises(ValueError, match='ids from 0'):
+    found.decode(np.array([found.vocab_size]))
+
+
+def test_special_tokens_in_a_text_are_text(tmp_path):
+  found = FileTokenizer(by_bytes(tmp_path / 'mine.json'))
+  text = 'a <|endoftext|> b'
+  assert found.eos_id not in found.encode(text) and found.decode(found.encode(text)) == text
+
+
+def test_eos_is_one_more_id_where_there_is_none(tmp_path):
+  folder = tmp_path / 'model'
+  folder.mkdir()
+  by_bytes(folder / 'tokenizer.json', special=())
+  found = tokenizers.get_tokenizer(str(folder))
+  assert found.eos_id == found.bos_id == found.vocab_size - 1
+  assert found.eos_id not in found.encode(TEXT)
+
+
+def test_another_file_has_another_fingerprint(tmp_path):
+  path = tmp_path / 'mine.json'
+  first = FileTokenizer(by_bytes(path)).fingerprint
+  assert FileTokenizer(str(path)).fingerprint == first
+  described = json.loads(path.read_text())
+  described['model']['merges'] = described['model']['merges'][:-1]
+  path.write_text(json.dumps(described))
+  assert FileTokenizer(str(path)).fingerprint != first
+
+
+@pytest.mark.parametrize('text', ['', '{}', '[1]', '{"model": 3}'])
+def test_what_is_none_is_a_sentence(tmp_path, text):
+  path = tmp_path / 'mine.json'
+  path.write_text(text)
+  with pytest.raises(UserError, match=r'is no tokenizer\.json'):
+    FileTokenizer(str(path))
+  with pytest.raises(UserError, match='cannot be read'):
+    FileTokenizer(str(tmp_path / 'no.json'))

@@ -1,0 +1,70 @@
+"""Orders made by hand are orders: every position once, blocks one after the other."""
+
+import numpy as np
+import pytest
+
+from armd_jax import order as order_lib
+from armd_jax import orders
+from armd_jax.errors import UserError
+
+
+def test_they_equal_those_of_the_network():
+  for made, known in (
+    (orders.left_to_right(9), order_lib.left_to_right(9)),
+    (orders.blocks([[1], [4], [7], [2, 5, 8], [3, 6, 9]]), order_lib.strided(9, 3)),
+  ):
+    np.testing.assert_array_equal(made.position_BxN, known.position_BxN)
+    starts = lambda order: np.diff(np.asarray(order.block_BxN)) > 0
+    np.testing.assert_array_equal(starts(made), starts(known))
+
+
+def test_random_orders_follow_their_seed():
+  first, again, other = (np.asarray(orders.random(30, s).position_BxN)[0] for s in (1, 1, 2))
+  assert sorted(first) == list(range(1, 31)) and (first == again).all() and (first != other).any()
+
+
+@pytest.mark.parametrize('streams', [1, 3, 4])
+def test_around_given_tokens_is_what_generation_does(streams):
+  """With strided orders of the rest `around` is `order.given_first`."""
+  given = np.random.RandomState(0).rand(3, 12) < 0.4
+  given[:, -1] = False
+  for row in given:
+    rest = int((~row[:10]).sum())
+    if rest < streams:
+      continue
+    found = orders.around(row[None], np.array([10]), orders.strided(rest, streams))
+    known = order_lib.given_first(row[None], np.array([10]), streams)
+    np.testing.assert_array_equal(found.position_BxN, known.position_BxN)
+    np.testing.assert_array_equal(
+      np.diff(np.asarray(found.block_BxN)) > 0, np.diff(np.asarray(known.block_BxN)) > 0
+    )
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (lambda: orders.permutation([0, 1]), r'are \[0, 1\]; write each of 1 to 2 once'),
+    (lambda: orders.permutation([1, 1]), 'write each of 1 to 2 once'),
+    (lambda: orders.permutation([]), 'write each of 1 to n once'),
+    (lambda: orders.permutation(3), 'positions|lists'),
+    (lambda: orders.permutation([1.5]), 'write each of 1'),
+    (lambda: orders.blocks([1, 2]), 'write lists of positions'),
+    (lambda: orders.left_to_right(0), 'the tokens of an order are 0'),
+    (lambda: orders.random(3, seed=-1), 'seed is -1'),
+    (lambda: orders.strided(4, 5), 'of 4 tokens there are 1 to 4 streams'),
+    (
+      lambda: orders.around(np.zeros((1, 4), bool), np.array([4]), orders.left_to_right(3)),
+      'the order is one of 3 tokens but 4 are to be placed; make one of 4',
+    ),
+    (
+      lambda: orders.around(np.zeros((1, 2), bool), np.array([2]), order_lib.uniform(KEYS, 2)),
+      'make one with armd_jax.orders',
+    ),
+  ],
+)
+def test_what_is_no_order_is_a_sentence(make, message):
+  with pytest.raises(UserError, match=message):
+    make()
+
+
+KEYS = order_lib.jax.random.split(order_lib.jax.random.key(0), 2)

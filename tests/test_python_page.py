@@ -1,0 +1,88 @@
+"""docs/python.md runs as it stands, from top to bottom, in small."""
+
+import pathlib
+import re
+import sys
+
+import pytest
+
+import armd_jax
+from armd_jax import config as config_lib
+from armd_jax import families, register
+from armd_jax.data import readers, tokenizers
+from armd_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = (ROOT / 'docs' / 'python.md').read_text('utf-8')
+BLOCKS = re.findall(r'^```python\n(.*?)^```$', PAGE, re.M | re.S)
+# Fewer steps and a smaller network.
+SMALLER = {'steps=300': 'steps=8', 'steps=100': 'steps=8', 'embed_dim=128': 'embed_dim=32'}
+
+
+@pytest.fixture
+def clean(monkeypatch):
+  """Registries and paths as they were."""
+  registries = families.FAMILIES, config_lib.FAMILIES, tokenizers.REGISTERED, readers.REGISTERED
+  before = [dict(one) for one in registries]
+  monkeypatch.setattr(sys, 'path', [*sys.path])
+  yield
+  for one, old in zip(registries, before, strict=True):
+    one.clear()
+    one.update(old)
+  sys.modules.pop('own_parts', None)
+
+
+def test_the_page_runs(clean, tmp_path, monkeypatch, capsys):
+  assert len(BLOCKS) == 6
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'examples').symlink_to(ROOT / 'examples')
+  namespace = {}
+  for block in BLOCKS:
+    for old, new in SMALLER.items():
+      block = block.replace(old, new)
+    exec(compile(block, 'docs/python.md', 'exec'), namespace)
+  printed = capsys.readouterr().out
+  assert '<armd_jax model: armd, ' in printed and "64 tokens of 'bytes', step 8>" in printed
+  assert '(2, 3, 4, 5, 6, 7)' in printed  # what the first token saw
+  assert namespace['model'].config.model.family == 'both_ends'
+  assert namespace['model'].tokenizer.name == 'capitals'
+
+
+def test_the_example_is_short():
+  text = (ROOT / 'examples' / 'own_parts.py').read_text('utf-8')
+  assert sum(bool(line.strip()) for line in text.splitlines()) < 30
+
+
+def test_what_fit_refuses_is_a_sentence(tmp_path):
+  fit = lambda texts=('a b', 'c d'), **how: armd_jax.fit(list(texts), tmp_path / 'run', **how)
+  for call, message in (
+    (lambda: fit(stepps=3), "the config has no single field 'stepps'"),
+    (lambda: fit(steps='many'), 'config.train.steps is .many. but must be of type int'),
+    (lambda: fit([1, 2]), 'a list of texts'),
+    (lambda: armd_jax.fit('text', tmp_path / 'run'), 'a list of texts'),
+    (lambda: fit(experiment='no.py'), "there is no experiment 'no.py'"),
+    (lambda: fit(['one']), 'holds only one document'),
+  ):
+    with pytest.raises(UserError, match=message):
+      call()
+  assert not (tmp_path / 'run' / 'config.json').exists()
+
+
+def test_other_texts_never_go_on_with_a_run(tmp_path):
+  small = dict(steps=1, length=8, num_layers=1, embed_dim=16, num_heads=2, batch_size=1)
+  armd_jax.fit(['alpha beta gamma'] * 2 + ['delta epsilon'], tmp_path / 'run', **small)
+  with pytest.raises(UserError, match='of another text'):
+    armd_jax.fit(['other words are here', 'and more of them'], tmp_path / 'run', **small)
+
+
+def test_registered_names_are_checked(clean):
+  for call in (
+    lambda: register.source('a b', list),
+    lambda: register.family('f', families.FAMILIES['armd'], 'some'),
+  ):
+    with pytest.raises(UserError, match='write '):
+      call()
+  register.source('broken', lambda rest: [3])
+  span = readers.RegisteredSpan('broken', 'x')
+  with pytest.raises(UserError, match=r'broken:x cannot be read \(it yields 3'):
+    list(span.documents())
