@@ -9,6 +9,7 @@
 # make lint                                             ruff
 # make types                                            mypy
 # make bench                                            speed ratios of this commit, kept and drawn
+# make help                                             what --help of the programs prints, anew
 # make docs                                             the site, into work/site
 # make pictures                                         redraw the pictures of README and docs
 
@@ -40,7 +41,7 @@ SMOKE = tests/attention/test_hopper.py tests/attention/test_hopper_splits.py \
   tests/test_train.py::test_killed_and_started_again_is_as_if_never_stopped
 
 .PHONY: install quickstart reproduce-mini test smoke drills test-device device-report \
-  device-folder lint types bench docs pictures
+  device-folder lint types bench help docs pictures
 
 # Made anew whenever the requirements change; half-made environments have no stamp.
 $(VENV)/.installed: setup.py pyproject.toml
@@ -99,6 +100,9 @@ types: $(VENV)/.installed
 # On a machine that does nothing else: the line that it adds is compared with those of other commits.
 bench: $(VENV)/.installed
 	@$(VENV)/bin/python -m armd_jax.bench.ratios
+
+help: $(VENV)/.installed
+	@$(VENV)/bin/python -c 'from armd_jax import command; command.write_help()'
 
 # An environment of its own: what builds pages is nothing to the package.
 docs:

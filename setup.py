@@ -20,10 +20,11 @@ setuptools.setup(
   # A wheel has the experiments inside the package, where files.paths.experiment finds them.
   package_dir={'armd_jax.experiments': 'experiments'},
   package_data={
-    'armd_jax': ['py.typed'],
+    'armd_jax': ['py.typed', 'help/*.txt'],
     'armd_jax.attention': ['*.json'],  # blocks that were tuned here
     'armd_jax.show': ['page/*'],
   },
+  entry_points={'console_scripts': ['armd = armd_jax.command:main']},
   install_requires=[
     'absl-py>=2.1',
     'array-record>=0.8.1',

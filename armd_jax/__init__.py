@@ -14,6 +14,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
+from armd_jax import command
 from armd_jax.parallel import ends
 
 if typing.TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = ['fit', 'load', 'orders', 'register']
 
 # One of the programs is being started, and first imports for seconds.
 if sys.argv[:1] == ['-m'] and any(word.startswith('armd_jax.') for word in sys.orig_argv):
+  command.leave_with_help(sys.orig_argv)
   ends.leave_on_interrupt()
 
 

@@ -1,7 +1,7 @@
 """Compiles training and decoding for hardware that is not here; says what they need and cost.
 
-    python -m armd_jax.aot --config=experiments/owt_medium.py --topology=v5p:8x8x16
-    python -m armd_jax.aot --config=experiments/owt_medium.py --target=h100
+    armd aot --config=experiments/owt_medium.py --topology=v5p:8x8x16
+    armd aot --config=experiments/owt_medium.py --target=h100
 
 The programs are the real ones, `training.train_step` and `decode.generate`, with the attention
 kernels of the chip; XLA's compiler for it really runs, nothing else does. If a step does not fit,

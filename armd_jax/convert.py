@@ -1,11 +1,11 @@
 """Starts a run from other weights: GPT-2's, or an AR run's as ARMD.
 
-  python -m armd_jax.convert --gpt2=FOLDER --workdir=DIR      config.json, model.safetensors of it
-  python -m armd_jax.convert --warm_start=AR_RUN --workdir=DIR
+  armd convert --gpt2=FOLDER --workdir=DIR      config.json, model.safetensors of it
+  armd convert --warm_start=AR_RUN --workdir=DIR
 
 DIR then holds a run at step 0, which `evaluate` and `sample` read, and another run can go on from:
 
-  python -m armd_jax.train --config=... --config.model.query_seed=warm --config.init_from=DIR
+  armd train --config=... --config.model.query_seed=warm --config.init_from=DIR
 
 A warm start predicts at step 0 what the AR run predicts; of GPT-2 it has
 --config.model.architecture=gpt2.

@@ -1,4 +1,4 @@
-"""Measures a run: `python -m armd_jax.evaluate --workdir=DIR [--suite=NAME --texts=NAME=FILE,...]`.
+"""Measures a run: `armd evaluate --workdir=DIR [--suite=NAME --texts=NAME=FILE,...]`.
 
   --suite=likelihood   the run's own held-out text under every kind of order (the default)
   --suite=sedd         texts that were not trained on, as the paper of that name scores them; also

@@ -1,4 +1,4 @@
-"""Exports trained weights: `python -m armd_jax.export --workdir=RUN --out=DIR`.
+"""Exports trained weights: `armd export --workdir=RUN --out=DIR`.
 
 Writes a folder that `sample`, `evaluate` and `armd_jax.load` open without the run, or, where --out
 ends in .safetensors, one file. --workdir may be an export of either kind, too.

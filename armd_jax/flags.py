@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import pathlib
 import sys
 import textwrap
 import typing
@@ -23,8 +24,9 @@ from typing import Any, TypeVar
 from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
+from armd_jax import config as config_lib
 from armd_jax.config import RENAMED
-from armd_jax.errors import UserError
+from armd_jax.errors import UserError, sentence
 from armd_jax.files import paths
 
 HELP = ('--help', '-help', '-h', '-?')
@@ -88,6 +90,9 @@ def parse(
     absl_flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError,
   ) as error:  # fmt: skip
     # ml_collections raises Python's own errors for a config file or field that is not there.
+    if isinstance(error, absl_flags.UnrecognizedFlagError):
+      text = str(error).rstrip('.? ').replace('. Did', '; did')
+      raise UserError(f'{text}{_fields_named(error.flagname, kinds)}; see --help') from error
     text = str(error.args[0] if error.args else error).replace('\\n', ' ').replace("\\'", "'")
     text = ' '.join(text.split()).rstrip('.?')
     if isinstance(error, (AttributeError, KeyError)):
@@ -101,6 +106,12 @@ def parse(
     raise UserError(f'{text}; see --help') from error
   if len(rest) > 1:
     raise UserError(f'{rest[1]!r} is no flag; flags look like --name=value')
+  for field in dataclasses.fields(options):  # type: ignore[arg-type]
+    name = field.name
+    if values[name].value is None and _is_required(field):
+      fix = '=experiments/quickstart.py' if kinds[name] is ConfigDict else '=...'
+      about = field.metadata['help'].rstrip('.')
+      raise UserError(f'--{name} is missing ({about}); write --{name}{fix}')
   given = {name: _read(options, name, kind, values[name].value) for name, kind in kinds.items()}
   return options(**given)
 
@@ -137,7 +148,6 @@ def _define(
 ) -> None:
   told, name = field.metadata, field.name
   text, at_least = told['help'], told.get('at_least')  # type: str, Any
-  required = field.default is dataclasses.MISSING and told.get('file') is None
   default = None if field.default is dataclasses.MISSING else field.default
   here: dict[str, Any] = {'flag_values': values}
   if kind is ConfigDict:
@@ -146,8 +156,8 @@ def _define(
     config_flags.DEFINE_config_file(name, file, text, sys_argv=list(argv), **here)
     parser = values[name].parser
     read = parser.parse
-    parser.parse = lambda path: read(  # type: ignore[method-assign, assignment]
-      paths.experiment(path, f'--{name}')
+    parser.parse = lambda path: _run_experiment(  # type: ignore[method-assign, assignment]
+      read, paths.experiment(path, f'--{name}')
     )
   elif typing.get_origin(kind) is tuple:
     absl_flags.DEFINE_list(name, None if default is None else [*map(str, default)], text, **here)
@@ -170,8 +180,36 @@ def _define(
     absl_flags.DEFINE_enum(name, default, told['choices'], text, **here)
   else:
     absl_flags.DEFINE_string(name, default, text, **here)
-  if required:
-    absl_flags.mark_flag_as_required(name, **here)
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+  return field.default is dataclasses.MISSING and field.metadata.get('file') is None
+
+
+def _fields_named(flag: str, kinds: dict[str, Any]) -> str:
+  """Fields of a config whose last name is that of an unknown flag, as a hint."""
+  configs = [name for name, kind in kinds.items() if kind is ConfigDict]
+  last = flag.rpartition('.')[2]
+  if not configs:
+    return ''
+  found = [f'--{configs[0]}.{n}' for n, _ in config_lib.fields() if n.rpartition('.')[2] == last]
+  return f'; write {" or ".join(found)}' if found else ''
+
+
+def _run_experiment(read: Callable[[str], Any], path: str) -> Any:
+  """The config of an experiment file, whatever it raises."""
+  try:
+    return read(path)
+  except (UserError, FileNotFoundError):
+    raise
+  except SyntaxError as error:
+    raise UserError(f'{path} is no Python ({error.msg}, line {error.lineno}); mend it') from error
+  except Exception as error:
+    if not pathlib.Path(path.partition(':')[0]).is_file():
+      raise
+    raise UserError(
+      f'{path} cannot be run ({type(error).__name__}: {sentence(error)}); mend it'
+    ) from error
 
 
 def _read(options: type, name: str, kind: Any, value: Any) -> Any:

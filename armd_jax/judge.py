@@ -1,6 +1,6 @@
-"""Judges generated texts: `python -m armd_jax.judge --samples=samples.json --judge=PATH`.
+"""Judges generated texts: `armd judge --samples=samples.json --judge=PATH`.
 
-Any texts go through the same command, whatever made them: `python -m armd_jax.sample --json` writes
+Any texts go through the same command, whatever made them: `armd sample --json` writes
 them, and so does whoever else saves JSON lines, CSV or parquet with a `text` each. Perplexity under
 the judge is never alone: entropy and repetition are printed beside it.
 """

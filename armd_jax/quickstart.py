@@ -1,7 +1,7 @@
 """The whole story in minutes: train, fine-tune for parallel decoding, measure, generate.
 
   make quickstart [TEXT='books/*.txt']
-  python -m armd_jax.quickstart --workdir=DIR [--text=FILE_OR_GLOB] [--config.train.steps=2000 ...]
+  armd quickstart --workdir=DIR [--text=FILE_OR_GLOB] [--config.train.steps=2000 ...]
 
 All numbers it prints go to results.json in the work directory, beside the checkpoint and two plots.
 The same command goes on where a stopped one was.

@@ -1,4 +1,4 @@
-"""A run as one HTML page: `python -m armd_jax.report --workdir=DIR`.
+"""A run as one HTML page: `armd report --workdir=DIR`.
 
 Curves, measured numbers, quality against speed, orders and masks, and texts that the run generates,
 replayed step by step. The page holds all it shows: it opens offline and fetches nothing. Numbers

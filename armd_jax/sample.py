@@ -1,4 +1,4 @@
-"""Generates text: `python -m armd_jax.sample --workdir=DIR --streams=4 --prompt="Once upon"`.
+"""Generates text: `armd sample --workdir=DIR --streams=4 --prompt="Once upon"`.
 
 With --prompt the text goes on from the prompt; with --infill every run of three or more underscores
 is a gap, and the rest is kept. A diffusion baseline takes --steps in place of --streams. On a

@@ -1,8 +1,8 @@
 """Runs an experiment once per set of overrides:
 
-  python -m armd_jax.sweep --sweep=experiments/sweeps/standard.py:learning_rate \\
+  armd sweep --sweep=experiments/sweeps/standard.py:learning_rate \\
     --config=experiments/owt_small.py:runlocal --workdir=work/lr [--dry_run]
-  python -m armd_jax.sweep ... --launcher='python launch/slurm.py --processes=8 --time=24:00:00'
+  armd sweep ... --launcher='python launch/slurm.py --processes=8 --time=24:00:00'
 
 A sweep is a function without arguments that returns the overrides of every run, such as
 [{'optimizer.learning_rate': 3e-4}, {'optimizer.learning_rate': 1e-3}]. Run i trains in a folder of

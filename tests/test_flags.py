@@ -7,7 +7,8 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from armd_jax import cli, flags
+from armd_jax import cli, command, flags
+from armd_jax import config as config_lib
 from armd_jax.config import MeshConfig
 from armd_jax.errors import UserError
 from armd_jax.flags import experiment, flag
@@ -71,8 +72,8 @@ def test_a_command_line_is_the_values_that_a_call_takes():
 @pytest.mark.parametrize(
   ('argv', 'message'),
   [
-    ([], 'workdir.*must have a value|workdir.*None'),
-    (['--workdir=w', '--step=2'], "Unknown command line flag 'step'. Did you mean: steps"),
+    ([], r'--workdir is missing \(Where the run is kept\); write --workdir=\.\.\.'),
+    (['--workdir=w', '--step=2'], "Unknown command line flag 'step'; did you mean: steps"),
     (['--workdir=w', '--steps=0'], 'integer >= 1|positive integer'),
     (['--workdir=w', '--steps=x'], "invalid literal for int.*'x'"),
     (['--workdir=w', '--kind=c'], 'value should be one of <a|b>'),
@@ -107,6 +108,30 @@ def test_an_experiment_file_and_its_overrides():
     read('--config=absent.py')
 
 
+def test_a_field_of_the_config_is_no_flag():
+  read = lambda *argv: flags.parse(Configured, ['program', *argv])
+  with pytest.raises(UserError, match=r"flag 'steps'.*; write --config\.train\.steps; see --help"):
+    read('--steps=3')
+
+
+def test_what_an_experiment_raises_is_a_sentence(tmp_path):
+  read = lambda *argv: flags.parse(Configured, ['program', *argv])
+  (tmp_path / 'a.py').write_text('def get_config(:\n')
+  (tmp_path / 'b.py').write_text('import nothing_of_this_name\n')
+  (tmp_path / 'c.py').write_text('def get_config():\n  return {}["absent"]\n')
+  for name, message in (
+    ('a.py', 'a.py is no Python .*line 1'),
+    ('b.py', 'cannot be run .*nothing_of_this_name'),
+    ('c.py', r"cannot be run \(KeyError: 'absent'\)"),
+  ):
+    with pytest.raises(UserError, match=message):
+      read(f'--config={tmp_path / name}')
+  for options in ('nonsense', 'family=', 'family=nobody', 'strided_steps=x'):
+    with pytest.raises(UserError) as caught:
+      config_lib.parse(read(f'--config=experiments/text8.py:{options}').config)
+    assert '; ' in str(caught.value)
+
+
 def test_all_programs_are_known():
   assert {'armd_jax.train', 'armd_jax.data.prepare', 'armd_jax.reproduce.__main__'} < {*PROGRAMS}
   assert len(PROGRAMS) == 27
@@ -123,6 +148,7 @@ def test_help_prints_every_flag_and_no_others(name, capsys):
     flags.parse(options, [name, '--help'])
   assert not ended.value.code
   text = capsys.readouterr().out
+  assert command.help_of(name) == text, 'make help writes anew what --help prints'
   about, _, listed = text.partition('\nFlags:\n')
   assert about.strip().startswith((importlib.import_module(name).__doc__ or '').split('\n')[0])
   names = [line.split('=')[0].strip() for line in listed.splitlines() if line.startswith('  --')]

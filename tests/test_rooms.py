@@ -28,6 +28,7 @@ LAYERS = (
   ),
   ('bench',),
   ('reproduce',),
+  ('command',),
 )  # fmt: skip
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 
@@ -64,11 +65,11 @@ def test_imports_run_one_way(path):
   names = imported(ast.parse(path.read_text('utf-8')))
   against = {name for name in names if LAYER[name] > LAYER[here]}
   assert not against, f'{path.relative_to(PACKAGE)} imports {against} from above its layer'
-  programs = next(names for names in LAYERS if here in names) if here in LAYERS[-3] else ()
+  programs = next(names for names in LAYERS if here in names) if here in LAYERS[-4] else ()
   assert not {name for name in names if name in programs} - {here}, 'a program imports another'
 
 
-@pytest.mark.parametrize('name', LAYERS[-3])
+@pytest.mark.parametrize('name', LAYERS[-4])
 def test_a_program_is_flags_and_a_call(name):
   """What it does more is for a room."""
   text = (PACKAGE / f'{name}.py').read_text('utf-8')

@@ -67,6 +67,16 @@ def test_tables_that_are_tuned_later_would_be_in_it():
   assert "'armd_jax.attention': ['*.json']" in (ROOT / 'setup.py').read_text('utf-8')
 
 
+def test_armd_is_a_program_that_starts_the_others(installed):
+  armd = ['-c', 'import os, sys; os.execv(os.path.join(sys.prefix, "bin", "armd"), sys.argv)']
+  done = installed(*armd, 'sweep', '--help')
+  assert done.returncode == 0 and '--dry_run' in done.stdout, done.stderr
+  done = installed(*armd, 'train', '--steps=3')
+  assert done.returncode == 1 and 'write --config.train.steps' in done.stderr
+  done = installed(*armd, 'tarin')
+  assert done.returncode == 1 and "no program 'tarin'; write train" in done.stderr
+
+
 def test_programs_find_their_files_from_anywhere(installed):
   where = installed('-c', 'import armd_jax; print(armd_jax.__file__)').stdout
   assert 'environment' in where and str(ROOT) not in where

@@ -1,7 +1,7 @@
 """Tokenises a corpus once, in parallel, into files that training reads at random.
 
-  python -m armd_jax.data.prepare --source='books/*.jsonl' --tokenizer=gpt2 --out=DIR
-  python -m armd_jax.data.prepare --source=tfds:lm1b --held_out_source=tfds:lm1b#test \\
+  armd prepare --source='books/*.jsonl' --tokenizer=gpt2 --out=DIR
+  armd prepare --source=tfds:lm1b --held_out_source=tfds:lm1b#test \\
                                   --tokenizer=bert-base-uncased --out=DIR
 
 The same command goes on where a stopped one was, and ends with the same bytes; so does one that
@@ -422,7 +422,7 @@ class Options:
   bad_rows: str = flag(
     'At rows without text: end, or leave them out.', 'stop', choices=rows.BAD_ROWS
   )
-  workers: int = flag('Processes that tokenise.', os.cpu_count())
+  workers: int = flag('Processes that tokenise; 0: as many as cores.', 0, at_least=0)
 
 
 def main(options: Options) -> None:
@@ -434,7 +434,7 @@ def main(options: Options) -> None:
     held_out=options.held_out,
     held_out_source=options.held_out_source,
     bad_rows=options.bad_rows,
-    num_workers=options.workers,
+    num_workers=options.workers or os.cpu_count() or 1,
   )
   _report(manifest, options.out)
 

@@ -1,7 +1,7 @@
 """The comparison of systems in miniature, on any text:
 
   make reproduce-mini TEXT='books/*.txt' [WORKDIR=DIR]
-  python -m armd_jax.reproduce --workdir=DIR [--text=FILE_OR_GLOB] [--out=docs] [--only=REGEX]
+  armd reproduce --workdir=DIR [--text=FILE_OR_GLOB] [--out=docs] [--only=REGEX]
 
 Trains all systems of the comparison at one small size, fine-tunes ARMD for parallel generation,
 ablates, measures, and writes reproduction.md, reproduction.json and pictures. Every result is kept

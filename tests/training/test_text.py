@@ -131,5 +131,5 @@ def test_another_vocabulary_under_the_same_name_is_refused(tmp_path):
   text.check(workdir, load(config))
   made.add_tokens(['first'])
   made.save(str(path))
-  with pytest.raises(UserError, match='trained with another vocabulary .* bring that one back'):
+  with pytest.raises(UserError, match=r'trained with another vocabulary .* bring that one back'):
     text.check(workdir, load(config))
