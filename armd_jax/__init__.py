@@ -30,7 +30,8 @@ if sys.argv[:1] == ['-m'] and any(word.startswith('armd_jax.') for word in sys.o
 
 
 def load(path: str | pathlib.Path) -> Model:
-  """The trained model of a run or an export; see `armd_jax.artifacts.loaded.Model`.
+  """The trained model of a run or an export, by its path, or of an unpacked model by its name
+  (`armd_jax.artifacts.pack.find`); see `armd_jax.artifacts.loaded.Model`.
 
   Raises:
     UserError: there is none, or it is damaged.

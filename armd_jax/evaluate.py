@@ -24,6 +24,7 @@ from armd_jax.evaluation import scores, suites
 from armd_jax.files import paths
 from armd_jax.flags import flag
 from armd_jax.parallel import distributed, sharding
+from armd_jax.show import header
 from armd_jax.training import text as run_text
 
 
@@ -32,7 +33,9 @@ class Options(cli.OnCluster):
   workdir: str = flag('A training run, or an export.')
   suite: str = flag('What to measure.', suites.LIKELIHOOD, choices=suites.SUITES)
   texts: tuple[str, ...] = flag(
-    'Texts of a zero-shot suite: NAME=FILE, or NAME to read it by tensorflow-datasets.', ()
+    'Texts of a zero-shot suite: NAME=FILE with any name, or NAME to read it by '
+    'tensorflow-datasets.',
+    (),
   )
   streams: tuple[int, ...] | None = flag(
     f'Stride counts S; left out: 2,4,8 with --suite={suites.LIKELIHOOD}, none with others.',
@@ -81,9 +84,10 @@ def main(options: Options) -> None:
   with journal_lib.shared(path, measured, restart=options.restart) as journal:
     if distributed.is_first():
       print(f'{options.workdir}, step {step}')
-      print('\n'.join(task.described))
+      print('\n'.join([*header.lines(config.model, mesh), *task.described]))
       if journal.count:
         print(f'{journal.count} windows were scored before')
+      print('compiling ...', flush=True)
     common: dict[str, Any] = {'batch_size': options.batch_size, 'journal': journal}
     if task.passages is not None:
       found: Any = scores.score_last_words(model, params, task.passages, mesh, **common)
@@ -94,6 +98,8 @@ def main(options: Options) -> None:
     if not distributed.is_first():
       return
     print(text)
+    if task.passages is None:
+      print(scores.to_quote(found))
     if options.json:
       numbers = {
         'suite': options.suite,

@@ -91,7 +91,7 @@ def main(options: Options) -> None:
         first_token = export.tokenizer.eos_id if model.first_token == 'given' else BOS
         stablehlo.write(
           part / 'stablehlo', model, export.tokenizer.vocab_size, params, first_token,
-          streams=streams, batch_size=options.batch_size,
+          streams=streams, batch_size=options.batch_size, tokenizer=export.tokenizer.name,
         )  # fmt: skip
       standalone.seal(part, export)
   print(f'{out}: {export.weights} weights of step {export.step}, {num_parameters(params)} numbers')

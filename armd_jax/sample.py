@@ -2,7 +2,8 @@
 
 With --prompt the text goes on from the prompt; with --infill every run of three or more underscores
 is a gap, and the rest is kept. A diffusion baseline takes --steps in place of --streams. On a
-terminal the text appears as it is generated, stream by stream.
+terminal the text appears as it is generated, stream by stream: --live slows it down so that one can
+read along, and --race shows S = 1 beside S = 4 on one clock.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +20,7 @@ from armd_jax import cli, families
 from armd_jax.artifacts.weights import load_ema
 from armd_jax.config import MeshConfig, ModelConfig, check_streams
 from armd_jax.data.tokenizers import Tokenizer
-from armd_jax.decode import live
+from armd_jax.decode import live, race
 from armd_jax.decode.requests import Decoder, check_counts
 from armd_jax.decode.sampling import Sampling
 from armd_jax.decode.state import Request
@@ -41,27 +43,22 @@ class Options(cli.OnCluster):
   temperature: float = flag('0 takes the most likely tokens.', 1.0)
   top_p: float = flag('Nucleus of the distribution to draw from.', 1.0)
   stop: str = flag('Where a text ends.', 'none', choices=('none', 'eos'))
-  live: str = flag(
-    'Show text as it is generated; auto: on a terminal.', 'auto', choices=('auto', 'on', 'off')
+  live: bool | None = flag(
+    'Show text as it is generated, slowly; left out: on a terminal, at full speed.', None
   )
+  race: bool = flag('Show S = 1 beside --streams, with a clock.', False)
+  margin: bool = flag('Also print how close the closest decision was.', False)
   json: str | None = cli.json_file()
   mesh: MeshConfig | None = cli.mesh()
 
 
 def _request(options: Options, model: ModelConfig, tokenizer: Tokenizer) -> Request:
+  check_streams(options.streams, model.num_slots, '--streams')
   diffuses = bool(options.steps or options.sampler)
   asked.check_family(model, options.streams, options.infill, diffuses)
-  return asked.request_of(
-    options.prompt, options.infill, options.gap_tokens, options.num_samples, model.num_slots,
-    tokenizer,
-  )  # fmt: skip
-
-
-def _is_live(options: Options) -> bool:
-  # Watching is one process's own doing, and several must run the same programs.
-  if jax.process_count() > 1:
-    return False
-  return sys.stdout.isatty() if options.live == 'auto' else options.live == 'on'
+  asked.check_race(model, options.streams, options.race)
+  gaps = options.infill, options.gap_tokens
+  return asked.request_of(options.prompt, *gaps, options.num_samples, model.num_slots, tokenizer)
 
 
 def main(options: Options) -> None:
@@ -71,22 +68,28 @@ def main(options: Options) -> None:
   config, tokenizer, params, step = distributed.together(
     lambda: load_ema(options.workdir, options.mesh)
   )
-  distributed.together(lambda: check_streams(options.streams, config.model.num_slots, '--streams'))
   request = distributed.together(lambda: _request(options, config.model, tokenizer))
   family = families.of(config.model)
-  watch = live.Live(tokenizer, sys.stdout) if _is_live(options) and not family.samplers else None
+  # Watching is one process's own doing, and several must run the same programs.
+  alone = jax.process_count() == 1 and not family.samplers and not options.race
+  shows = sys.stdout.isatty() if options.live is None else options.live
+  watch = live.Live(tokenizer, sys.stdout, slow=bool(options.live)) if alone and shows else None
   start = time.perf_counter()
   if options.stop == 'eos':
     sampling = dataclasses.replace(sampling, stop=tokenizer.eos_id)
   model = families.build(config.model, tokenizer.vocab_size)
   decoder = Decoder(model, params, tokenizer, sharding.make_mesh(config.mesh))
+  if distributed.is_first():
+    print('compiling ...', file=sys.stderr, flush=True)
   if family.samplers:
     sampler = distributed.together(lambda: asked.sampler_of(config.model, options.sampler))
     how = f'sampler {sampler}'
-    how_many = {'steps': options.steps, 'sampler': sampler}
+    how_many: Any = {'steps': options.steps, 'sampler': sampler}
   else:
     how = f'S = {options.streams}'
     how_many = {'streams': options.streams, 'watch': watch}
+  if options.race:
+    print(race.run(decoder, request, (1, options.streams), sampling, sys.stdout))
   texts, generated = family.generate(decoder, request, sampling, **how_many)
   seconds = time.perf_counter() - start
   if not distributed.is_first():
@@ -94,25 +97,17 @@ def main(options: Options) -> None:
   rate = ''
   if watch:
     watch.clear()
-    rate = f'{watch.tokens_per_second():.1f} tokens/s, '
-  margin = float(np.min(generated.margin_B))
-  for text in texts:
-    print('-' * 80)
-    print(text)
+    rate = '' if options.live else f'{watch.tokens_per_second():.1f} tokens/s, '
+  print('\n'.join(line for text in texts for line in ('-' * 80, text)))
   print('-' * 80)
   print(
     f'{len(texts)} texts in {int(generated.steps)} steps, {how}, {rate}{seconds:.1f} s with '
-    f'compilation, weights of step {step}; the closest decision by {margin:.1e} nats'
+    f'compilation, weights of step {step}'
+    + (f'; the closest decision by {np.min(generated.margin_B):.1e} nats' if options.margin else '')
   )
   if options.json:
-    numbers = {
-      'texts': texts,
-      'steps': int(generated.steps),
-      'step': step,
-      'seconds': seconds,
-      'margin': margin,
-    }
-    cli.write_json(options.json, numbers)
+    words = {name: getattr(options, name) for name in asked.WORDS} | {'step': step}
+    cli.write_json(options.json, asked.numbers(words, texts, generated, seconds))
 
 
 if __name__ == '__main__':

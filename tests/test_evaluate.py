@@ -13,7 +13,7 @@ import tiny_run
 from armd_jax import config as config_lib
 from armd_jax.data.tokenizers import ByteTokenizer
 from armd_jax.errors import UserError
-from armd_jax.evaluation import suites
+from armd_jax.evaluation import scores, suites
 
 TOKENIZER = ByteTokenizer()
 CONFIG = config_lib.parse({'model': {'length': 8}, 'order': {'max_shuffled': 4}})
@@ -46,6 +46,25 @@ def test_streams_are_scored_beside(given):
   assert [len(part.windows_WxN) for part in task.parts] == [2] * 6
   with pytest.raises(UserError, match='S = 9, but of 8 tokens there are 1 to 8'):
     suites.zero_shot_task('mdlm', given, CONFIG, TOKENIZER, (9,), 8, 0)
+
+
+def test_a_text_of_any_name_is_scored_as_it_is(given, tmp_path):
+  path = tmp_path / 'mine.txt'
+  path.write_text('"quoted" , as it is .\n' * 9)
+  task = suites.zero_shot_task('sedd', {'my_own': str(path)}, CONFIG, TOKENIZER, (), 8, 0)
+  assert 'detokenizer none' in task.described[1] and task.described[1].startswith('my_own: ')
+  ids = np.concatenate(task.parts[0].windows_WxN)
+  assert TOKENIZER.decode(ids).startswith('"quoted" , as it is .')
+  for wrong in ({'my_own': ''}, {'': str(path)}):
+    with pytest.raises(UserError, match='or NAME=FILE of your own'):
+      suites.zero_shot_task('sedd', wrong, CONFIG, TOKENIZER, (), 8, 0)
+
+
+def test_a_sentence_names_the_number_for_a_paper():
+  row = lambda name, kind, nats: scores.Score(name, kind, 1.0, nats, 9)
+  exact, bound = row('left-to-right', 'exact', 2.0), row('uniform orders', 'bound', 3.0)
+  assert 'perplexity 7.39 per token, exact, left-to-right' in scores.to_quote([exact, bound])
+  assert 'at most 20.09 per token, the bound of uniform orders' in scores.to_quote([bound])
 
 
 def test_another_text_is_another_fingerprint(given, tmp_path):

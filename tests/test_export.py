@@ -418,6 +418,10 @@ def test_programs_alone_generate_the_samplers_tokens(run, tmp_path):
   printed = [list(map(int, line.split())) for line in done.stdout.splitlines()]
   np.testing.assert_array_equal(printed, expected.tokens_BxN)
 
+  done = alone(script, '--text=abc', '--seed=7')
+  text = bytes(x for x in printed[0] if x < 256).decode(errors='replace')
+  assert done.stdout.startswith(text + '\n'), done.stderr
+
   for flag in ('--prompt=257', '--prompt=x', '--prompt=' + '1,' * 17, '--temperature=nan'):
     done = alone(script, flag)
     assert done.returncode == 1 and re.fullmatch(r'error: --.*[a-z0-9]\n', done.stderr), done.stderr

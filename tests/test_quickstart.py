@@ -7,19 +7,23 @@ import pathlib
 import re
 import subprocess
 import sys
+import xml.etree.ElementTree
+import zipfile
 
 import numpy as np
 import pytest
 
+import armd_jax
 from armd_jax import config as config_lib
 from armd_jax import evaluate, families, report, sample
-from armd_jax.artifacts import weights
+from armd_jax.artifacts import pack, weights
+from armd_jax.data.tokenizers import ByteTokenizer
 from armd_jax.decode import requests
 from armd_jax.decode.sampling import Sampling
 from armd_jax.errors import UserError
 from armd_jax.parallel import sharding
 from armd_jax.show import replays
-from armd_jax.training.quickstart import quickstart
+from armd_jax.training.quickstart import closing_words, quickstart
 
 
 @pytest.fixture(scope='module')
@@ -49,6 +53,7 @@ def finished(tmp_path_factory):
 def test_results_are_complete_and_saved(finished):
   _, workdir, results = finished
   assert json.loads((workdir / 'results.json').read_text()) == json.loads(json.dumps(results))
+  new = 32 - len(results['prompt'].encode())
   for name in ('training.png', 'quality_speed.png'):
     assert (workdir / name).read_bytes().startswith(b'\x89PNG')
   kinds = {s['name']: s['kind'] for s in results['held_out']['after_sbp']}
@@ -58,8 +63,44 @@ def test_results_are_complete_and_saved(finished):
     'uniform orders': 'bound',
   }
   assert [s['streams'] for s in results['generation']] == [1, 2, 4, 8]
-  assert [s['steps'] for s in results['generation']] == [32, 17, 11, 11]
+  assert [s['steps'] for s in results['generation']] == [S - 1 + -(-new // S) for S in (1, 2, 4, 8)]
   assert results['generation'][0]['speedup'] == 1
+  assert all(s['text'].startswith(results['prompt']) for s in results['generation'])
+
+
+def test_it_ends_with_a_page_a_picture_and_what_was_shown(finished):
+  _, workdir, results = finished
+  page = (workdir / 'report.html').read_text()
+  texts = [html.unescape(re.sub('<[^>]*>', '', text)) for text in shown_in(page)]
+  assert texts == [s['text'] for s in results['generation']]
+  assert '--temperature=0.7 --top_p=0.95 --streams=1<' in page
+  picture = (workdir / 'moving.svg').read_text()
+  tree = xml.etree.ElementTree.fromstring(picture)
+  letters = [e for e in tree.iter() if e.tag.endswith('}text') and 'class' not in e.attrib]
+  both = results['generation'][2]['text'] + results['generation'][0]['text']
+  drawn = ''.join(e.text for e in letters)
+  assert sorted(drawn) == sorted(c for c in both if c.isprintable() and c != ' ')
+  assert 'script' not in picture
+  said = closing_words(results, workdir)
+  faster = results['generation'][2]['speedup']
+  assert f'S = 4 writes {faster:.1f} times as fast for ' in said and 'file:///' in said
+
+
+def test_the_model_is_packed_for_others(finished, tmp_path, monkeypatch):
+  _, workdir, results = finished
+  packed = pack.pack(workdir, 'quickstart', {'held out': results['held_out']['after_sbp']})
+  first = packed.read_bytes()
+  assert pack.pack(workdir, 'quickstart', {}).name == 'quickstart.zip'
+  monkeypatch.setenv(pack.FOLDER_VARIABLE, str(tmp_path / 'models'))
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(UserError, match=r'unpack quickstart\.zip there'):
+    armd_jax.load('quickstart')
+  packed.write_bytes(first)
+  with zipfile.ZipFile(packed) as archive:
+    archive.extractall(tmp_path / 'models')
+    assert b'uniform orders' in archive.read('quickstart/README.md')
+  model = armd_jax.load('quickstart')
+  assert model.step == 80 and model.generate('alpha').startswith('alpha')
 
 
 def test_it_learns(finished):
@@ -96,8 +137,14 @@ def test_sample_goes_on_from_a_prompt(finished, tmp_path):
   command = [sys.executable, '-m', 'armd_jax.sample', *flags, f'--json={tmp_path}/s.json']
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
-  texts = json.loads((tmp_path / 's.json').read_text())['texts']
-  assert len(texts) == 2
+  written = json.loads((tmp_path / 's.json').read_text())
+  texts = written['texts']
+  assert len(texts) == 2 and 'compiling ...' in done.stderr and 'decision' not in done.stdout
+  request = dict(
+    workdir=str(workdir), prompt='alpha', streams=2, seed=0, temperature=1.0, top_p=1.0
+  )
+  assert request.items() <= written['request'].items() and written['request']['step'] == 80
+  assert [ByteTokenizer().decode(ids) for ids in written['ids']] == texts
   assert all(text.startswith('alpha') and text in done.stdout for text in texts)
 
 
@@ -115,10 +162,15 @@ def test_sample_fills_gaps(finished, tmp_path, capsys):
   assert len(text) == len('alpha ____ gamma')
 
 
+def shown_in(page):
+  return re.findall(r'<div class="generated"[^>]*>(.*?)</div>', page, re.DOTALL)
+
+
 def test_report_shows_the_run(finished, tmp_path):
   """Its numbers, its orders, and the texts that sampling gives."""
   _, workdir, results = finished
-  report.main(report.Options(workdir=str(workdir), out=str(tmp_path / 'r.html')))
+  how = results['sampling'] | {'prompt': results['prompt']}
+  report.main(report.Options(workdir=str(workdir), out=str(tmp_path / 'r.html'), **how))
   page = (tmp_path / 'r.html').read_text()
   assert not re.search(r'(src|href)="(?!#|data:)|://', page)
   for title in (

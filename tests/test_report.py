@@ -24,7 +24,10 @@ from armd_jax.show.report_page import Replay
 
 # One text in two streams after a given piece, one in one stream; two tokens make one letter.
 TWO = Replay(
-  'S = 2', 4, (('<p> ', 4, 0), ('a', 1, 1), ('b', 1, 3), ('\n', 1, 4), ('é', 2, 2), ('c', 1, 3))
+  'S = 2',
+  4,
+  (('<p> ', 4, 0), ('a', 1, 1), ('b', 1, 3), ('\n', 1, 4), ('é', 2, 2), ('c', 1, 3)),
+  junctions=(4,),
 )
 ONE = Replay('S = 1', 6, tuple((letter, 1, step + 1) for step, letter in enumerate('abcdef')))
 VISIBLE = "document.querySelector('.generated:not([hidden])').innerText"
@@ -32,7 +35,8 @@ OUTPUT = "document.querySelector('output').textContent"
 
 
 def new_page():
-  section = report_page.replay_section([TWO, ONE], 'S streams grow.', 'python -m armd_jax.sample')
+  commands = {f'S = {n}': f'armd sample --streams={n}' for n in (1, 2)}
+  section = report_page.replay_section([TWO, ONE], 'S streams grow.', commands)
   return report_page.page('a <run>', 'of a model', {'step': '3 of 4'}, [section])
 
 
@@ -46,6 +50,21 @@ def page(tmp_path_factory):
   page.open(f'file://{folder}/report.html')
   yield page
   page.close()
+
+
+def test_it_opens_at_the_beginning_with_its_junctions_marked(page):
+  assert page.run(VISIBLE) == '<p> ' and page.run(OUTPUT) == 'step 0 of 4, 4 of 10 tokens'
+  marked = "[...document.querySelectorAll('.generated .junction')].map((x) => x.textContent).join()"
+  assert page.run(marked) == 'é'
+
+
+def test_the_command_is_that_of_the_chosen_text(page):
+  command = "document.getElementById('command').textContent"
+  assert page.run(command) == 'armd sample --streams=2'
+  page.run('document.querySelector(\'.lane[data-name="S = 1"]\').click()')
+  assert page.run(command) == 'armd sample --streams=1'
+  assert page.run("document.getElementById('which').textContent") == 'S = 1'
+  page.run('document.querySelector(\'.lane[data-name="S = 2"]\').click()')
 
 
 def test_the_slider_shows_exactly_what_every_step_made(page):

@@ -47,6 +47,7 @@ def write(
   *,
   streams: int,
   batch_size: int,
+  tokenizer: str = '',
 ) -> None:
   """Writes the folder.
 
@@ -56,6 +57,7 @@ def write(
     first_token: in BOS's place, or `models.vocabulary.BOS`.
     streams: S.
     batch_size: texts that are generated together.
+    tokenizer: name of what makes the ids.
   """
   folder.mkdir()
   programs = _programs(config, vocab_size, params, first_token, streams, batch_size)
@@ -68,6 +70,7 @@ def write(
     'length': config.num_slots,
     'streams': streams,
     'vocab_size': vocab_size,
+    'tokenizer': tokenizer,
     'sha256': {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
   }
   seal = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

@@ -1,6 +1,7 @@
 """Generates token ids from the programs beside this file, with numpy, jax and flatbuffers alone.
 
 python run.py --prompt=84,104,101 --seed=0
+python run.py --text='The '                     of a model of bytes
 """
 
 import argparse
@@ -18,13 +19,17 @@ from jax import export
 def main() -> None:
   parser = argparse.ArgumentParser()
   parser.add_argument('--prompt', default='', help='token ids, like 84,104,101')
+  parser.add_argument('--text', help='of a model of bytes: goes on from it, and prints text')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--temperature', type=float, default=1.0)
   flags = parser.parse_args()
   here = pathlib.Path(__file__).parent
   about = read_about(here)
   batch, length, vocab_size = (about[name] for name in ('batch_size', 'length', 'vocab_size'))
-  prompt = [number for number in flags.prompt.split(',') if number]
+  if flags.text is not None and (flags.prompt or about.get('tokenizer') != 'bytes'):
+    sys.exit('error: --text is for models of bytes; write token ids as --prompt')
+  spelled = [str(byte) for byte in (flags.text or '').encode()]
+  prompt = spelled or [number for number in flags.prompt.split(',') if number]
   is_id = lambda text: text.isdecimal() and len(text) < 10 and int(text) < vocab_size
   if len(prompt) > length or not all(map(is_id, prompt)):
     sys.exit(f'error: --prompt takes up to {length} numbers below {vocab_size}, like 84,104,101')
@@ -47,7 +52,8 @@ def main() -> None:
   while more:
     caches, tokens, more = step(weights, caches, draws)
   for text in np.asarray(tokens).tolist():
-    print(*text)
+    read = bytes(number for number in text if number < 256).decode(errors='replace')
+    print(*text) if flags.text is None else print(read)
 
 
 def read_about(here: pathlib.Path) -> dict:

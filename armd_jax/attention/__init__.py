@@ -18,7 +18,6 @@ decoding the number of keys in the cache so far.
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 
 import jax
@@ -86,17 +85,17 @@ def _why_not_pallas_hopper(q: Array, k: Array, v: Array) -> str | None:
 _WHY_NOT = {'pallas_tpu': _why_not_pallas_tpu, 'pallas_hopper': _why_not_pallas_hopper}
 
 
-@functools.cache
-def _log_once(message: str) -> None:
-  logging.getLogger(__name__).info('%s', message)
-
-
 def choose(backend: str, q: Array, k: Array, v: Array) -> str:
   """The backend that `prefix_attention` takes for such arrays, or shapes; it raises alike."""
+  return choose_and_why(backend, q, k, v)[0]
+
+
+def choose_and_why(backend: str, q: Array, k: Array, v: Array) -> tuple[str, str]:
+  """`choose`, and why 'auto' takes no kernel; '' if it does, or was not asked."""
   if backend not in BACKENDS:
     raise ValueError(f'attention backend is {backend!r}; write one of {BACKENDS}')
   if backend == 'reference':
-    return backend
+    return backend, ''
   if backend == 'auto':
     here = device.current()
     kernels = {'tpu': 'pallas_tpu', 'gpu': 'pallas_hopper'}.get(here.platform)
@@ -104,16 +103,12 @@ def choose(backend: str, q: Array, k: Array, v: Array) -> str:
       reason = f'there are no kernels for the platform {here.platform!r}'
     else:
       reason = _WHY_NOT[kernels](q, k, v)
-    if reason is None:
-      _log_once(f"attention: 'auto' takes {kernels!r} on {here.chip}")
-      return kernels
-    _log_once(f"attention: 'auto' takes 'reference', because {reason}")
-    return 'reference'
+    return ('reference', reason) if kernels is None or reason else (kernels, '')
   # A backend that was asked for by name is never replaced: who names one measures it.
   reason = _WHY_NOT[backend](q, k, v)
   if reason is not None:
     raise UserError(f"attention backend {backend!r} cannot run: {reason}; write 'reference'")
-  return backend
+  return backend, ''
 
 
 def prefix_attention(
@@ -134,8 +129,8 @@ def prefix_attention(
     k_BxKxGxD: keys, G key heads; query head h reads key head `h // (H // G)`.
     v_BxKxGxD: values.
     lengths_BxRxN: int32 in 0..K, `[B or 1, R, N]`. Length 0 gives exactly 0 with zero gradients.
-    backend: one of `BACKENDS`. 'auto' takes the kernels of the platform where they can run, and
-      logs once what it takes and why.
+    backend: one of `BACKENDS`. 'auto' takes the kernels of the platform where they can run; the
+      header of a program names what it takes and why, see `choose_and_why`.
   Returns:
     out_BxRxNxHxD, in the dtype of q; scores and softmax are computed in float32.
   Raises:

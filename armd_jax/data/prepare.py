@@ -186,6 +186,7 @@ def _run(
     unit='B',
     unit_scale=True,
     desc='prepare',
+    disable=None,  # where there is no terminal
   )
   job = lambda i: (parts[i], i, os.fspath(folder))
   worker = tokenizer_name, split.held_out, split.held_out_set, bad_rows

@@ -38,12 +38,17 @@ def pieces(
   return lines
 
 
+_SECONDS_OF_A_STEP = 0.1  # shown slowly
+
+
 class Live:
   """Draws what `decode.generate.stream` tells of, over what it drew before."""
 
-  def __init__(self, tokenizer: Tokenizer, out: TextIO):
-    self._tokenizer, self._out = tokenizer, out
+  def __init__(self, tokenizer: Tokenizer, out: TextIO, slow: bool = False):
+    """`slow` waits between two drawings, so that one can read along."""
+    self._tokenizer, self._out, self._slow = tokenizer, out, slow
     self._lines = 0  # drawn, and to be drawn over
+    self.chunk = 1 if slow else 8  # steps between two drawings
     self._counted: list[tuple[float, int]] = []  # when how many tokens were there
 
   def __call__(self, generated: Generated, known_BxN: np.ndarray) -> None:
@@ -63,6 +68,8 @@ class Live:
     self._out.write('\n'.join([*lines, status]) + '\n')
     self._out.flush()
     self._lines = len(lines) + 1
+    if self._slow:
+      time.sleep(_SECONDS_OF_A_STEP)
 
   def clear(self) -> None:
     """Takes away what was drawn."""

@@ -160,7 +160,8 @@ class Decoder:
       arguments = self._arguments(request, streams, sampling, order)
       generated = jax.block_until_ready(generate(*arguments, mesh=self.mesh))
     else:
-      for generated, known_BxN in self.parts(request, streams, sampling, order=order):
+      chunk = getattr(watch, 'chunk', 8)
+      for generated, known_BxN in self.parts(request, streams, sampling, order=order, chunk=chunk):
         watch(generated, known_BxN)
     return self._texts(generated), generated
 

@@ -15,7 +15,7 @@ from armd_jax.data.packing import Packing, get_packing, token_dtype
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.errors import UserError
 from armd_jax.evaluation.detokenizers import detokenize
-from armd_jax.evaluation.texts import TEXTS, Text
+from armd_jax.evaluation.texts import TEXTS, Text, named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +113,11 @@ def sources_of(protocol: ZeroShot, given: Mapping[str, str]) -> dict[str, str]:
   """
   sources = {}
   for name, source in given.items():
-    if name not in TEXTS:
-      raise UserError(f'there is no text {name!r}; write some of {", ".join(TEXTS)}')
-    text = TEXTS[name]
+    if not name or (name not in TEXTS and not source):
+      raise UserError(
+        f'there is no text {name!r}; write some of {", ".join(TEXTS)}, or NAME=FILE of your own'
+      )
+    text = named(name)
     if not source and not text.tfds:
       raise UserError(
         f'{text.title} is not among the sets of tensorflow-datasets; write --texts={name}=FILE'

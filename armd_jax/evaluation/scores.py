@@ -263,7 +263,7 @@ def _progress(total: int, journal: Journal) -> tqdm:
     desc='evaluate',
     unit='window',
     leave=False,
-    disable=not distributed.is_first(),
+    disable=None if distributed.is_first() else True,  # None: where there is no terminal
   )
 
 
@@ -290,6 +290,21 @@ def table(scores: Sequence[Score]) -> str:
       f'{s.nats_per_token:10.4f}  {error:6}  {s.perplexity:10.2f}'
     )
   return '\n'.join(lines)
+
+
+def to_quote(scores: Sequence[Score]) -> str:
+  """Which number stands beside a paper's, in a sentence."""
+  exact = next((s for s in scores if s.kind == 'exact'), None)
+  if exact is None:
+    found = scores[0]
+    return (
+      f'beside a paper: perplexity at most {found.perplexity:.2f} per token, the bound of '
+      f'{found.name}; papers on diffusion quote such bounds'
+    )
+  return (
+    f'beside a paper: perplexity {exact.perplexity:.2f} per token, exact, {exact.name}; only with '
+    'the same tokenizer, windows and text'
+  )
 
 
 def fingerprint(arrays: Iterable[np.ndarray]) -> str:

@@ -98,7 +98,7 @@ def zero_shot_task(
   described = [f'{protocol.describe(config.model.length)}; tokenizer {tokenizer.name}']
   parts = []
   for text_name, source in protocols.sources_of(protocol, given).items():
-    text = texts.TEXTS[text_name]
+    text = texts.named(text_name)
     rows = texts.read_rows(text, source)
     windows_WxN = protocols.windows(protocol, text, rows, tokenizer, config.model.length)
     found, windows_WxN = len(windows_WxN), windows_WxN[: num_windows or None]

@@ -55,6 +55,11 @@ _ALL = (
 TEXTS = {text.name: text for text in _ALL}
 
 
+def named(name: str) -> Text:
+  """The text of that name; another name is a text of one's own, which no detokenizer changes."""
+  return TEXTS.get(name) or Text(name, name, 'none')
+
+
 def read_rows(text: Text, source: str) -> list[str]:
   """All rows of a text.
 

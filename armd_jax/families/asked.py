@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
 from armd_jax import families
 from armd_jax.config import ModelConfig
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.decode.requests import Request, continue_prompts, fill_gaps
+from armd_jax.decode.step import Generated
 from armd_jax.errors import UserError
+
+# What `sample` is asked, by the names of its flags.
+WORDS = (
+  'workdir', 'prompt', 'infill', 'gap_tokens', 'streams', 'steps', 'sampler', 'seed',
+  'temperature', 'top_p', 'stop',
+)  # fmt: skip
 
 
 def sampler_of(model: ModelConfig, name: str) -> str:
@@ -43,6 +55,34 @@ def check_family(model: ModelConfig, streams: int, infill: str | None, diffuses:
       f'--steps and --sampler are for diffusion baselines; the model is {model.family!r}, '
       'write --streams'
     )
+
+
+def check_race(model: ModelConfig, streams: int, races: bool) -> None:
+  """Refuses a race of what does not race.
+
+  Raises:
+    UserError: naming the fix.
+  """
+  if races and (model.orders != 'any' or streams < 2):
+    raise UserError(
+      f'--race shows S = 1 beside another S; the family is {model.family!r} and --streams is '
+      f'{streams}, take an ARMD and 2 or more'
+    )
+
+
+def numbers(
+  request: Mapping[str, Any], texts: Sequence[str], generated: Generated, seconds: float
+) -> dict[str, Any]:
+  """What `sample --json` writes: the request, and ids and texts up to their ends."""
+  rows = zip(np.asarray(generated.tokens_BxN), np.asarray(generated.length_B), strict=True)
+  return {
+    'request': dict(request),
+    'texts': list(texts),
+    'ids': [ids_N[:length].tolist() for ids_N, length in rows],
+    'steps': int(generated.steps),
+    'seconds': seconds,
+    'margin': float(np.min(generated.margin_B)),
+  }
 
 
 def request_of(

@@ -142,9 +142,16 @@ def save(figure: Any, path: str | pathlib.Path) -> None:
 
 
 def quality_speed(
-  scores: Sequence[Score], speeds: Sequence[dict[str, Any]], path: pathlib.Path
+  scores: Sequence[Score],
+  speeds: Sequence[dict[str, Any]],
+  counted: Mapping[str, float],
+  path: pathlib.Path,
 ) -> None:
-  """Held-out nats per byte against decoding speed, one point per stride count S."""
+  """Held-out nats per byte against decoding speed, one point per stride count S.
+
+  The axis begins at 0, so that a per cent looks like one; left-to-right and the best of the counted
+  models are lines to compare with.
+  """
   nats = {score.name: score.nats_per_byte for score in scores}
   names = {s['streams']: f'strided S={s["streams"]}, parallel' for s in speeds}
   names[1] = 'left-to-right'
@@ -164,8 +171,15 @@ def quality_speed(
     xlabel='tokens per second, one sequence', ylabel='held-out nats per byte (exact)',
     title='Quality against speed',
   )  # fmt: skip
+  left_to_right = nats['left-to-right']
+  axes.axhline(left_to_right, color='grey', lw=1, ls='--', label='left-to-right, as AR')
+  if counted:
+    name = min(counted, key=counted.__getitem__)
+    axes.axhline(counted[name], color=OTHERS[0], lw=1, ls=':', label=name)
   axes.margins(0.15)
+  axes.set_ylim(bottom=0)
   finish(axes)
+  axes.legend(fontsize=8, loc='lower right')
   save(figure, path)
 
 

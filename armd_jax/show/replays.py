@@ -62,6 +62,16 @@ def steps_of(given_N: np.ndarray | jax.Array, streams: int) -> np.ndarray:
   return step_N
 
 
+def heads_of(given_N: np.ndarray | jax.Array, streams: int) -> list[int]:
+  """Indices in the text with which its second and further streams begin.
+
+  >>> heads_of(np.arange(8) < 2, 3)
+  [4, 6]
+  """
+  free = np.flatnonzero(~np.asarray(given_N))
+  return [int(run[0]) for run in np.array_split(free, streams)[1:] if len(run)]
+
+
 def replays(
   decoder: requests.Decoder, prompt: str, streams: Sequence[int], sampling: Sampling
 ) -> tuple[list[Replay], str]:
@@ -86,11 +96,15 @@ def replays(
     _, generated = family.generate(decoder, request, sampling, streams=count)
     if family.samplers:
       name = f'K = {-(-int((~request.given_BxN[0]).sum()) // count)}'
-      step_N = np.asarray(generated.step_BxN[0])
+      step_N, heads = np.asarray(generated.step_BxN[0]), []
     else:
       name, step_N = f'S = {count}', steps_of(request.given_BxN[0], count)
+      heads = heads_of(request.given_BxN[0], count)
     ids_N = np.asarray(generated.tokens_BxN[0])
-    found.append(Replay(name, int(generated.steps), pieces_of(tokenizer, ids_N, step_N)))
+    pieces = pieces_of(tokenizer, ids_N, step_N)
+    ends = np.cumsum([tokens for _, tokens, _ in pieces])
+    junctions = tuple(int(np.searchsorted(ends, head, side='right')) for head in heads)
+    found.append(Replay(name, int(generated.steps), pieces, junctions))
   return found, family.shown.format(length=length)
 
 

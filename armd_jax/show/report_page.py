@@ -32,11 +32,13 @@ class Replay:
     name: what it is told apart by, 'S = 4' of streams, or 'K = 64' of a diffusion's steps.
     steps: runs of the network that generation took.
     pieces: (text, tokens, step) in text order; given pieces have step 0.
+    junctions: indices of pieces with which a further stream of the text begins.
   """
 
   name: str
   steps: int
   pieces: tuple[tuple[str, int, int], ...]
+  junctions: tuple[int, ...] = ()
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -89,13 +91,13 @@ def figures(drawings: Sequence[tuple[str, str]], kind: str = '') -> str:
   return f'<div class="figures {kind}">\n{shown}</div>\n'
 
 
-def replay_section(texts: Sequence[Replay], how: str, command: str) -> str:
+def replay_section(texts: Sequence[Replay], how: str, commands: Mapping[str, str]) -> str:
   """Texts by name, with a slider over their steps; all of each is there without scripts.
 
   Args:
     texts: what was generated.
     how: in a sentence.
-    command: generates the last of them.
+    commands: by the name of a text, what generates it.
   """
   lanes, shown = [], []
   for text in texts:
@@ -106,12 +108,14 @@ def replay_section(texts: Sequence[Replay], how: str, command: str) -> str:
       f'<span class="count">{steps}</span></button>'
     )
     spans = []
-    for piece, tokens, step in text.pieces:
+    for number, (piece, tokens, step) in enumerate(text.pieces):
       color = 'given' if step == 0 else f'c{(step - 1) * (_COLORS - 1) // max(text.steps - 1, 1)}'
       several = f' data-tokens="{tokens}"' if tokens > 1 else ''
+      color += ' junction' * (number in text.junctions)
       spans.append(f'<span class="{color}" data-step="{step}"{several}>{html.escape(piece)}</span>')
     shown.append(
       f'<div class="generated" data-name="{text.name}" data-steps="{text.steps}" '
+      f'data-command="{html.escape(commands[text.name])}" '
       f'aria-label="Text generated with {text.name}">{"".join(spans)}</div>'
     )
   controls = (
@@ -122,6 +126,8 @@ def replay_section(texts: Sequence[Replay], how: str, command: str) -> str:
   scale = '<span class="scale">first step<b></b>last step</span>'
   if any(step == 0 for text in texts for _, _, step in text.pieces):
     scale += '<span>given: no colour</span>'
+  if any(text.junctions for text in texts):
+    scale += '<span><i class="mark"></i>a part of the text begins, unseen by the one before</span>'
   return section(
     'Parallel generation',
     f'<p>{how} A lane is a text from its first token to its last; all of them share one clock, on '
@@ -129,7 +135,8 @@ def replay_section(texts: Sequence[Replay], how: str, command: str) -> str:
     'step a token appeared.</p>\n',
     f'<div id="replay">\n<div class="controls">{controls}</div>\n{"".join(lanes)}\n',
     f'{"".join(shown)}\n<p class="key">{scale}</p>\n</div>\n',
-    note(f'The text of {texts[-1].name}, from which the others differ in that number:', command),
+    f'<p class="note">This command generates the text of <span id="which">{texts[0].name}</span>: '
+    f'<code id="command">{html.escape(commands[texts[0].name])}</code></p>\n',
   )
 
 
@@ -332,7 +339,7 @@ def page(title: str, lead: str, tiles: Mapping[str, str], sections: Sequence[str
     f'<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>'
     for name, value in tiles.items()
   ]
-  command = shlex.join(['python', '-m', 'armd_jax.report', *sys.argv[1:]])
+  command = shlex.join(['armd', 'report', *sys.argv[1:]])
   return string.Template(_read('page.html')).substitute(
     title=html.escape(title),
     lead=html.escape(lead),

@@ -46,9 +46,11 @@ def page(
   command = _sample_command(workdir, prompt, sampling)
   streams = [1] if config.model.orders == 'left_to_right' else streams
   texts, how = replays(decoder, prompt, streams, sampling)
-  kind, _, number = texts[-1].name.partition(' = ')
-  command += f' --{_FLAGS[kind]}={number}'
-  sections = [report_page.replay_section(texts, how, command)]
+  commands = {}
+  for text in texts:
+    kind, _, number = text.name.partition(' = ')
+    commands[text.name] = f'{command} --{_FLAGS[kind]}={number}'
+  sections = [report_page.replay_section(texts, how, commands)]
   for path, rows in measured.decoding.items():
     sections.append(report_page.decoding_section(path, rows))
   if measured.scores:
@@ -70,16 +72,29 @@ def page(
     'steps': f'{step:,}',
     'tokens read': _short(step * config.train.batch_size * model.length),
   }
-  if held_out := [r['held_out'] for r in records.values() if r.get('held_out') is not None]:
-    tiles['held out, nats/token'] = f'{held_out[-1]:.4f}'
+  tiles |= _held_out(config, records, measured)
   return report_page.page(workdir.absolute().name, lead, tiles, sections)
+
+
+def _held_out(
+  config: Config, records: Mapping[int, history.Record], measured: Measured
+) -> dict[str, str]:
+  """The one held-out number of the page, of as many windows as were measured at once."""
+  rows = [row for rows in measured.scores.values() for row in rows if row.get('tokens')]
+  by_kind = [row for row in rows if row['kind'] == 'exact'] or rows
+  if by_kind:
+    count = by_kind[0]['tokens'] // config.model.num_slots
+    return {f'nats/token, {count} held-out windows': f'{by_kind[0]["nats_per_token"]:.4f}'}
+  logged = [r['held_out'] for r in records.values() if r.get('held_out') is not None]
+  title = f'nats/token, up to {config.train.eval_windows} held-out windows'
+  return {title: f'{logged[-1]:.4f}'} if logged else {}
 
 
 def _sample_command(workdir, prompt, sampling):
   arguments = {'workdir': workdir} | ({'prompt': prompt} if prompt else {})
   arguments |= {name: getattr(sampling, name) for name in ('seed', 'temperature', 'top_p')}
   flags = [f'--{name}={value}' for name, value in arguments.items()]
-  return shlex.join(['python', '-m', 'armd_jax.sample', *flags])
+  return shlex.join(['armd', 'sample', *flags])
 
 
 def _short(count: int) -> str:

@@ -18,7 +18,7 @@ from armd_jax.data.pipeline import training_batches
 from armd_jax.errors import STOPPED, UserError
 from armd_jax.files import lock
 from armd_jax.parallel import ambient, distributed, sharding
-from armd_jax.show import columns, history
+from armd_jax.show import columns, header, history
 from armd_jax.training import checkpoint, hooks, metrics, text
 from armd_jax.training import workdir as workdir_lib
 
@@ -91,7 +91,7 @@ def _train(
       state, next_index = training.new_state(config, vocab_size, mesh), 0
     first_step, last_step = int(state.step), config.train.steps
     ideal_seconds = metrics.ideal_seconds(config, vocab_size, state.params, mesh)
-    _describe(config, corpus, state, first_step, workdir, ideal_seconds)
+    _describe(config, corpus, state, first_step, workdir, ideal_seconds, mesh)
     if first_step >= last_step:
       return state
     begun = workdir_lib.begun(workdir, config, overwrite)
@@ -226,23 +226,28 @@ def _describe(
   first_step: int,
   workdir: pathlib.Path,
   ideal_seconds: Mapping[str, float],
+  mesh: jax.sharding.Mesh,
 ) -> None:
   if not distributed.is_first():
     return
   num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
-  print(f'text      {corpus.description}, sha256 {corpus.sha256[:16]}')
-  print(
-    f'windows   {len(corpus.train_WxN)} to train on, {len(corpus.held_out_WxN)} held out, of '
-    f'{config.model.length} tokens ({corpus.tokenizer.name})'
-  )
-  print(f'model     {config.model.family}, {num_parameters / 1e6:.2f}M parameters')
-  print(f'devices   {jax.device_count()} x {jax.devices()[0].device_kind}')
+  model, windows = config.model, len(corpus.train_WxN)
+  epochs = config.train.steps * config.train.batch_size / windows
+  print('\n'.join(header.lines(model, mesh)))
   if ideal_seconds:
     per_step = ', '.join(f'{name} {1e3 * s:.3f} ms' for name, s in ideal_seconds.items())
     print(f'at peak   a step would take: {per_step}')
-  else:
-    print('at peak   no peak FLOP/s is known of these devices, so no MFU is logged')
-  print(f'workdir   {workdir}')
+  print(f'text      {corpus.description}, sha256 {corpus.sha256[:16]}')
+  print(
+    f'windows   {windows:,} to train on, {len(corpus.held_out_WxN):,} held out, of '
+    f'{model.length} tokens ({corpus.tokenizer.name})'
+  )
+  print(
+    f'epoch     {windows * model.length:,} tokens; {config.train.steps:,} steps are {epochs:.2f} '
+    'epochs'
+  )
+  print(f'model     {model.family}, {num_parameters / 1e6:.2f}M parameters')
+  print(f'workdir   {workdir}', flush=True)
   if first_step:
     print(f'going on from step {first_step} of {config.train.steps}')
 

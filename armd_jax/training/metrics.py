@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -45,17 +46,32 @@ class Writer(Protocol):
 
 
 class Console:
-  """A progress bar, and one line a record above it."""
+  """A progress bar with the loss, and one line a record above it; without a terminal the lines
+  alone, and one before and after what compiles."""
 
   def __init__(self, steps: int, first_step: int):
     self._steps = steps
-    self._bar = tqdm(total=steps, initial=first_step, unit='step', desc='train', mininterval=0.5)
+    self._begin: float | None = time.perf_counter()  # None once the first step is done
+    self._bar = tqdm(
+      total=steps, initial=first_step, unit='step', desc='compiling ...', mininterval=0.5,
+      disable=None,
+    )  # fmt: skip
+    if self._bar.disable:
+      print('compiling ...', flush=True)
 
-  def progress(self, step: int) -> None:
-    self._bar.update(step - self._bar.n)
+  def progress(self, step: int, loss: float) -> None:
+    if self._begin is not None:
+      seconds, self._begin = time.perf_counter() - self._begin, None
+      self._bar.set_description('train', refresh=False)
+      self._bar.write(f'compiled in {seconds:.0f} s, with the first step')
+      sys.stdout.flush()
+    self._bar.set_postfix_str(f'loss {loss:.4f}', refresh=False)
+    if not self._bar.disable:
+      self._bar.update(step - self._bar.n)
 
   def write(self, step: int, record: Record) -> None:
     self._bar.write(line(step, self._steps, record))
+    sys.stdout.flush()
 
   def close(self) -> None:
     self._bar.close()
@@ -253,7 +269,7 @@ class Log:
     self._since = now
     self._done.append(done)
     if self._console is not None:
-      self._console.progress(step)
+      self._console.progress(step, float(values['loss']))
     if step % self._config.train.log_every == 0 or step == self._config.train.steps:
       self.record(step, self._average())
     self._not_finite = 0 if done['finite'] else self._not_finite + 1

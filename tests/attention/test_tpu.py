@@ -1,7 +1,5 @@
 """The TPU backend around its numerics: choice, transformations, what it keeps and what it walks."""
 
-import logging
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -39,15 +37,13 @@ def test_auto_takes_the_reference_on_cpu_and_the_kernel_on_tpu():
   assert 'name=_prefix_attention_pallas_tpu' in jaxpr  # where flops.py looks for it
 
 
-def test_auto_says_once_what_it_takes_and_why(caplog):
-  attention._log_once.cache_clear()
-  with caplog.at_level(logging.INFO, logger='armd_jax'):
-    for _ in range(3):
-      attention.prefix_attention(*_arrays())
-  messages = [r.getMessage() for r in caplog.records]
-  assert messages == [
-    "attention: 'auto' takes 'reference', because there are no kernels for the platform 'cpu'"
-  ]
+def test_auto_takes_the_reference_for_a_reason():
+  q, k, v, _ = _arrays()
+  why = "there are no kernels for the platform 'cpu'"
+  assert attention.choose_and_why('auto', q, k, v) == ('reference', why)
+  assert attention.choose_and_why('reference', q, k, v) == ('reference', '')
+  with device.compiling_for('v5p'):
+    assert attention.choose_and_why('auto', q, k, v) == ('pallas_tpu', '')
 
 
 @pytest.mark.parametrize(

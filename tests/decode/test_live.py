@@ -5,9 +5,12 @@ import re
 
 import jax.numpy as jnp
 import numpy as np
+import tiny
 
+from armd_jax import config as config_lib
 from armd_jax.data.tokenizers import ByteTokenizer
-from armd_jax.decode import live
+from armd_jax.decode import live, race, requests
+from armd_jax.decode.sampling import Sampling
 from armd_jax.decode.step import Generated
 
 TEXT = np.frombuffer(b'Once upon a time there was one. ', np.uint8).astype(np.int32)[None]
@@ -37,3 +40,36 @@ def test_streams_grow_on_lines_of_their_own_over_what_was_drawn(monkeypatch):
 def test_only_the_end_of_a_long_piece_is_shown_and_line_breaks_do_not_break_it():
   text = np.frombuffer(b'a long\nstory', np.uint8)
   assert live.pieces(ByteTokenizer(), text, np.ones(12, bool), 13) == ['    1|  story']
+
+
+def test_slowly_means_every_step_and_a_pause(monkeypatch):
+  pauses = []
+  monkeypatch.setattr(live.time, 'sleep', pauses.append)
+  screen = live.Live(ByteTokenizer(), io.StringIO(), slow=True)
+  screen(*report(np.arange(32)[None] < 4, 1))
+  assert screen.chunk == 1 and pauses == [0.1]
+  assert live.Live(ByteTokenizer(), io.StringIO()).chunk == 8
+
+
+class Terminal(io.StringIO):
+  """One that a person looks at."""
+
+  def isatty(self):
+    return True
+
+
+def test_a_race_shows_both_texts_to_their_ends(monkeypatch):
+  config = config_lib.parse({'model': SIZES, 'order': {'max_shuffled': 0}}).model
+  tokenizer = ByteTokenizer()
+  decoder = requests.Decoder(*tiny.init(config, tokenizer.vocab_size), tokenizer, None)
+  request = requests.continue_prompts(['ab'], 16, tokenizer)
+  monkeypatch.setattr(race, '_SECONDS', 0.5)
+  out = Terminal()
+  told = race.run(decoder, request, (1, 2), Sampling(seed=1), out)
+  assert re.fullmatch(r'S = 1 took \d+ ms, S = 2 took \d+ ms: \d+\.\d times as fast', told)
+  last = out.getvalue().rpartition('\x1b[J')[2]
+  assert len(re.findall(r'S = [12] +\[#{30}\]    16 tokens, \d+ ms', last)) == 2
+  assert race.run(decoder, request, (1, 2), Sampling(seed=1), io.StringIO()).startswith('S = 1')
+
+
+SIZES = dict(length=16, num_layers=1, embed_dim=16, num_heads=2, dtype='float32', position_dim=8)

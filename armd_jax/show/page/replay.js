@@ -20,7 +20,7 @@
   });
   const longest = Math.max(...texts.map((text) => text.steps));
   let chosen = texts[0];
-  let step = longest;
+  let step = 0; // the beginning
 
   // A lane is the text from its first token to its last, coloured as far as it is there.
   function drawLane(text) {
@@ -57,6 +57,8 @@
       text.lane.setAttribute('aria-pressed', String(text === chosen));
       drawLane(text);
     }
+    document.getElementById('which').textContent = chosen.element.dataset.name;
+    document.getElementById('command').textContent = chosen.element.dataset.command;
     slider.value = String(step);
     output.textContent = `step ${now} of ${chosen.steps}, ${there} of ${all} tokens`;
     slider.setAttribute('aria-valuetext', output.textContent);
