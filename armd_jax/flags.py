@@ -40,6 +40,7 @@ def flag(
   *,
   choices: Sequence[str] = (),
   at_least: int | None = None,
+  repeated: bool = False,
   parse: Callable[[str], Any] | None = None,
 ) -> Any:
   """A field whose flag has the field's name.
@@ -49,9 +50,11 @@ def flag(
     default: left out: the flag is required.
     choices: all values that a string may have.
     at_least: the least number that is allowed, alone or in a tuple.
+    repeated: a flag of a tuple of texts is given once for each; else it holds them with commas.
     parse: makes the value out of the text of the flag; it raises UserError for a wrong one.
   """
   told = {'help': help_text, 'choices': list(choices), 'at_least': at_least, 'parse': parse}
+  told['repeated'] = repeated
   return dataclasses.field(default=default, metadata=told)
 
 
@@ -159,6 +162,8 @@ def _define(
     parser.parse = lambda path: _run_experiment(  # type: ignore[method-assign, assignment]
       read, paths.experiment(path, f'--{name}')
     )
+  elif told.get('repeated'):
+    absl_flags.DEFINE_multi_string(name, default, text, **here)
   elif typing.get_origin(kind) is tuple:
     absl_flags.DEFINE_list(name, None if default is None else [*map(str, default)], text, **here)
     least = 1 if default else 0
@@ -230,6 +235,8 @@ def _lines(field: dataclasses.Field, kind: Any) -> Iterator[str]:
   told, name = field.metadata, field.name
   default = told.get('file', field.default)
   text = told['help']
+  if told.get('repeated'):
+    text += ' May be given several times.'
   if choices := told.get('choices'):
     text += f' One of {", ".join(choices)}.'
   if default is dataclasses.MISSING or (kind is ConfigDict and default is None):

@@ -3,29 +3,33 @@
 Curves, measured numbers, quality against speed, orders and masks, and texts that the run generates,
 replayed step by step. The page holds all it shows: it opens offline and fetches nothing. Numbers
 come from what `evaluate`, `bench.decode` and `judge` wrote with --json, or from a quickstart's
-results.json; training is read from the run itself.
+results.json; training is read from the run itself. `armd report --workdir=A --workdir=B --out=FILE`
+compares runs: numbers, curves, texts and what differs in their options.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 
 from armd_jax import cli, families
 from armd_jax.artifacts import weights
 from armd_jax.artifacts.cards import measured_in
 from armd_jax.decode.requests import Decoder
 from armd_jax.decode.sampling import Sampling
+from armd_jax.errors import UserError
 from armd_jax.files import paths
 from armd_jax.flags import flag
 from armd_jax.parallel import sharding
-from armd_jax.show import report_files, run_page
+from armd_jax.show import compare_page, report_files, run_page
+from armd_jax.training import text
 from armd_jax.training import workdir as workdir_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  workdir: str = flag('A training run.')
-  out: str | None = flag('The page; left out: report.html in the workdir.', None)
+  workdir: tuple[str, ...] = flag('A training run; several are compared.', repeated=True)
+  out: str | None = flag('The page; left out: report.html in the first workdir.', None)
   scores: tuple[str, ...] = flag('Files of evaluate --json.', ())
   decoding: str | None = flag('File of bench.decode --json.', None)
   judged: tuple[str, ...] = flag('Files of judge --json.', ())
@@ -36,11 +40,28 @@ class Options:
   top_p: float = flag('Nucleus of the distribution to draw from.', 1.0)
 
 
-def main(options: Options) -> None:
-  sampling = Sampling(options.seed, options.temperature, options.top_p)
-  workdir = paths.given(options.workdir, '--workdir')
-  out = paths.given(options.out, '--out') if options.out else workdir / 'report.html'
-  config, records = workdir_lib.read_config(workdir), report_files.read_records(workdir)
+def _runs(options: Options, workdirs: list[pathlib.Path], sampling: Sampling) -> str:
+  """The page of several runs."""
+  if options.scores or options.decoding or options.judged:
+    raise UserError(
+      '--scores, --decoding and --judged are of one run; give one --workdir, or leave them out'
+    )
+  runs = []
+  for workdir in workdirs:
+    records = report_files.read_records(workdir)
+    config, tokenizer, params, step = weights.load_ema(workdir)
+    model = families.build(config.model, tokenizer.vocab_size)
+    decoder = Decoder(model, params, tokenizer, sharding.make_mesh(config.mesh))
+    text_of = text.sha256_of(workdir)
+    runs.append(compare_page.Run(workdir, config, step, records, decoder, text_of))
+  streams = 4 if 4 in options.streams else max(options.streams)
+  return compare_page.page(runs, sampling, streams, options.prompt)
+
+
+def _run(options: Options, workdir: pathlib.Path, sampling: Sampling) -> str:
+  """The page of one run."""
+  workdir_lib.read_config(workdir)
+  records = report_files.read_records(workdir)
   measured = report_files.read_measured(workdir, options.decoding, options.judged)
   config, tokenizer, params, step = weights.load_ema(workdir)
   if options.scores:
@@ -48,12 +69,23 @@ def main(options: Options) -> None:
     measured = dataclasses.replace(measured, scores=scores)
   model = families.build(config.model, tokenizer.vocab_size)
   decoder = Decoder(model, params, tokenizer, sharding.make_mesh(config.mesh))
-  page = run_page.page(
+  return run_page.page(
     workdir, config, step, records, measured, decoder, sampling,
     streams=options.streams, prompt=options.prompt,
   )  # fmt: skip
+
+
+def main(options: Options) -> None:
+  sampling = Sampling(options.seed, options.temperature, options.top_p)
+  workdirs = [paths.given(workdir, '--workdir') for workdir in options.workdir]
+  out = paths.given(options.out, '--out') if options.out else workdirs[0] / 'report.html'
+  if len(workdirs) > 1:
+    page = _runs(options, workdirs, sampling)
+  else:
+    page = _run(options, workdirs[0], sampling)
   report_files.write(out, page)
-  print(f'{out}: {out.stat().st_size / 1e6:.1f} MB, opens in any browser, offline')
+  size = out.stat().st_size / 1e6
+  print(f'{out.absolute().as_uri()}: {size:.1f} MB, opens in any browser, offline')
 
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 
   python launch/jobset.py --processes 4 --devices-per-process 4 --image IMAGE \\
     --accelerator tpu-v5p-slice --topology 2x2x4 --volume runs:/runs -- \\
-    python -m armd_jax.train --config=experiments/owt.py --workdir=/runs/owt
+    python -m armd_jax.train --config=experiments/owt_small.py --workdir=/runs/owt
 
 IMAGE is built from launch/Dockerfile. XPK lists, queues and deletes the job like its own.
 """

@@ -1,7 +1,8 @@
 """Runs a job's processes on this machine:
 
   python launch/local.py --processes 4 --devices-per-process 2 -- \\
-    python -m armd_jax.train --config=experiments/quickstart.py --workdir=work/four
+    python -m armd_jax.train --config=experiments/quickstart.py --workdir=work/four \\
+    --config.train.batch_size=8
 
 Every line they print starts with the process's number. If one ends with an error, the others are
 ended too and its exit code is the job's. SIGTERM and Ctrl-C let them save; a second one does not.

@@ -1,7 +1,7 @@
 """Submits a job to Slurm:
 
   python launch/slurm.py --processes 16 --devices-per-process 4 --nodes 8 --time 24:00:00 -- \\
-    python -m armd_jax.train --config=experiments/owt.py --workdir=/shared/runs/owt
+    python -m armd_jax.train --config=experiments/owt_small.py --workdir=/shared/runs/owt
 
 The work directory and this environment must be on a file system that all nodes share. Before the
 time is up, on preemption and on `scontrol requeue` the job saves; it is then queued again.

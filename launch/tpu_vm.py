@@ -1,7 +1,7 @@
 """Runs a job on all workers of a Cloud TPU VM, over gcloud's ssh:
 
   python launch/tpu_vm.py --processes 4 --devices-per-process 4 --name my-tpu --zone us-east5-a \\
-    --setup -- python -m armd_jax.train --config=experiments/owt.py --workdir=/mnt/runs/owt
+    --setup -- python -m armd_jax.train --config=experiments/owt_small.py --workdir=/mnt/runs/owt
 
 --name is the TPU's, with one process a worker. The work directory must be on a file system that
 all workers mount. --setup first copies this repository there and installs it.

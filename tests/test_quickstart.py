@@ -170,7 +170,7 @@ def test_report_shows_the_run(finished, tmp_path):
   """Its numbers, its orders, and the texts that sampling gives."""
   _, workdir, results = finished
   how = results['sampling'] | {'prompt': results['prompt']}
-  report.main(report.Options(workdir=str(workdir), out=str(tmp_path / 'r.html'), **how))
+  report.main(report.Options(workdir=(str(workdir),), out=str(tmp_path / 'r.html'), **how))
   page = (tmp_path / 'r.html').read_text()
   assert not re.search(r'(src|href)="(?!#|data:)|://', page)
   for title in (

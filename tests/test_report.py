@@ -213,7 +213,7 @@ def test_a_page_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path):
 def test_no_run_is_one_sentence(tmp_path):
   workdir = str(tmp_path / 'absent')
   with pytest.raises(UserError, match=r'give the --workdir of a training run$'):
-    report.main(report.Options(workdir=workdir))
+    report.main(report.Options(workdir=(workdir,)))
   command = [sys.executable, '-m', 'armd_jax.report', f'--workdir={workdir}']
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 1

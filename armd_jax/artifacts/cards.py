@@ -88,7 +88,7 @@ def measured_in(path: str | os.PathLike[str], step: int) -> list[Mapping[str, An
     reason = error.strerror if isinstance(error, OSError) else f'it {error}'
     raise UserError(
       f'--scores={path} is nothing that evaluate wrote ({reason}); make it by '
-      f'python -m armd_jax.evaluate --workdir=RUN --json={path}'
+      f'armd evaluate --workdir=RUN --json={path}'
     ) from error
   if measured_step != step:
     raise UserError(

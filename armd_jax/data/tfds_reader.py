@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -90,8 +91,9 @@ def tfds_span(name: str, split_name: str, column: str, prepare: bool) -> TfdsSpa
     _prepare(builder, name)
   if not builder.is_prepared():
     raise UserError(
-      f'tensorflow-datasets {name!r} is not prepared in {builder.data_dir}; run python -m '
-      f'armd_jax.data.prepare --source=tfds:{name}, or set TFDS_DATA_DIR'
+      f'tensorflow-datasets {name!r} is not prepared in {builder.data_dir}; run armd prepare '
+      f'--source=tfds:{name} --tokenizer=bytes --out=work/{re.sub("[^a-z0-9]", "_", name)}, or set '
+      'TFDS_DATA_DIR'
     )
   column = column or _COLUMNS.get(builder.name, '')
   where = f'tensorflow-datasets {name!r}'
@@ -142,7 +144,7 @@ def _prepare(builder: Any, name: str) -> None:
     builder.download_and_prepare(file_format='array_record')
   except ImportError as error:
     raise UserError(
-      f'preparing {name!r} needs {error.name or error}; pip install "armd_jax[prepare]"'
+      f'preparing {name!r} needs {error.name or error}; pip install tensorflow'
     ) from error
   except Exception as error:  # whatever downloads, archives and Beam raise
     raise UserError(

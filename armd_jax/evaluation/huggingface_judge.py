@@ -1,6 +1,6 @@
 """Any causal language model of Hugging Face as a judge, from local files: a folder or a GGUF file.
 
-Needs `pip install "armd_jax[judge]"`, that is torch and transformers.
+Needs torch and transformers, `pip install -e '.[judge]'` in a clone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class HuggingFaceJudge:
       import transformers
     except ImportError as error:
       raise UserError(
-        f'the judge at {path!r} needs {error.name}; pip install "armd_jax[judge]"'
+        f'the judge at {path!r} needs {error.name}; pip install torch transformers accelerate gguf'
       ) from error
     self._torch = torch
     folder, file = os.path.split(path) if path.endswith('.gguf') else (path, None)

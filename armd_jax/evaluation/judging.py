@@ -50,7 +50,7 @@ def mauve_score(judge: quality.Judge, texts: Sequence[str], references: Sequence
   try:
     import mauve
   except ImportError as error:
-    raise UserError(f'MAUVE needs {error.name}; pip install "armd_jax[judge]"') from error
+    raise UserError(f'MAUVE needs {error.name}; pip install mauve-text') from error
   if min(len(texts), len(references)) < 2:
     raise UserError('MAUVE needs at least two texts and two references; give more')
   rows = [

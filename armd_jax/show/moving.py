@@ -37,18 +37,24 @@ def picture(replays: Sequence[Replay], seconds: float = 12.0) -> str:
     parts.append(f'<text class="n" x="{_SIZE}" y="{top - 0.9 * _LINE:.1f}">{name}</text>')
     share = one.steps / longest * seconds / cycle
     parts.append(
-      f'<rect class="b" x="{_SIZE + 16 * _ADVANCE:.1f}" y="{top - 1.35 * _LINE:.1f}" height="8" '
-      f'width="0"><animate attributeName="width" values="0;{width - 18 * _ADVANCE - _SIZE:.1f};'
-      f'{width - 18 * _ADVANCE - _SIZE:.1f}" keyTimes="0;{share:.4f};1" dur="{cycle}s" '
+      f'<rect class="b" x="{_SIZE + 18 * _ADVANCE:.1f}" y="{top - 1.35 * _LINE:.1f}" height="8" '
+      f'width="0"><animate attributeName="width" values="0;{width - 20 * _ADVANCE - _SIZE:.1f};'
+      f'{width - 20 * _ADVANCE - _SIZE:.1f}" keyTimes="0;{share:.4f};1" dur="{cycle}s" '
       'repeatCount="indefinite"/></rect>'
     )
     by_step: dict[int, list[str]] = {}
+    cursors: dict[int, list[str]] = {}  # behind the letters that a step has made
     for letter, row, column, step, stream in letters:
       x, y = _SIZE + column * _ADVANCE, top + row * _LINE
-      color = f' fill="{_COLORS[stream % len(_COLORS)]}"' if step else ''
+      color = f' style="fill:{_COLORS[stream % len(_COLORS)]}"' if step else ''
       by_step.setdefault(step, []).append(
         f'<text x="{x:.1f}" y="{y:.1f}"{color}>{html.escape(letter)}</text>'
       )
+      if step:
+        cursors.setdefault(step, []).append(
+          f'<rect x="{x + _ADVANCE:.1f}" y="{y - 0.85 * _SIZE:.1f}" width="{_ADVANCE:.1f}" '
+          f'height="{1.1 * _SIZE:.1f}"{color}/>'
+        )
     for step, drawn in sorted(by_step.items()):
       at = step / longest * seconds / cycle
       appears = (
@@ -56,6 +62,13 @@ def picture(replays: Sequence[Replay], seconds: float = 12.0) -> str:
         f'calcMode="discrete" dur="{cycle}s" repeatCount="indefinite"/>'
       )
       parts.append(f'<g>{appears if step else ""}{"".join(drawn)}</g>')
+    for step, drawn in sorted(cursors.items()):
+      at, end = ((step + more) / longest * seconds / cycle for more in (0, 1))
+      blinks = (
+        f'<animate attributeName="opacity" values="0;.55;0" keyTimes="0;{at:.4f};{end:.4f}" '
+        f'calcMode="discrete" dur="{cycle}s" repeatCount="indefinite"/>'
+      )
+      parts.append(f'<g opacity="0">{blinks}{"".join(drawn)}</g>')
     top += height
   style = (
     'text{font:15px ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;white-space:pre}'
@@ -77,7 +90,10 @@ def _letters(one: Replay) -> list[tuple[str, int, int, int, int]]:
   stream = 0
   for number, (text, _, step) in enumerate(one.pieces):
     stream += number in one.junctions
-    marks += [(letter if letter.isprintable() else ' ', step, stream) for letter in text]
+    for letter in text:
+      letter = letter if letter.isprintable() else ' '
+      if letter != ' ' or (marks and marks[-1][0] != ' '):  # one space is enough
+        marks.append((letter, step, stream))
   whole = ''.join(letter for letter, _, _ in marks)
   rows = textwrap.wrap(
     whole, _WIDE, drop_whitespace=False, replace_whitespace=False, break_long_words=True

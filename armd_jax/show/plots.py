@@ -15,6 +15,7 @@ matplotlib.use('Agg')  # files only; no screen is needed
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import ticker
 
 from armd_jax.config import OrderConfig
 from armd_jax.errors import UserError
@@ -82,6 +83,17 @@ def kinds_panel(axes: Any, records: Mapping[int, dict[str, Any]], order: OrderCo
   _over_steps(axes, records, order)
   axes.set(ylabel='loss by order, nats per token')
   axes.legend(markerscale=3)
+
+
+def runs_panel(axes: Any, records: Mapping[str, Mapping[int, dict[str, Any]]], name: str) -> None:
+  """What several runs logged as `name` over steps, a line a run."""
+  colors = plt.cm.viridis(np.linspace(0, 0.85, len(records)))
+  for color, (run, of_run) in zip(colors, records.items(), strict=True):
+    if points := _curve(of_run, name):
+      axes.plot(*zip(*points, strict=True), '.-', color=color, lw=1, ms=4, label=run)
+  axes.set(xlabel='step', ylabel='nats per token')
+  if axes.lines:
+    finish(axes)
 
 
 def curve_panel(
@@ -177,7 +189,7 @@ def quality_speed(
     name = min(counted, key=counted.__getitem__)
     axes.axhline(counted[name], color=OTHERS[0], lw=1, ls=':', label=name)
   axes.margins(0.15)
-  axes.set_ylim(bottom=0)
+  axes.set_ylim(0, 1.2 * max(p[1] for p in points))
   finish(axes)
   axes.legend(fontsize=8, loc='lower right')
   save(figure, path)
@@ -218,6 +230,9 @@ def speed_panel(axes: Any, systems: Sequence[dict[str, Any]]) -> None:
   streams = sorted({row['streams'] for row in rows})
   axes.set_xticks(streams, streams)
   axes.xaxis.minorticks_off()
+  axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+  axes.yaxis.set_major_formatter(ticker.StrMethodFormatter('{x:,.0f}'))
+  axes.yaxis.minorticks_off()
   finish(axes)
 
 
@@ -239,12 +254,17 @@ def front_panel(
   for x, q in pairs:
     place = dict(textcoords='offset points', xytext=(4, -12))
     axes.annotate(f'S = {q["streams"]}', (x, q['nats']), **place)
+  first = min(quality, key=lambda q: q['streams'])
+  axes.axhline(first['nats'], color='grey', lw=1, ls='--', label=f'S = {first["streams"]}')
   axes.set(
     xlabel=f'tokens per second, batch {batch}', ylabel='held-out nats per token (exact)',
     title='Quality against speed',
   )  # fmt: skip
   axes.margins(0.15)
+  # From 0, so that a per cent looks like one.
+  axes.set_ylim(0, 1.2 * max(q['nats'] for _, q in pairs))
   finish(axes)
+  axes.legend(loc='lower right')
 
 
 def cost_panel(axes: Any, quality: Sequence[dict[str, Any]]) -> None:

@@ -78,7 +78,7 @@ def read_json(flag: str, path: str, program: str, like: Any) -> dict[str, Any]:
   Raises:
     UserError: it cannot be read, or is not what that program writes.
   """
-  fix = f'make it by python -m {program} --json={path}'
+  fix = f'make it by {program} --json={path}'
   try:
     return whole.read_json(paths.given(path, f'--{flag}'), like, fix)
   except OSError as error:
@@ -140,9 +140,9 @@ def read_measured(
     UserError: a file is not what it should be.
   """
   found = quickstart_results(workdir)
-  verdicts = {path: read_json('judged', path, 'armd_jax.judge', _VERDICT) for path in judged}
+  verdicts = {path: read_json('judged', path, 'armd judge', _VERDICT) for path in judged}
   if decoding:
-    rows = read_json('decoding', decoding, 'armd_jax.bench.decode', _DECODING)
+    rows = read_json('decoding', decoding, 'armd bench.decode', _DECODING)
     found = dataclasses.replace(found, decoding={decoding: rows})
   return dataclasses.replace(found, verdicts=verdicts)
 

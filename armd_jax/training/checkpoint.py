@@ -226,7 +226,7 @@ class Checkpoints:
       )
     raise UserError(
       f'{self.directory} holds no {"" if step is None else f"step {step} "}checkpoint; train '
-      'there first: python -m armd_jax.train --config=CONFIG.py --workdir=DIR'
+      'there first: armd train --config=CONFIG.py --workdir=DIR'
     )
 
   def _newest(self, step: int | None) -> int | None:
