@@ -1,10 +1,12 @@
 """The whole story on a tiny text: train, fine-tune, measure, generate, sample from the result."""
 
+import dataclasses
 import html
 import json
 import math
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree
@@ -15,7 +17,7 @@ import pytest
 
 import armd_jax
 from armd_jax import config as config_lib
-from armd_jax import evaluate, families, report, sample
+from armd_jax import evaluate, families, flags, report, sample
 from armd_jax.artifacts import pack, weights
 from armd_jax.data.tokenizers import ByteTokenizer
 from armd_jax.decode import requests
@@ -189,6 +191,27 @@ def test_report_shows_the_run(finished, tmp_path):
   assert [int(steps) for steps, _ in shown] == [s['steps'] for s in results['generation']]
   assert texts == [s['text'] for s in results['generation']]
   assert len(re.findall('<svg', page)) == len(re.findall('role="img"', page)) >= 10
+
+
+def test_runs_are_compared_on_one_page(finished, tmp_path):
+  _, workdir, _ = finished
+  other = tmp_path / 'other'
+  shutil.copytree(workdir, other)
+  config = json.loads((other / 'config.json').read_text())
+  config['train']['log_every'] = 11
+  (other / 'config.json').write_text(json.dumps(config))
+  out = tmp_path / 'both.html'
+  given = flags.parse(
+    report.Options, ['report', f'--workdir={workdir}', f'--workdir={other}', f'--out={out}']
+  )
+  report.main(given)
+  page = out.read_text()
+  assert 'work beside other' in page and 'Runs compared' in page
+  assert '<td class="text">train.log_every</td>' in page
+  assert re.findall('class="generated" data-name="(.*?)"', page) == ['work, S = 4', 'other, S = 4']
+  assert not re.search(r'(src|href)="(?!#|data:)|://', page)
+  with pytest.raises(UserError, match='are of one run; give one --workdir'):
+    report.main(dataclasses.replace(given, scores=('s.json',)))
 
 
 def test_a_replay_shows_a_piece_when_the_decoder_has_made_all_of_it(finished):

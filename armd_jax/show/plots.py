@@ -237,9 +237,12 @@ def speed_panel(axes: Any, systems: Sequence[dict[str, Any]]) -> None:
 
 
 def front_panel(
-  axes: Any, systems: Sequence[dict[str, Any]], quality: Sequence[dict[str, Any]]
+  axes: Any,
+  systems: Sequence[dict[str, Any]],
+  quality: Sequence[dict[str, Any]],
+  counted: Mapping[str, float] | None = None,
 ) -> None:
-  """Held-out nats per token against speed, at the smallest batch size."""
+  """Held-out nats per token against speed, at the smallest batch size; beside counted models."""
   ours = [row for row in systems if row['seconds'] and row['system'].startswith('ARMD')]
   batch = min(row['batch_size'] for row in ours)
   by_streams = {row['streams']: row for row in quality}
@@ -252,7 +255,7 @@ def front_panel(
   alone = [(x, q['nats'] - q['independence_cost']) for x, q in pairs]
   axes.plot(*zip(*alone, strict=True), 'x', color=QUERY, label='the same orders, one by one')
   for x, q in pairs:
-    place = dict(textcoords='offset points', xytext=(4, -12))
+    place = dict(textcoords='offset points', xytext=(-6, 8))
     axes.annotate(f'S = {q["streams"]}', (x, q['nats']), **place)
   first = min(quality, key=lambda q: q['streams'])
   axes.axhline(first['nats'], color='grey', lw=1, ls='--', label=f'S = {first["streams"]}')
@@ -261,6 +264,8 @@ def front_panel(
     title='Quality against speed',
   )  # fmt: skip
   axes.margins(0.15)
+  for name, nats in (counted or {}).items():
+    axes.axhline(nats, color=OTHERS[0], lw=1, ls=':', label=name)
   # From 0, so that a per cent looks like one.
   axes.set_ylim(0, 1.2 * max(q['nats'] for _, q in pairs))
   finish(axes)

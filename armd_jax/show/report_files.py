@@ -107,7 +107,14 @@ def quickstart_decoding(results: Mapping[str, Any]) -> dict[str, Any]:
     speed | {'system': f'ARMD S={speed["streams"]}', 'batch_size': 1}
     for speed in results['generation']
   ]
-  return {'machine': results['machine'], 'systems': systems, 'quality': quality}
+  left_to_right, counted = by_name['left-to-right'], {}
+  if ngrams := results['held_out'].get('ngrams'):
+    name = min(ngrams, key=ngrams.__getitem__)
+    tokens_per_byte = left_to_right['nats_per_byte'] / base
+    counted = {name: ngrams[name] / tokens_per_byte}
+  return {
+    'machine': results['machine'], 'systems': systems, 'quality': quality, 'counted': counted,
+  }  # fmt: skip
 
 
 def quickstart_results(workdir: pathlib.Path) -> Measured:

@@ -191,7 +191,8 @@ def decoding_section(source: str, numbers: Mapping[str, Any]) -> str:
   drawings = []
   try:
     if quality:
-      draw = lambda axes: plots.front_panel(axes, systems, quality)
+      counted = numbers.get('counted')
+      draw = lambda axes: plots.front_panel(axes, systems, quality, counted)
       drawings.append(('', plots.svg(draw, 'Held-out nats per token against tokens per second')))
       draw = lambda axes: plots.cost_panel(axes, quality)
       drawings.append(('', plots.svg(draw, 'What order and independence cost at every S')))
