@@ -62,6 +62,12 @@ def test_it_generates_texts_of_full_length(outputs):
     assert text.startswith('The ') and len(text.encode()) >= SMALL['LENGTH']
 
 
+def test_it_scores_and_generates_in_other_orders(outputs):
+  (printed,) = (printed for printed, _ in outputs if 'predicted from positions' in printed)
+  assert "'T' -" in printed and 'predicted from positions (2, 3, 4, 5, 6, 7)' in printed
+  assert re.search(r'perplexity \d+\.\d per byte\n$', printed)
+
+
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.name)
 def test_nothing_that_a_run_leaves_is_committed(path):
   cells = [c for c in json.loads(path.read_text('utf-8'))['cells'] if c['cell_type'] == 'code']

@@ -113,6 +113,18 @@ def test_killed_and_started_again_is_as_if_never_stopped(text, finished, tmp_pat
   done = subprocess.run(command(text, workdir), capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert 'going on from step 20' in done.stdout
+  # One header, and lines alone where no terminal is.
+  header = (
+    'devices   1 x cpu',
+    'attention XLA\n',
+    'precision float32',
+    'text ',
+    'windows ',
+    'epoch ',
+  )
+  assert all(f'\n{line}' in f'\n{done.stdout}' for line in (*header, 'model ', 'workdir '))
+  assert 'compiling ...\ncompiled in ' in done.stdout and 'at peak' not in done.stdout
+  assert '\r' not in done.stdout + done.stderr and done.stderr == ''
   (state, position), (expected, expected_position) = final(workdir), final(finished)
   assert position == expected_position == 40 * 4
   assert int(state.step) == 40
