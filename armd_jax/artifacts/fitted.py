@@ -91,9 +91,12 @@ def _config(experiment: str, overrides: dict[str, Any]) -> Any:
     for name in _SCHEDULE:
       if _get(config, name) > 0 and name not in given:
         given[name] = _get(config, name) * steps // config.train.steps
-  if isinstance(length := given.get('model.length'), int) and config.model.position_rows == 'local':
-    given.setdefault('model.position_dim', max(2, length // 2 // 2 * 2))
+  if isinstance(length := given.get('model.length'), int):
     given.setdefault('train.loss_chunk', max(1, length))
+    given.setdefault('order.segments_cuts', max(1, length // 8))
+  orders = config_lib.FAMILIES.get(given.get('model.family', config.model.family), 'any')
+  if orders != 'any':  # which has no strided orders to be fine-tuned on
+    given.setdefault('order.strided_start', -1)
   for name, value in given.items():
     *sections, last = name.split('.')
     section = config

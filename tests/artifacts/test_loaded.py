@@ -42,7 +42,7 @@ ORDERS = armd_jax.orders
 def make(family, **changes):
   sizes = dict(
     family=family, length=LENGTH, num_layers=2, embed_dim=16, num_heads=2, dtype='float32',
-    dropout=0.0, position_dim=12, position_rows='local',
+    dropout=0.0, position_dim=12,
   )  # fmt: skip
   config = config_lib.parse({'model': sizes | changes, 'order': {'max_shuffled': 0}})
   _, params = tiny.init(config.model, Letters.vocab_size)

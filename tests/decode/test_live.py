@@ -66,7 +66,11 @@ def test_a_race_shows_both_texts_to_their_ends(monkeypatch):
   monkeypatch.setattr(race, '_SECONDS', 0.5)
   out = Terminal()
   told = race.run(decoder, request, (1, 2), Sampling(seed=1), out)
-  assert re.fullmatch(r'S = 1 took \d+ ms, S = 2 took \d+ ms: \d+\.\d times as fast', told)
+  found = re.fullmatch(r'S = 1 took (\d+) ms, S = 2 took (\d+) ms: (\d+\.\d) times as fast', told)
+  first, second, faster = map(float, found.groups())
+  assert (
+    (first - 0.5) / (second + 0.5) - 0.1 < faster < (first + 0.5) / max(second - 0.5, 0.1) + 0.1
+  )
   last = out.getvalue().rpartition('\x1b[J')[2]
   assert len(re.findall(r'S = [12] +\[#{30}\]    16 tokens, \d+ ms', last)) == 2
   assert race.run(decoder, request, (1, 2), Sampling(seed=1), io.StringIO()).startswith('S = 1')
