@@ -87,6 +87,9 @@ def _config(experiment: str, overrides: dict[str, Any]) -> Any:
       fix = f'write one of {", ".join(found)}' if found else 'armd_jax/config.py lists all fields'
       raise UserError(f'the config has no single field {name!r}; {fix}')
     given[found[0]] = value
+  orders = config_lib.FAMILIES.get(given.get('model.family', config.model.family), 'any')
+  if orders != 'any':  # which has no strided orders to be fine-tuned on
+    given.setdefault('order.strided_start', -1)
   if isinstance(steps := given.get('train.steps'), int) and steps > 0:
     for name in _SCHEDULE:
       if _get(config, name) > 0 and name not in given:
@@ -94,9 +97,6 @@ def _config(experiment: str, overrides: dict[str, Any]) -> Any:
   if isinstance(length := given.get('model.length'), int):
     given.setdefault('train.loss_chunk', max(1, length))
     given.setdefault('order.segments_cuts', max(1, length // 8))
-  orders = config_lib.FAMILIES.get(given.get('model.family', config.model.family), 'any')
-  if orders != 'any':  # which has no strided orders to be fine-tuned on
-    given.setdefault('order.strided_start', -1)
   for name, value in given.items():
     *sections, last = name.split('.')
     section = config
