@@ -78,8 +78,9 @@ def measured_in(path: str | os.PathLike[str], step: int) -> list[Mapping[str, An
   Raises:
     UserError: they are no such scores, or of other weights.
   """
+  file = paths.given(path, '--scores')
   try:
-    data = paths.given(path, '--scores').read_bytes()
+    data = file.read_bytes()
     numbers = whole.parse_json(data, {'step': int, 'scores': [{str: _CELL}]})
     scores, measured_step = numbers['scores'], numbers['step']
     if not scores or any(row.keys() != scores[0].keys() for row in scores):

@@ -276,7 +276,9 @@ def files(tmp_path_factory) -> dict[str, File]:
 def programs(files, monkeypatch, tmp_path):
   """What runs on the run and the files above, without networks that are compiled."""
   folder, run = files['scores.json'].path.parent, files['config.json'].path.parent
-  text = types.SimpleNamespace(steps=1, margin_B=np.zeros(1), length_B=np.array([16]))
+  text = types.SimpleNamespace(
+    tokens_BxN=np.zeros((1, 16), int), steps=1, margin_B=np.zeros(1), length_B=np.array([16])
+  )
   monkeypatch.setattr(
     requests.Decoder, 'complete', lambda self, request, *_: (['x'] * len(request.length_B), text)
   )
