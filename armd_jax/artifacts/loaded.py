@@ -227,10 +227,9 @@ class Model:
     requests.check_counts(1, count)
     if isinstance(prompt, str):
       return [prompt] * count
-    if not isinstance(prompt, Sequence) or not prompt or count != 1:
-      raise UserError(
-        f'prompt is {prompt!r} and count is {count}; give a text, or a list of texts and no count'
-      )
+    is_list = isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray)
+    if not is_list or not prompt or count != 1:
+      raise UserError(f'prompt is {prompt!r}; write a text, or a list of texts without count')
     return [_text(one) for one in prompt]
 
   def _continued(
@@ -253,6 +252,7 @@ class Model:
   def _check(self, streams: int, order: GenerationOrder | None) -> None:
     """Refuses streams and orders that the family cannot follow."""
     model = self.config.model
+    requests.check_counts(streams, 1)
     check_streams(streams, model.num_slots, 'streams')
     if order is not None and not isinstance(order, GenerationOrder):
       raise UserError(f'order is {order!r}; make one with armd_jax.orders')

@@ -20,7 +20,9 @@ import multiprocessing
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -45,6 +47,8 @@ _PLAN = 'plan.json'
 _PLACES = ('source', 'description', 'held_out_source', 'files')
 # Documents that are in no file, by the reason.
 _LEFT_OUT, _BAD, _ON_BOTH_SIDES = 'left_out', 'bad rows', 'held out as well'
+
+_SECONDS_A_LINE = 30
 
 
 def prepare(
@@ -188,6 +192,12 @@ def _run(
     desc='prepare',
     disable=None,  # where there is no terminal
   )
+  lines = _Lines(sum(sizes), bar.disable)
+
+  def finished(i: int) -> None:
+    bar.update(sizes[i])
+    lines.update(sizes[i])
+
   job = lambda i: (parts[i], i, os.fspath(folder))
   worker = tokenizer_name, split.held_out, split.held_out_set, bad_rows
   with bar:
@@ -195,7 +205,7 @@ def _run(
       _start_worker(*worker)
       for i in missing:
         _write_part(*job(i))
-        bar.update(sizes[i])
+        finished(i)
       return
     pool = concurrent.futures.ProcessPoolExecutor(
       min(num_workers, max(1, len(missing))),
@@ -208,7 +218,7 @@ def _run(
         running = {pool.submit(_write_part, *job(i)): i for i in missing}
       for future in concurrent.futures.as_completed(running):
         future.result()
-        bar.update(sizes[running[future]])
+        finished(running[future])
     except concurrent.futures.process.BrokenProcessPool as error:
       raise UserError(
         'a worker was killed, perhaps for want of memory; run the same command again with fewer '
@@ -216,6 +226,25 @@ def _run(
       ) from error
     finally:
       pool.shutdown(cancel_futures=True)
+
+
+class _Lines:
+  """Progress where there is no terminal: a line now and then, and one at the end."""
+
+  def __init__(self, total: int, is_on: bool):
+    self._total, self._is_on = total, is_on
+    self._done, self._begin, self._told = 0, time.perf_counter(), 0.0
+
+  def update(self, num_bytes: int) -> None:
+    self._done += num_bytes
+    seconds = time.perf_counter() - self._begin
+    if self._is_on and (seconds - self._told > _SECONDS_A_LINE or self._done >= self._total):
+      self._told = seconds
+      print(
+        f'prepare: {self._done / 1e6:.1f} of {self._total / 1e6:.1f} MB, '
+        f'{self._done / 1e6 / seconds:.1f} MB/s',
+        file=sys.stderr, flush=True,
+      )  # fmt: skip
 
 
 _tokenizer: Tokenizer  # of a worker process, which builds both once

@@ -154,7 +154,7 @@ def test_infill_keeps_the_text_around_the_gaps(armd):
 @pytest.mark.parametrize(
   ('call', 'message'),
   [
-    (lambda m: m.generate(['a'], count=2), 'give a text, or a list of texts and no count'),
+    (lambda m: m.generate(['a'], count=2), 'write a text, or a list of texts without count'),
     (lambda m: m.generate('a', max_new_tokens=24), 'write at most 23'),
     (lambda m: m.generate('a', max_new_tokens=0), 'max_new_tokens is 0; write a whole number'),
     (lambda m: m.generate('a', streams=25), 'streams holds S = 25, but of 24 tokens there are'),
