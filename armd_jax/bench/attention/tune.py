@@ -149,7 +149,7 @@ def tune(path: pathlib.Path, chip: str, names: Sequence[str], timer: Timer) -> N
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  json: str = flag('The table.', str(tpu_blocks.TABLE))
+  json: str | None = flag('The table; left out: tpu_blocks.json of the package.', None)
   shapes: str = flag('Only shapes whose name contains this.', '')
   repeats: int = flag('Timed rounds.', 10, at_least=1)
 
@@ -166,7 +166,12 @@ def main(options: Options) -> None:
   def attend(q, k, v, lengths, blocks):
     return tpu.prefix_attention(q, k, v, lengths, chip=here.chip, blocks=blocks)
 
-  tune(pathlib.Path(options.json), here.chip, names, seconds_here(attend, options.repeats))
+  tune(
+    pathlib.Path(options.json or tpu_blocks.TABLE),
+    here.chip,
+    names,
+    seconds_here(attend, options.repeats),
+  )
 
 
 if __name__ == '__main__':

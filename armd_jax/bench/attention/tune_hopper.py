@@ -73,7 +73,7 @@ def run(path: pathlib.Path, length: int, timer: tune.Timer) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  json: str = flag('The table.', str(hopper_blocks.TABLE))
+  json: str | None = flag('The table; left out: hopper_blocks.json of the package.', None)
   length: int = flag('Slots and keys of the calls that are timed.', 4096, at_least=1)
   repeats: int = flag('Timed rounds.', 10, at_least=1)
 
@@ -86,7 +86,11 @@ def main(options: Options) -> None:
   def attend(q, k, v, lengths, blocks):
     return hopper.prefix_attention(q, k, v, lengths, blocks=blocks)
 
-  run(pathlib.Path(options.json), options.length, tune.seconds_here(attend, options.repeats))
+  run(
+    pathlib.Path(options.json or hopper_blocks.TABLE),
+    options.length,
+    tune.seconds_here(attend, options.repeats),
+  )
 
 
 if __name__ == '__main__':
