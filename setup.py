@@ -52,6 +52,7 @@ setuptools.setup(
   extras_require={
     # Compilers for TPUs and H100s, which need neither; the plugins in jax's own version.
     'aot': ['jax[tpu]', 'jax-cuda12-pjrt', 'jax-cuda12-plugin', 'nvidia-cuda-nvcc-cu12'],
+    'eval': ['lm-eval>=0.4.9'],  # EleutherAI's harness
     'gcs': ['gcsfs>=2024.6'],  # texts and corpora on gs://
     # Hugging Face models that judge generated texts, GGUF files included, and MAUVE.
     'judge': [

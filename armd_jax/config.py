@@ -16,82 +16,18 @@ import difflib
 import functools
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
 
+from armd_jax.config_fields import field, one_of
 from armd_jax.errors import UserError, is_whole
 
-# ----- what is known of a field
-
-
-@dataclasses.dataclass(frozen=True)
-class Range:
-  """Numbers between two finite ends, so that neither NaN nor infinity is one of them."""
-
-  low: float
-  high: float
-  without_low: bool = False
-  without_high: bool = False
-
-  def __contains__(self, value: float) -> bool:
-    is_above = self.low < value if self.without_low else self.low <= value
-    return is_above and (value < self.high if self.without_high else value <= self.high)
-
-  def __str__(self) -> str:
-    low = f'{"above" if self.without_low else "from"} {self.low}'
-    return f'{low} {"and below" if self.without_high else "to"} {self.high}'
-
-
-# What int32 and float32 hold, the types that numbers have on the devices.
-_MOST_INT, _MOST_FLOAT = 2**31 - 1, 3e38
-
-
-def field(
-  default: Any,
-  *,
-  at_least: float | None = None,
-  above: float | None = None,
-  at_most: float | None = None,
-  below: float | None = None,
-  one_of: Collection[str] = (),
-  resumable: bool = False,
-  host_only: bool = False,
-  is_path: bool = False,
-) -> Any:
-  """A field of a config, and what is known of it.
-
-  Args:
-    default: always allowed, so that -1 may stand for a value that is derived.
-    at_least, above: lower end of a number or, in a tuple, of each; one of them is needed.
-    at_most, below: upper end; left out, what the number's type holds on a device.
-    one_of: the allowed texts; (): any.
-    resumable: a run may go on with another value; if not, it is refused.
-    host_only: the compiled training step does not read it, so that another value compiles nothing.
-      A field that is not marked is part of what the step is compiled for.
-    is_path: a place of files, which decides nothing but by what they hold.
-  """
-  known = dict(one_of=one_of, resumable=resumable, host_only=host_only, is_path=is_path)
-  if not isinstance(default, bool | str):
-    low, high = (at_least if above is None else above), (at_most if below is None else below)
-    if low is None:
-      raise TypeError('a number needs a lower end')
-    if high is None:
-      high = _MOST_FLOAT if isinstance(default, float) else _MOST_INT
-    known['range'] = Range(low, high, above is not None, below is not None)
-  return dataclasses.field(default=default, metadata=known)
-
-
-def one_of(*values: str, **known: Any) -> Any:
-  """A field that is one of some texts, the first by default."""
-  return field(values[0], one_of=values, **known)
-
+# ----- the fields
 
 # Of what is around the step: how long it goes on, what is done how often, on which devices.
 _of_loop = functools.partial(field, host_only=True, resumable=True)
-
-# ----- the fields
 
 
 # Families of models, and the generation orders along which each predicts: 'any', 'left_to_right'
@@ -117,6 +53,19 @@ class DiffusionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScalingConfig:
+  """How RoPE's angles are slowed down, for texts longer than a model was first trained on."""
+
+  kind: str = one_of('none', 'linear', 'llama3')
+  factor: float = field(1.0, at_least=1)  # by which angles are divided; of 'llama3' the slow ones
+  low_frequency: float = field(
+    1.0, above=0
+  )  # turns in the original length, below which one is slow
+  high_frequency: float = field(4.0, above=0)  # above which an angle stays; between: a blend
+  original_length: int = field(8192, at_least=1)  # tokens
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """Shape and variants of the network (method: paper section 3)."""
 
@@ -127,10 +76,18 @@ class ModelConfig:
   embed_dim: int = field(768, at_least=1, at_most=2**17)
   num_heads: int = field(12, at_least=1)
   num_kv_heads: int = field(-1, at_least=1)  # heads that share keys, values (GQA); -1: num_heads
+  head_dim: int = field(-1, at_least=2, at_most=2**16)  # even; -1: embed_dim / num_heads
   mlp_dim: int = field(-1, at_least=1, at_most=2**19)  # -1: 4 * embed_dim
+  mlp: str = one_of('gelu', 'swiglu')  # 'swiglu': silu of one product times another
   dropout: float = field(0.1, at_least=0, below=1)  # of embeddings and branches; none in attention
   rope_theta: float = field(1e4, at_least=1)
-  architecture: str = one_of('rope', 'gpt2')  # 'gpt2' of ARMD and AR: learned positions, biases
+  rope_scaling: RopeScalingConfig = RopeScalingConfig()
+  architecture: str = one_of('rope', 'gpt2')  # 'gpt2' of ARMD and AR: learned positions, LayerNorm
+  norm_epsilon: float = field(-1.0, above=0, at_most=1)  # -1: 1e-6; of 'gpt2' 1e-5
+  query_key_norm: bool = field(False)  # RMSNorm of every head's queries and keys, before RoPE
+  # Which products add a bias; 'auto': all of 'gpt2', else none.
+  biases: str = one_of('auto', 'none', 'query_key_value', 'attention', 'all')
+  tied_head: bool = field(True)  # logits by the embedding; False: by a matrix of their own
   first_token: str = one_of('predicted', 'given')  # a text's first token follows BOS, or is given
   query_seed: str = one_of('prefix', 'neighbours', 'mask_embedding', 'shift', 'warm')  # G^0
   query_seed_norm: str = one_of('none', 'rms')
@@ -154,10 +111,6 @@ class ModelConfig:
   def num_slots(self) -> int:
     """Tokens predicted per sequence: all of them, or all but a given first one."""
     return self.length - (self.first_token == 'given')
-
-  @property
-  def head_dim(self) -> int:
-    return self.embed_dim // self.num_heads
 
   def padded(self, vocab_size: int) -> int:
     """Rows of the embedding: the vocabulary and its padding."""
@@ -214,6 +167,7 @@ class OptimizerConfig:
   eps: float = field(1e-8, at_least=1e-30)
   weight_decay: float = field(0.0, at_least=0)
   clip_norm: float = field(1.0, above=0)
+  skip_above: float = field(0.0, at_least=0)  # x the median of recent gradient norms; 0: never
   warmup_steps: int = field(2500, at_least=0)
   ema_decay: float = field(0.9999, at_least=0, at_most=1)
 
@@ -413,8 +367,12 @@ def _resolve(config: Config) -> Config:
     'num_two_stream_layers': model.num_layers // 2,
     'num_kv_heads': model.num_heads,
     'mlp_dim': 4 * model.embed_dim,
+    'norm_epsilon': 1e-5 if model.architecture == 'gpt2' else 1e-6,
+    'biases': 'all' if model.architecture == 'gpt2' else 'none',
   }
-  unset = {name: value for name, value in filled.items() if getattr(model, name) == -1}
+  if model.embed_dim % (2 * model.num_heads) == 0:
+    filled['head_dim'] = model.embed_dim // model.num_heads
+  unset = {name: value for name, value in filled.items() if getattr(model, name) in (-1, 'auto')}
   order = config.order
   if order.segments_cuts == -1:
     order = dataclasses.replace(order, segments_cuts=max(1, model.num_slots // 8))
@@ -431,10 +389,18 @@ def _contradictions(config: Config) -> Iterator[str]:
       f'config.model.num_two_stream_layers is {m.num_two_stream_layers}; '
       f'write 0 to num_layers = {m.num_layers}'
     )
-  if m.embed_dim % (2 * m.num_heads):
+  if m.head_dim == -1:
     yield (
       f'config.model.embed_dim is {m.embed_dim}, which {m.num_heads} heads of even width do not '
       f'divide; write a multiple of {2 * m.num_heads}'
+    )
+  if m.head_dim % 2:
+    yield f'config.model.head_dim is {m.head_dim}; write an even number'
+  r = m.rope_scaling
+  if r.kind == 'llama3' and r.high_frequency <= r.low_frequency:
+    yield (
+      f'config.model.rope_scaling.high_frequency is {r.high_frequency}; write more than '
+      f'low_frequency = {r.low_frequency}'
     )
   if m.num_heads % m.num_kv_heads:
     yield (

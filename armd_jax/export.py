@@ -1,7 +1,8 @@
 """Exports trained weights: `armd export --workdir=RUN --out=DIR`.
 
 Writes a folder that `sample`, `evaluate` and `armd_jax.load` open without the run, or, where --out
-ends in .safetensors, one file. --workdir may be an export of either kind, too.
+ends in .safetensors, one file. --workdir may be an export of either kind, too. With --hf=DIR, a
+folder that transformers opens with `AutoModelForCausalLM.from_pretrained`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import pathlib
 import jax
 
 from armd_jax import cli, training
-from armd_jax.artifacts import stablehlo, standalone
-from armd_jax.artifacts.cards import _held_out, measured_in, model_card
+from armd_jax.artifacts import hugging_face, stablehlo, standalone
+from armd_jax.artifacts.cards import hugging_face_card, measured, model_card
 from armd_jax.artifacts.standalone import Export
 from armd_jax.config import MeshConfig, check_streams
 from armd_jax.data.tokenizers import get_tokenizer
@@ -54,7 +55,8 @@ def load(path: str | pathlib.Path, weights: str) -> tuple[Export, Params]:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
   workdir: str = flag('A training run, or an export.')
-  out: str = flag('Folder, or .safetensors file, to write.')
+  out: str = flag('Folder, or .safetensors file, to write.', '')
+  hf: str = flag('Folder to write for transformers, in place of --out.', '')
   weights: str = flag('Averaged, or as trained.', 'ema', choices=('ema', 'raw'))
   scores: tuple[str, ...] = flag('Files of evaluate --json, for the model card.', ())
   overwrite: bool = flag('Replace an export that is there.', False)
@@ -64,37 +66,44 @@ class Options:
 
 
 def main(options: Options) -> None:
-  out = paths.given(options.out, '--out')
-  is_file = out.suffix == '.safetensors'
-  if is_file and (options.stablehlo or options.scores):
+  if bool(options.out) == bool(options.hf):
+    raise UserError('write either --out=DIR or --hf=DIR')
+  name = '--hf' if options.hf else '--out'
+  out = paths.given(options.hf or options.out, name)
+  is_file = not options.hf and out.suffix == '.safetensors'
+  if (options.stablehlo and (is_file or options.hf)) or (options.scores and is_file):
     raise UserError(
       '--stablehlo and --scores go into a folder; write an --out without .safetensors'
     )
-  with standalone.new_path(out, options.overwrite) as part:
+  with standalone.new_path(out, options.overwrite, name) as part:
     export, params = load(options.workdir, options.weights)
-    model = export.config.model
+    rows = {} if is_file else measured(options.workdir, options.scores, export.step)
     if is_file:
       standalone.write_file(part, export, params)
+    elif options.hf:
+      hugging_face.write(part, export, params, hugging_face_card(export, params, rows))
     else:
-      measured = {path: measured_in(path, export.step) for path in options.scores}
-      if held_out := _held_out(options.workdir, export.step):
-        measured['while training'] = held_out
-      standalone.write_folder(part, params, model_card(export, params, measured))
+      standalone.write_folder(part, params, model_card(export, params, rows))
       if options.stablehlo:
-        if model.orders == 'none':
-          raise UserError(
-            f'--stablehlo writes programs that decode along an order; {model.family!r} has none, '
-            'leave it out'
-          )
-        streams = 1 if model.orders == 'left_to_right' else options.streams
-        check_streams(streams, model.num_slots, '--streams')
-        first_token = export.tokenizer.eos_id if model.first_token == 'given' else BOS
-        stablehlo.write(
-          part / 'stablehlo', model, export.tokenizer.vocab_size, params, first_token,
-          streams=streams, batch_size=options.batch_size, tokenizer=export.tokenizer.name,
-        )  # fmt: skip
+        _write_programs(part / 'stablehlo', options, export, params)
       standalone.seal(part, export)
   print(f'{out}: {export.weights} weights of step {export.step}, {num_parameters(params)} numbers')
+
+
+def _write_programs(folder: pathlib.Path, options: Options, export: Export, params: Params) -> None:
+  model = export.config.model
+  if model.orders == 'none':
+    raise UserError(
+      f'--stablehlo writes programs that decode along an order; {model.family!r} has none, '
+      'leave it out'
+    )
+  streams = 1 if model.orders == 'left_to_right' else options.streams
+  check_streams(streams, model.num_slots, '--streams')
+  first_token = export.tokenizer.eos_id if model.first_token == 'given' else BOS
+  stablehlo.write(
+    folder, model, export.tokenizer.vocab_size, params, first_token,
+    streams=streams, batch_size=options.batch_size, tokenizer=export.tokenizer.name,
+  )  # fmt: skip
 
 
 if __name__ == '__main__':

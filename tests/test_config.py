@@ -41,6 +41,12 @@ def test_defaults_are_the_published_small_recipe():
     ({'model': {'num_two_stream_layers': 13}}, 'write 0 to num_layers = 12'),
     ({'model': {'embed_dim': 100}}, 'write a multiple of 24'),
     ({'model': {'num_kv_heads': 5}}, 'write a divisor of num_heads = 12'),
+    ({'model': {'head_dim': 7}}, 'head_dim is 7; write an even number'),
+    ({'model': {'biases': 'some'}}, "biases is 'some'; write one of 'auto', 'none'"),
+    (
+      {'model': {'rope_scaling': {'kind': 'llama3', 'high_frequency': 1.0}}},
+      'high_frequency is 1.0; write more than low_frequency = 1.0',
+    ),
     ({'model': {'position_dim': 7}}, 'write an even number'),
     ({'model': {'dropout': 1.5}}, 'write a number from 0 and below 1'),
     ({'model': {'length': 1, 'first_token': 'given'}}, 'leaves no token to predict'),

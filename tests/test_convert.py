@@ -4,12 +4,14 @@ import jax
 import numpy as np
 import pytest
 import tiny_gpt2
+import tiny_llama
 import tiny_run
 
 from armd_jax import config as config_lib
 from armd_jax import convert, models
-from armd_jax.artifacts import weights
+from armd_jax.artifacts import starts, weights
 from armd_jax.errors import UserError
+from armd_jax.order import left_to_right
 
 
 @pytest.fixture(scope='module')
@@ -20,34 +22,34 @@ def ar_run(tmp_path_factory):
   raw.model.family = 'ar'
   config = config_lib.parse(raw)
   params = jax.jit(lambda: models.init(models.build(config.model, 257), jax.random.key(3)))()
-  convert.write(config, params, folder / 'run')
+  starts.write(starts.Start(config, params), folder / 'run')
   return folder / 'run', params
 
 
 def test_an_ar_run_becomes_armds(ar_run, tmp_path):
   folder, params = ar_run
-  convert.write(*convert.from_ar(folder, -1), tmp_path / 'warm')
+  starts.write(starts.from_ar(folder, -1), tmp_path / 'warm')
   config, _, warm, step = weights.load_ema(tmp_path / 'warm')
   assert (step, config.model.family, config.model.query_seed) == (0, 'armd', 'warm')
   assert config.model.num_two_stream_layers == 1
   np.testing.assert_array_equal(warm['vocabulary']['embedding'], params['vocabulary']['embedding'])
   with pytest.raises(UserError, match='two_stream_layers is 3; write at most the 2'):
-    convert.from_ar(folder, 3)
+    starts.from_ar(folder, 3)
   with pytest.raises(UserError, match="family 'armd'; a warm start needs"):
-    convert.from_ar(tmp_path / 'warm', -1)
+    starts.from_ar(tmp_path / 'warm', -1)
 
 
 def test_nothing_is_overwritten(ar_run):
   folder, _ = ar_run
   with pytest.raises(UserError, match='is not empty; use another --workdir'):
-    convert.write(*convert.from_ar(folder, -1), folder)
+    starts.write(starts.from_ar(folder, -1), folder)
 
 
 def test_gpt2_becomes_a_run(tmp_path):
   arrays = tiny_gpt2.arrays()
   rows = np.random.RandomState(0).normal(size=(257, tiny_gpt2.E)).astype(np.float32)
   folder = tiny_gpt2.write(tmp_path, arrays | {'wte.weight': rows}, vocab_size=257)
-  convert.write(*convert.from_gpt2(folder, 'stdlib', 'bytes'), tmp_path / 'run')
+  starts.write(starts.from_hugging_face(folder, 'stdlib', 'bytes', 0), tmp_path / 'run')
   config, tokenizer, params, step = weights.load_ema(tmp_path / 'run')
   assert (step, config.model.family, config.model.architecture) == (0, 'ar', 'gpt2')
   assert (config.data.source, tokenizer.name) == ('stdlib', 'bytes')
@@ -55,17 +57,67 @@ def test_gpt2_becomes_a_run(tmp_path):
   np.testing.assert_array_equal(params['vocabulary']['bos'], rows[256])
   tiny_gpt2.write(tmp_path, arrays)
   with pytest.raises(UserError, match='a vocabulary of 13 but --tokenizer=bytes one of 257'):
-    convert.from_gpt2(tmp_path, 'stdlib', 'bytes')
+    starts.from_hugging_face(tmp_path, 'stdlib', 'bytes', 0)
+  with pytest.raises(UserError, match='--length is 9, but a GPT-2 has learned 8 positions'):
+    starts.from_hugging_face(tmp_path, 'stdlib', 'bytes', 9)
+
+
+@pytest.mark.parametrize('pieces', [tiny_llama.V, tiny_llama.V - 4])
+def test_a_llama_becomes_a_run(tmp_path, pieces):
+  """With its own tokenizer, which may know fewer ids than the model has rows."""
+  folder = tmp_path / 'hf'
+  folder.mkdir()
+  tiny_llama.write_tokenizer(tiny_llama.write(folder, 'llama2'), pieces)
+  options = dict(hf=str(folder), workdir=str(tmp_path / 'run'), length=16)
+  convert.main(convert.Options(**options))
+  config, tokenizer, params, step = weights.load_ema(tmp_path / 'run')
+  assert (step, config.model.family, config.model.length) == (0, 'ar', 16)
+  assert (tokenizer.vocab_size, tokenizer.eos_id) == (pieces, 0)
+  assert tokenizer.decode(tokenizer.encode('abba')) == 'abba'
+  rows = tiny_llama.arrays('llama2')['model.embed_tokens.weight']
+  np.testing.assert_array_equal(params['vocabulary']['embedding'][: tiny_llama.V], rows)
+  np.testing.assert_array_equal(params['vocabulary']['bos'], rows[1])
+  tokens = np.random.RandomState(0).randint(pieces, size=(1, 16))
+  expected = tiny_llama.reference(
+    'llama2', tiny_llama.arrays('llama2'), np.append(1, tokens[0, :-1])
+  )[:, :pieces]
+  starts.write(starts.from_ar(tmp_path / 'run', 1), tmp_path / 'warm')
+  for run in ('run', 'warm'):
+    config, tokenizer, params, _ = weights.load_ema(tmp_path / run)
+    model = models.build(config.model, tokenizer.vocab_size)
+    hidden = model.apply({'params': params}, tokens, left_to_right(16))
+    logits = model.apply({'params': params}, hidden, method='logits')
+    np.testing.assert_allclose(logits[0, :, :pieces], expected, atol=1e-4)
+    assert np.isneginf(logits[0, :, pieces:]).all()
+
+
+def test_nothing_is_written_of_a_llama_that_is_refused(tmp_path):
+  folder, workdir = tmp_path / 'hf', tmp_path / 'run'
+  folder.mkdir()
+  tiny_llama.write(folder, 'llama2')
+  options = convert.Options(hf=str(folder), workdir=str(workdir), length=16)
+  for message, change in (
+    ('holds no tokenizer.json; put that of the model', lambda: None),
+    ('a vocabulary of 15 but tokenizer.json one of 16',
+     lambda: tiny_llama.write_tokenizer(folder, 16)),
+    ('no tokenizer.json', lambda: (folder / 'tokenizer.json').write_text('{}')),
+    ("rope_scaling = 'dynamic'",
+     lambda: tiny_llama.write(folder, 'llama2', rope_scaling={'type': 'dynamic', 'factor': 2.0})),
+  ):  # fmt: skip
+    change()
+    with pytest.raises(UserError, match=message):
+      convert.main(options)
+    assert not workdir.exists()
 
 
 def test_one_source_is_asked_for(tmp_path):
   workdir = tmp_path / 'run'
-  for both in ({}, {'gpt2': 'x', 'warm_start': 'y'}):
-    with pytest.raises(UserError, match='write either --gpt2=FOLDER or --warm_start=AR_RUN'):
+  for both in ({}, {'hf': 'x', 'warm_start': 'y'}):
+    with pytest.raises(UserError, match='write either --hf=FOLDER or --warm_start=AR_RUN'):
       convert.main(convert.Options(workdir=str(workdir), **both))
   done = tiny_run.run([*tiny_run.PYTHON, '-m', 'armd_jax.convert', f'--workdir={workdir}'])
   assert done.returncode == 1 and not workdir.exists()
-  assert done.stderr == 'error: write either --gpt2=FOLDER or --warm_start=AR_RUN\n'
+  assert done.stderr == 'error: write either --hf=FOLDER or --warm_start=AR_RUN\n'
 
 
 def test_the_program_converts(ar_run, tmp_path, capsys):

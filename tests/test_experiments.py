@@ -15,6 +15,7 @@ from armd_jax.bench import scaling
 from armd_jax.data import tokenizers
 from armd_jax.errors import UserError
 from armd_jax.parallel import sharding
+from armd_jax.training import workdir as workdir_lib
 
 DRILL_ALSO = ('experiments/*.py',)
 NAMES = [path.stem for path in pathlib.Path('experiments').glob('*.py')]
@@ -98,6 +99,21 @@ def test_the_published_recipe_is_to_the_letter(name):
   assert (ours.model.query_seed, ours.model.num_two_stream_layers) == ('neighbours', 1)
   assert ours.order.segments_cuts == ours.model.length // 8 and ours.order.segments_prob == 0.5
   assert (ours.data, ours.optimizer, ours.train) == (paper.data, paper.optimizer, paper.train)
+
+
+def test_adapting_goes_on_from_a_run(tmp_path):
+  found = config_lib.parse({'model': {'embed_dim': 48, 'num_heads': 4, 'query_seed': 'warm'}})
+  found = dataclasses.replace(found, data=dataclasses.replace(found.data, source='mine'))
+  workdir_lib.write_config(tmp_path / 'run', found)
+  tuned = recipe('adapt', f'run={tmp_path}/run')
+  assert (tuned.init_from, tuned.data) == (f'{tmp_path}/run', found.data)
+  assert tuned.model == dataclasses.replace(found.model, remat='dots')
+  assert tuned.optimizer.skip_above == 10
+  scratch = recipe('adapt', f'run={tmp_path}/run,scratch')
+  assert scratch == dataclasses.replace(tuned, init_from='')
+  for text, message in (('x', "run=DIR and scratch, but no 'x'"), ('run=x', 'x holds no run')):
+    with pytest.raises(UserError, match=message):
+      recipe('adapt', text)
 
 
 def take_a_step(config):

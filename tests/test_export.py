@@ -355,6 +355,7 @@ def test_the_card_describes_every_parameter(folder, file):
     {'scan_layers': False, 'query_seed': 'warm', 'num_kv_heads': 2},
     {'query_seed': 'mask_embedding', 'architecture': 'gpt2'},
     {'family': 'ar', 'scan_layers': False},
+    {'mlp': 'swiglu', 'biases': 'all', 'query_key_norm': True, 'tied_head': False},
     {'family': 'sedd', 'vocab_multiple': 8},
   ],
 )

@@ -15,8 +15,9 @@ from armd_jax.flags import experiment, flag
 
 ROOT = pathlib.Path(__file__).parents[1]
 STARTS = "if __name__ == '__main__':"
-# Files that start otherwise: see `armd_jax.bench.device.command`, and a file of an export.
-ALONE = ('bench/device/', 'artifacts/stablehlo_run.py')
+# Files that start otherwise: see `armd_jax.bench.device.command`, a file of an export, and the
+# command of lm_eval, which has its own flags.
+ALONE = ('bench/device/', 'artifacts/stablehlo_run.py', 'artifacts/harness.py')
 
 
 def programs():

@@ -27,14 +27,8 @@ def model_card(
     export, params: what is exported.
     measured: rows of numbers by where they come from.
   """
-  model, data = export.config.model, export.config.data
-  average = 'averaged (EMA)' if export.weights == 'ema' else 'raw'
-  tables = '\n\n'.join(f'{_code(name)}:\n\n{_markdown(rows)}' for name, rows in measured.items())
-  return f"""# {model.family} model, {num_parameters(params) / 1e6:.1f}M parameters
-
-{model.num_layers} layers x {model.embed_dim}, {model.num_heads} heads, {model.length} tokens of
-the vocabulary {_code(export.tokenizer.name)}; {average} weights of step {export.step},
-trained on {_code(data.source)}.
+  model = export.config.model
+  return f"""{_head(export, params)}
 
 ```python
 import armd_jax
@@ -44,12 +38,80 @@ print(model.generate('Once', streams={1 if model.orders == 'left_to_right' else 
 
 ## Measured
 
-{tables or 'Nothing: no `--scores` were given.'}
+{_tables(measured)}
 
 ## Parameters
 
 {parameters.section(model, export.tokenizer.vocab_size, standalone.shapes(params))}
 """
+
+
+def hugging_face_card(
+  export: Export, params: Params, measured: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> str:
+  """README.md of a folder for transformers; see `model_card`."""
+  model = export.config.model
+  is_ordered = model.orders == 'any'
+  use = """output = model.generate(ids, max_length=LENGTH)"""
+  more = ''
+  if is_ordered:
+    use = """output = model.generate(ids, streams=4)   # four tokens a step"""
+    more = """
+`model(ids).logits` are those of the next token, left to right; `model.token_logits(ids, position,
+block)` those of every token along any generation order: an exact log-likelihood in one pass. The
+code of the model is beside this file, in `modeling_armd.py`; it needs torch and transformers."""
+  trusted = ', trust_remote_code=True' if is_ordered else ''
+  return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+{_head(export, params)}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained('THIS_FOLDER'{trusted})
+tokenizer = AutoTokenizer.from_pretrained('THIS_FOLDER'{trusted})
+ids = tokenizer('Once', return_tensors='pt').input_ids
+{use.replace('LENGTH', str(model.num_slots))}
+print(tokenizer.decode(output[0]))
+model.push_to_hub('YOU/NAME')   # if you want it there
+```
+{more}
+
+## Measured
+
+{_tables(measured)}
+"""
+
+
+def _head(export, params):
+  model, data = export.config.model, export.config.data
+  average = 'averaged (EMA)' if export.weights == 'ema' else 'raw'
+  return f"""# {model.family} model, {num_parameters(params) / 1e6:.1f}M parameters
+
+{model.num_layers} layers x {model.embed_dim}, {model.num_heads} heads, {model.length} tokens of
+the vocabulary {_code(export.tokenizer.name)}; {average} weights of step {export.step},
+trained on {_code(data.source)}."""
+
+
+def _tables(measured):
+  tables = '\n\n'.join(f'{_code(name)}:\n\n{_markdown(rows)}' for name, rows in measured.items())
+  return tables or 'Nothing: no `--scores` were given.'
+
+
+def measured(
+  workdir: str | os.PathLike[str], scores: Sequence[str], step: int
+) -> dict[str, list[Mapping[str, Any]]]:
+  """Rows of numbers by where they come from: files of scores, and the run's own log.
+
+  Raises:
+    UserError: see `measured_in`.
+  """
+  found = {path: measured_in(path, step) for path in scores}
+  if held_out := _held_out(workdir, step):
+    found['while training'] = held_out
+  return found
 
 
 def _markdown(rows):

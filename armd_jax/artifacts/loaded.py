@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from armd_jax import families, orders
-from armd_jax.artifacts import pack, weights
+from armd_jax.artifacts import hub, pack, weights
 from armd_jax.config import Config, check_streams
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.decode import requests
@@ -301,5 +301,6 @@ def _text(text: Any) -> str:
 @ambient.settled()
 def load(path: str | pathlib.Path) -> Model:
   """See `armd_jax.load`."""
-  config, tokenizer, params, step = weights.load_ema(pack.find(path))
+  is_open = hub.is_open(path)
+  config, tokenizer, params, step = hub.load(path) if is_open else weights.load_ema(pack.find(path))
   return Model(config, tokenizer, params, step, sharding.make_mesh(config.mesh))

@@ -11,6 +11,7 @@ from armd_jax.config import ModelConfig
 # the width of a head, F the width inside the MLP, C that of the noise embedding.
 _MEANINGS = {
   'vocabulary/embedding': '[V, E]: a row for every token id, for input and, transposed, logits',
+  'vocabulary/head': '[V, E]: a row for every token id, for logits in place of the embedding',
   'vocabulary/bos': '[E]: the row before the text (BOS)',
   'vocabulary/mask': '[E]: the input of a masked token',
   'vocabulary/positions': '[length + 1, E]: added to the rows of content and of queries',
@@ -33,6 +34,10 @@ _MEANINGS = {
   'out/bias': '[E]: of what leaves attention',
   'up/kernel': '[E, F]: into the MLP, before GELU',
   'up/bias': '[F]: before GELU',
+  'gate_up/kernel': '[E, 2, F]: into the MLP, of which SiLU is taken (0), and times it (1)',
+  'gate_up/bias': '[2, F]: of both of them',
+  'query_norm/scale': '[D]: of the norm of queries',
+  'key_norm/scale': '[D]: of the norm of keys',
   'down/kernel': '[F, E]: out of the MLP',
   'down/bias': '[E]: of what leaves the MLP',
   'modulation/kernel': '[C, 2, 3, E]: shift (0), scale (1), gate (2) of attention (0), MLP (1)',

@@ -73,20 +73,26 @@ def is_export(path: str | os.PathLike[str]) -> bool:
 
 
 @contextlib.contextmanager
-def new_path(path: str | os.PathLike[str], overwrite: bool) -> Iterator[pathlib.Path]:
+def new_path(
+  path: str | os.PathLike[str], overwrite: bool, name: str = '--out'
+) -> Iterator[pathlib.Path]:
   """A path to write to, which takes the name of `path` once everything in it is written.
 
+  Args:
+    path: to be there in the end.
+    overwrite: whether an export that is there is replaced.
+    name: the flag that gave it, for errors.
   Raises:
     UserError: something is there that is not to be overwritten, or it cannot be written.
   """
-  path = paths.given(path, '--out').absolute()
-  _check_new(path, overwrite)
+  path = paths.given(path, name).absolute()
+  _check_new(path, overwrite, name)
   part, old = (path.with_name(f'.{path.name}.armd_jax_{what}') for what in ('part', 'old'))
-  with lock.held(lock.beside(path), f'--out {path}'):
+  with lock.held(lock.beside(path), f'{name} {path}'):
     try:
       _remove(part)  # of an export that was killed
       yield part
-      _check_new(path, overwrite)
+      _check_new(path, overwrite, name)
       if path.exists() or path.is_symlink():
         _remove(old)
         path.rename(old)
@@ -95,29 +101,29 @@ def new_path(path: str | os.PathLike[str], overwrite: bool) -> Iterator[pathlib.
     except Exception as error:
       if (reason := whole.refusal(error)) is None:
         raise
-      raise UserError(f'cannot write {path} ({reason}); give another --out') from error
+      raise UserError(f'cannot write {path} ({reason}); give another {name}') from error
     finally:
       _remove(part)
       if old.exists() and not path.exists():
         old.rename(path)
 
 
-def _check_new(path, overwrite):
+def _check_new(path, overwrite, name):
   """Refuses to write over anything but an export, and over what somebody has put into one."""
   if not path.exists() and not path.is_symlink():
     return
   try:
     about = dict(_about(path))
   except (OSError, UserError):
-    raise UserError(f'{path} exists and is no export; write another --out') from None
+    raise UserError(f'{path} exists and is no export; write another {name}') from None
   if not overwrite:
-    raise UserError(f'{path} exists; write another --out, or --overwrite')
+    raise UserError(f'{path} exists; write another {name}, or --overwrite')
   if not path.is_dir():
     return
   made = {*about.get('files', {}), _MANIFEST, _CARD}
   for other in sorted(_files(path)):
     if other not in made:
-      raise UserError(f'{path} holds {other}, which is no part of the export; write another --out')
+      raise UserError(f'{path} holds {other}, which is no part of the export; write another {name}')
 
 
 def _remove(path):

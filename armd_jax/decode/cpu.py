@@ -126,7 +126,7 @@ class HeadsFirst(KVCache):
 
 def cut(params: Params) -> Params:
   """Unrolled parameters with `panels` in place of every kernel that can be cut into them,
-  and beside the embedding, whose rows are looked up, too."""
+  and beside the embedding, whose rows are looked up, too (or the head)."""
   cut_ = {}
   for name, value in params.items():
     cut_[name] = value
@@ -138,8 +138,9 @@ def cut(params: Params) -> Params:
         others = {key: x for key, x in value.items() if key != 'kernel'}
         cut_[name] = others | {'panels': _panels(matrix_IxF)}
     elif isinstance(value, dict) and 'embedding' in value:
-      if value['embedding'].shape[0] % PANEL == 0:
-        cut_[name] = value | {'panels': _panels(value['embedding'].T)}
+      output_VxE = value['head'] if 'head' in value else value['embedding']
+      if output_VxE.shape[0] % PANEL == 0:
+        cut_[name] = value | {'panels': _panels(output_VxE.T)}
     elif isinstance(value, dict):
       cut_[name] = cut(value)
   return cut_

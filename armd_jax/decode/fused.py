@@ -27,7 +27,7 @@ from armd_jax.attention import hopper, hopper_cache
 from armd_jax.config import ModelConfig
 from armd_jax.decode.plan import Form
 from armd_jax.hardware import device
-from armd_jax.models.layers import Block, KVCache, View, make_norm
+from armd_jax.models.layers import Block, KVCache, View, make_norm, swiglu
 from armd_jax.models.params import Params
 
 Array = jax.Array
@@ -79,6 +79,8 @@ def serve(config: ModelConfig) -> bool:
   sizes = config.num_heads, config.num_kv_heads, config.head_dim
   here = device.current()
   if here.platform != 'gpu' or config.dtype != 'bfloat16' or hopper_cache.unsupported(*sizes):
+    return False
+  if config.query_key_norm:  # between the projection and the kernel that rotates
     return False
   shape = lambda *dims: jax.ShapeDtypeStruct((1, *dims, config.head_dim), config.dtype)
   q, k = shape(1, ROWS, config.num_heads), shape(ROWS, config.num_kv_heads)
@@ -170,8 +172,13 @@ class _Layers:
     seen_BxRxWxHxD = hopper.attend(q_BxRxWxHxD, k_BxKxGxD, v_BxKxGxD, reach)
     seen_BxRxWxF = seen_BxRxWxHxD.reshape(*rows_BxRxWxE.shape[:3], -1)
     rows_BxRxWxE += _dense(params['out'], 'kernel', seen_BxRxWxF)
-    hidden_BxRxWxF = _dense(params['up'], 'kernel', norm('mlp_norm', rows_BxRxWxE))
-    rows_BxRxWxE += _dense(params['down'], 'kernel', nn.gelu(hidden_BxRxWxF))
+    normed_BxRxWxE = norm('mlp_norm', rows_BxRxWxE)
+    if c.mlp == 'swiglu':
+      both_BxRxWxF = _dense(params['gate_up'], 'kernel', normed_BxRxWxE)
+      inner_BxRxWxF = swiglu(both_BxRxWxF.reshape(*both_BxRxWxF.shape[:3], 2, -1))
+    else:
+      inner_BxRxWxF = nn.gelu(_dense(params['up'], 'kernel', normed_BxRxWxE))
+    rows_BxRxWxE += _dense(params['down'], 'kernel', inner_BxRxWxF)
     return rows_BxRxWxE, cache.replace(k=k_BxKxGxD, v=v_BxKxGxD)
 
 

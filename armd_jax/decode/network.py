@@ -79,6 +79,6 @@ class Network:
 
 
 def _cast(dtype: str, path: Any, x: Array) -> Array:
-  is_matrix = path[-1].key in ('kernel', 'embedding')
+  is_matrix = path[-1].key in ('kernel', 'embedding', 'head')
   names = (None if name == 'embed' else name for name in axes.of_parameter(path, x))
   return axes.constrain(x.astype(dtype) if is_matrix else x, *names)

@@ -117,5 +117,5 @@ class Denoiser(nn.Module):
     return self.vocabulary.logits(hidden)
 
   def embedding(self) -> Array:
-    """The tied float32 embedding, `[V padded, E]`."""
-    return self.vocabulary.embedding_VxE
+    """The float32 matrix of the logits, `[V padded, E]`; see `Vocabulary.output`."""
+    return self.vocabulary.output()

@@ -31,9 +31,11 @@ def training_flops(config: ModelConfig, vocab_size: int) -> float:
   passes = c.num_layers
   if c.orders == 'any':
     passes += max(c.num_two_stream_layers - 1, 0)
-  weights_of_a_row = 2 * c.embed_dim * (c.embed_dim + c.mlp_dim)  # query and out, up and down
+  width = c.num_heads * c.head_dim
+  # Query and out; up and down, and a gate.
+  weights_of_a_row = c.embed_dim * (2 * width + (3 if c.mlp == 'swiglu' else 2) * c.mlp_dim)
   weights_of_a_key = c.embed_dim * 2 * c.num_kv_heads * c.head_dim
-  forward = passes * (2 * num_rows * weights_of_a_row + 4 * c.embed_dim * pairs)
+  forward = passes * (2 * num_rows * weights_of_a_row + 4 * width * pairs)
   forward += c.num_layers * 2 * num_rows * weights_of_a_key
   forward += 2 * c.num_slots * c.embed_dim * c.padded(vocab_size)
   # The backward pass multiplies twice for each product: for its weights, and for its input.

@@ -13,18 +13,17 @@ import pathlib
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from armd_jax import config as config_lib
-from armd_jax.errors import UserError, sentence
+from armd_jax.errors import UserError
 from armd_jax.files import paths, whole
+from armd_jax.models import weight_files
 from armd_jax.models.layers import stack_of
 from armd_jax.models.params import Params
 
 # What the computation here is fixed to, by the names of config.json; GPT-2's defaults come first.
 _FIXED = {
   'activation_function': ('gelu_new', 'gelu_pytorch_tanh', 'gelu_fast'),  # all the tanh form
-  'layer_norm_epsilon': (1e-5,),
   'scale_attn_weights': (True,),
   'scale_attn_by_inverse_layer_idx': (False,),
   'tie_word_embeddings': (True,),
@@ -32,6 +31,7 @@ _FIXED = {
 }
 # What decides nothing here: names, training, other heads, how transformers generates.
 _UNUSED = {
+  'layer_norm_epsilon',  # read
   'model_type', 'architectures', 'vocab_size', 'n_positions', 'n_ctx', 'n_embd', 'n_layer',
   'n_head', 'n_inner', 'attn_pdrop', 'embd_pdrop', 'resid_pdrop', 'initializer_range',
   'reorder_and_upcast_attn', 'use_cache', 'summary_type', 'summary_use_proj',
@@ -50,9 +50,6 @@ _UNUSED = {
 }  # fmt: skip
 # Masks that old files keep beside the weights.
 _CONSTANTS = ('bias', 'masked_bias')
-_WEIGHTS, _INDEX = 'model.safetensors', 'model.safetensors.index.json'
-# Changes of the weights that others keep beside them.
-_ADDED = ('adapter_config.json', 'adapter_model.safetensors', 'adapter_model.bin')
 
 
 def is_gpt2(path: str | pathlib.Path) -> bool:
@@ -62,9 +59,7 @@ def is_gpt2(path: str | pathlib.Path) -> bool:
     described = whole.read_json(path / 'config.json', {}, '')
   except (OSError, UserError):
     return False
-  return described.get('model_type') == 'gpt2' and any(
-    (path / name).exists() for name in (_WEIGHTS, _INDEX)
-  )
+  return described.get('model_type') == 'gpt2' and weight_files.is_there(path)
 
 
 def load(folder: str | pathlib.Path) -> tuple[config_lib.ModelConfig, int, Params]:
@@ -82,25 +77,9 @@ def load(folder: str | pathlib.Path) -> tuple[config_lib.ModelConfig, int, Param
   folder = paths.given(folder, 'the folder of a GPT-2')
   described = _described(folder)
   config = _config(folder, described)
-  file, arrays = _all_arrays(folder)
+  weights = weight_files.read(folder, 'transformer.')
+  take = weights.take
   vocab_size, width, heads = described['vocab_size'], config.embed_dim, config.num_heads
-  used = set()
-
-  def take(name, *shape):
-    found = arrays.get(name)
-    if found is None or found.shape != shape:
-      what = 'lacks' if found is None else f'has {found.shape} for'
-      raise UserError(
-        f'{file} {what} {name} of shape {shape}, which config.json says; '
-        'take both files from one model'
-      )
-    if found.dtype.name not in ('float16', 'bfloat16', 'float32', 'float64'):
-      raise UserError(
-        f'{file} holds {name} as {found.dtype.name}, which is not read; fetch the weights in '
-        'float16 or float32'
-      )
-    used.add(name)
-    return found.astype(np.float32)
 
   def norm(name):
     return {'scale': take(f'{name}.weight', width), 'bias': take(f'{name}.bias', width)}
@@ -138,16 +117,18 @@ def load(folder: str | pathlib.Path) -> tuple[config_lib.ModelConfig, int, Param
     'stack': stack_of(config, [layer(number) for number in range(config.num_layers)]),
     'final_norm': norm('ln_f'),
   }
-  if 'lm_head.weight' in arrays and not np.array_equal(
+  if 'lm_head.weight' in weights.arrays and not np.array_equal(
     take('lm_head.weight', vocab_size, width), embedding_VxE
   ):
     raise UserError(
-      f"{file} holds a lm_head.weight of its own, but GPT-2's head is its embedding wte.weight; "
-      'name the folder of a plain GPT-2'
+      f"{weights.file} holds a lm_head.weight of its own, but GPT-2's head is its embedding "
+      'wte.weight; name the folder of a plain GPT-2'
     )
   constants = [f'h.{n}.attn.{name}' for n in range(config.num_layers) for name in _CONSTANTS]
-  for name in sorted(set(arrays) - used - set(constants)):
-    raise UserError(f'{file} holds {name}, which GPT-2 has not; name the folder of a plain GPT-2')
+  if others := [name for name in weights.rest() if name not in constants]:
+    raise UserError(
+      f'{weights.file} holds {others[0]}, which GPT-2 has not; name the folder of a plain GPT-2'
+    )
   return config, vocab_size, params
 
 
@@ -176,9 +157,6 @@ def _described(folder: pathlib.Path) -> dict[str, Any]:
         f'{path} says {name} = {str(described[name])[:40]!r}, which is not known here; name the '
         'folder of a plain GPT-2'
       )
-  for name in _ADDED:
-    if (folder / name).exists():
-      raise UserError(f'{folder / name} would change the model; merge it into the weights first')
   return described
 
 
@@ -191,45 +169,6 @@ def _config(folder: pathlib.Path, described: dict[str, Any]) -> config_lib.Model
       f'{folder / "config.json"} has no whole number {missing[0]}; take it from a GPT-2'
     )
   sizes = {ours: described[theirs] for theirs, ours in names.items()}
+  sizes |= {'norm_epsilon': described.get('layer_norm_epsilon', 1e-5)}
   raw = {'model': sizes | dict(family='ar', architecture='gpt2', dropout=0.0, dtype='float32')}
   return config_lib.parse(raw | {'order': {'max_shuffled': 0}}).model
-
-
-def _all_arrays(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, np.ndarray]]:
-  """All arrays, by name without the prefix that some files have; and the file that names them."""
-  whole, index = folder / _WEIGHTS, folder / _INDEX
-  if whole.exists() or not index.exists():
-    file, arrays = whole, _arrays(whole)
-  else:
-    file, arrays = index, {}
-    file_of = _file_of_array(index)
-    for name in sorted(set(file_of.values())):
-      found = _arrays(folder / name)
-      listed = {array for array, where in file_of.items() if where == name}
-      if found.keys() != listed:
-        odd = min(found.keys() ^ listed)
-        raise UserError(
-          f'{folder / name} and {index} do not agree about {odd}; fetch all of them anew'
-        )
-      arrays |= found
-  plain = {name.removeprefix('transformer.'): x for name, x in arrays.items()}
-  if len(plain) < len(arrays):
-    twice = next(name for name in plain if f'transformer.{name}' in arrays and name in arrays)
-    raise UserError(f'{file} holds {twice} twice, with a prefix and without; fetch it anew')
-  return file, plain
-
-
-def _file_of_array(index: pathlib.Path) -> dict[str, str]:
-  """The name of its file by the name of each array."""
-  file_of = whole.read_json(index, {'weight_map': {str: str}}, 'fetch it anew')['weight_map']
-  for name in file_of.values():
-    if pathlib.PurePath(name).name != name:
-      raise UserError(f'{index} names {name!r}, which is no file beside it; fetch it anew')
-  return file_of
-
-
-def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-  try:
-    return safetensors.numpy.load_file(path)
-  except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
-    raise UserError(f'cannot read {path} ({sentence(error)}); fetch it anew') from error

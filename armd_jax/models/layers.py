@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from armd_jax.attention import prefix_attention
-from armd_jax.config import ModelConfig
+from armd_jax.config import ModelConfig, RopeScalingConfig
 from armd_jax.hardware import device
 from armd_jax.models.params import Params
 from armd_jax.parallel import axes
@@ -21,6 +22,12 @@ from armd_jax.parallel import axes
 Array = jax.Array
 
 ATTENTION, MLP = range(2)  # the branches of a block
+BIASED = {  # products of a block that add a bias, by what `config.biases` is
+  'none': (),
+  'query_key_value': ('query', 'key_value'),
+  'attention': ('query', 'key_value', 'out'),
+  'all': ('query', 'key_value', 'out', 'up', 'gate_up', 'down'),
+}
 ROWS = ('batch', None, None)  # axes of rows: batch, stream, row; or batch, key, kind
 
 # What the backward pass finds instead of computing it again.
@@ -103,9 +110,23 @@ def rope_rotation(config: ModelConfig, position: Array) -> tuple[Array, Array] |
   if config.architecture == 'gpt2':
     return None
   frequency = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
-  frequency = config.rope_theta**-frequency
+  frequency = _scaled(config.rope_scaling, config.rope_theta**-frequency)
   angle = position[..., None].astype(jnp.float32) * frequency
   return jnp.cos(angle), jnp.sin(angle)
+
+
+def _scaled(scaling: RopeScalingConfig, frequency_D2: Array) -> Array:
+  """Radians per position, for long texts: all slower, or (Llama 3) only those that turn seldom
+  within the length of the texts that the model was first trained on."""
+  if scaling.kind == 'none':
+    return frequency_D2
+  slow_D2 = frequency_D2 / scaling.factor
+  if scaling.kind == 'linear':
+    return slow_D2
+  turns_D2 = scaling.original_length * frequency_D2 / (2 * math.pi)
+  low, high = scaling.low_frequency, scaling.high_frequency
+  kept_D2 = jnp.clip((turns_D2 - low) / (high - low), 0, 1)
+  return kept_D2 * frequency_D2 + (1 - kept_D2) * slow_D2
 
 
 def rotate(x: Array, rotation: tuple[Array, Array] | None) -> Array:
@@ -122,21 +143,28 @@ class RMSNorm(nn.Module):
   """Root-mean-square norm with a learned scale, computed in float32."""
 
   dtype: str
+  epsilon: float
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     scale_E = self.param('scale', nn.initializers.ones, x.shape[-1:])
     x = x.astype(jnp.float32)
-    x *= jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+    x *= jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
     return (x * scale_E).astype(self.dtype)
+
+
+def swiglu(both_x2xF: Array) -> Array:
+  """`[..., F]`: SiLU of the first product, the gate, times the second."""
+  return nn.silu(both_x2xF[..., 0, :]) * both_x2xF[..., 1, :]
 
 
 def make_norm(config: ModelConfig, **where: Any) -> nn.Module:
   """The norm of the config's style; statistics are float32 in both. `where` goes to the module."""
   if config.architecture == 'gpt2':
     # Without the fast form of the variance, E[x^2] - E[x]^2, which cancels where means are large.
-    return nn.LayerNorm(epsilon=1e-5, dtype=config.dtype, use_fast_variance=False, **where)
-  return RMSNorm(config.dtype, **where)
+    epsilon, dtype = config.norm_epsilon, config.dtype
+    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, **where)
+  return RMSNorm(config.dtype, config.norm_epsilon, **where)
 
 
 def kernel_init(scale: float) -> nn.initializers.Initializer:
@@ -210,8 +238,12 @@ class Block(nn.Module):
     kv_BxKx2xGxD = self._project('key_value', (2, c.num_kv_heads, c.head_dim))(source_BxKxE)
     q_BxRxNxHxD = axes.constrain(q_BxRxNxHxD, *ROWS, 'heads', None)
     kv_BxKx2xGxD = axes.constrain(kv_BxKx2xGxD, *ROWS, kv_heads, None)
+    k_BxKxGxD = kv_BxKx2xGxD[:, :, 0]
+    if c.query_key_norm:
+      q_BxRxNxHxD = RMSNorm(c.dtype, c.norm_epsilon, name='query_norm')(q_BxRxNxHxD)
+      k_BxKxGxD = RMSNorm(c.dtype, c.norm_epsilon, name='key_norm')(k_BxKxGxD)
     q_BxRxNxHxD = rotate(q_BxRxNxHxD, view.rotation_BxRxNxD2)
-    k_BxKxGxD = rotate(kv_BxKx2xGxD[:, :, 0], view.source_rotation_BxKxD2)
+    k_BxKxGxD = rotate(k_BxKxGxD, view.source_rotation_BxKxD2)
     # Named after the rotation: what the backward pass keeps is then what the kernels read, and
     # nothing has to be rotated again.
     q_BxRxNxHxD, k_BxKxGxD, v_BxKxGxD = checkpoint_name(
@@ -229,16 +261,22 @@ class Block(nn.Module):
 
   def _mlp(self, normed_BxRxNxE):
     c = self.config
-    hidden_BxRxNxF = self._project('up', c.mlp_dim)(normed_BxRxNxE)
-    hidden_BxRxNxF = axes.constrain(hidden_BxRxNxF, *ROWS, 'mlp')
-    branch_BxRxNxE = self._project('down', c.embed_dim, -1, self._shrink)(nn.gelu(hidden_BxRxNxF))
+    if c.mlp == 'swiglu':
+      # One matrix for both: the rows are read once.
+      both_BxRxNx2xF = self._project('gate_up', (2, c.mlp_dim))(normed_BxRxNxE)
+      both_BxRxNx2xF = axes.constrain(both_BxRxNx2xF, *ROWS, None, 'mlp')
+      inner_BxRxNxF = swiglu(both_BxRxNx2xF)
+    else:
+      hidden_BxRxNxF = self._project('up', c.mlp_dim)(normed_BxRxNxE)
+      inner_BxRxNxF = nn.gelu(axes.constrain(hidden_BxRxNxF, *ROWS, 'mlp'))
+    branch_BxRxNxE = self._project('down', c.embed_dim, -1, self._shrink)(inner_BxRxNxF)
     return axes.constrain(branch_BxRxNxE, *ROWS, None)
 
   def _project(self, name, features, axis=-1, scale=1.0):
     return nn.DenseGeneral(
       features,
       axis,
-      use_bias=self.config.architecture == 'gpt2',
+      use_bias=name in BIASED[self.config.biases],
       dtype=self.config.dtype,
       kernel_init=kernel_init(scale),
       name=name,

@@ -1,4 +1,4 @@
-"""Where tokens enter and leave a network: the tied embedding, learned positions, and logits."""
+"""Where tokens enter and leave a network: the embedding, learned positions, and logits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ LOOKED_UP_AT_ONCE = 8192  # tokens whose part of the embedding exists at once, w
 
 
 class Vocabulary(nn.Module):
-  """The tied embedding and one vector beside it: BOS (paper section 3), or a denoiser's mask."""
+  """The embedding, tied to the logits or not, and one vector beside it: BOS (paper section 3), or a
+  denoiser's mask."""
 
   config: ModelConfig
   vocab_size: int
@@ -29,6 +30,8 @@ class Vocabulary(nn.Module):
     init = nn.initializers.normal(0.02)
     shape = (self.config.padded(self.vocab_size), self.config.embed_dim)
     self.embedding_VxE = self.param('embedding', init, shape)
+    if not self.config.tied_head:
+      self.head_VxE = self.param('head', init, shape)
     # A parameter of its own and no row of the table: a row would also get a logit, and the network
     # would give probability to a token that no text contains.
     self.special_E = self.param(self.special, init, (self.config.embed_dim,))
@@ -59,14 +62,18 @@ class Vocabulary(nn.Module):
     """Learned position rows in the compute dtype."""
     return jnp.asarray(self.positions_MxE)[position].astype(self.config.dtype)
 
+  def output(self) -> Array:
+    """The float32 matrix of the logits, `[V padded, E]`: the embedding, where they are tied."""
+    return self.embedding_VxE if self.config.tied_head else self.head_VxE
+
   def logits(self, hidden: Array) -> Array:
     """float32 logits over the padded vocabulary; padding gets -inf."""
-    embedding_VxE = self.embedding_VxE.astype(self.config.dtype)
+    output_VxE = self.output().astype(self.config.dtype)
     # The operands may be bfloat16, the sums are not: softmax takes small differences of them.
-    logits = jnp.einsum('...e,ve->...v', hidden, embedding_VxE, preferred_element_type=jnp.float32)
+    logits = jnp.einsum('...e,ve->...v', hidden, output_VxE, preferred_element_type=jnp.float32)
     # Replicated over `tensor`: sampling and ranking need the whole vocabulary of a row.
     logits = axes.constrain(logits, 'batch', *[None] * (logits.ndim - 1))
-    return jnp.where(jnp.arange(embedding_VxE.shape[0]) < self.vocab_size, logits, -jnp.inf)
+    return jnp.where(jnp.arange(output_VxE.shape[0]) < self.vocab_size, logits, -jnp.inf)
 
 
 def _look_up(dtype: str, table_VxE: Array, ids_BxW: Array) -> Array:

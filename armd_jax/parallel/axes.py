@@ -33,6 +33,7 @@ MESH_AXES = {
 # axis in front.
 PARAMETER_AXES = {
   'vocabulary/embedding': ('vocab', 'embed'),
+  'vocabulary/head': ('vocab', 'embed'),
   'vocabulary/bos': (None,),
   'mask': (None,),
   'pe': (None, None),
@@ -43,13 +44,16 @@ PARAMETER_AXES = {
   'key_value/kernel': ('embed', None, 'kv_heads', None),
   'out/kernel': ('heads', None, 'embed'),
   'up/kernel': ('embed', 'mlp'),
+  'gate_up/kernel': ('embed', None, 'mlp'),
   'down/kernel': ('mlp', 'embed'),
   'scale': (None,),
-  # Of GPT-2's style.
+  'norms': (None,),  # of the optimizer
+  # Of GPT-2's style, and of some Llamas.
   'query/bias': ('heads', None),
   'key_value/bias': (None, 'kv_heads', None),
   'out/bias': (None,),
   'up/bias': ('mlp',),
+  'gate_up/bias': (None, 'mlp'),
   'down/bias': (None,),
   'attention_norm/bias': (None,),
   'mlp_norm/bias': (None,),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -53,7 +54,42 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     decayed_kernels(config.weight_decay),
     optax.scale_by_learning_rate(learning_rate_at(config)),
   )
-  return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+  clip = optax.clip_by_global_norm(config.clip_norm)
+  return optax.chain(recent_norms(), clip, adamw) if config.skip_above else optax.chain(clip, adamw)
+
+
+class RecentNorms(NamedTuple):
+  """float32 [K], norms of the latest gradients that a step was taken by; NaN: none yet."""
+
+  norms: Array
+
+
+def recent_norms(count: int = 64) -> optax.GradientTransformation:
+  """Changes nothing, and remembers the norms of so many gradients; see `is_blow_up`."""
+
+  def update(gradients: Params, state: RecentNorms, params: Any = None) -> Any:
+    del params
+    norm = optax.tree.norm(gradients)
+    return gradients, RecentNorms(jnp.append(state.norms[1:], norm))
+
+  return optax.GradientTransformation(lambda _: RecentNorms(jnp.full(count, jnp.nan)), update)
+
+
+def with_guard(config: OptimizerConfig, opt_state: Any, mesh: Mesh) -> Any:
+  """The state of another run's optimizer, with or without recent norms, as this config has it."""
+  bare = opt_state[1:] if isinstance(opt_state[0], RecentNorms) else opt_state
+  if not config.skip_above:
+    return bare
+  put = lambda x: sharding.put(np.asarray(x), sharding.replicated(mesh))
+  return (jax.tree.map(put, recent_norms().init({})), *bare)
+
+
+def is_blow_up(config: OptimizerConfig, gradient_norm: Array, opt_state: Any) -> Array:
+  """Whether a norm is more than `skip_above` times the median of the latest ones (our choice): such
+  a step, though clipped, would turn Adam's moments to what one batch says."""
+  if not config.skip_above:
+    return jnp.zeros((), bool)
+  return gradient_norm > config.skip_above * jnp.nanmedian(opt_state[0].norms)  # NaN: never
 
 
 def decayed_kernels(rate: float) -> optax.GradientTransformation:
@@ -167,8 +203,8 @@ def train_step(config: Config, vocab_size: int, mesh: Mesh) -> jax.stages.Wrappe
   """The compiled step for a mesh: `step(state, text_BxN) -> (state, metrics)`.
 
   The state is donated. A step whose loss, gradient, new parameters, averages or optimizer state are
-  not all finite only counts: the state moves on to the next step's text and randomness, with the
-  parameters it had.
+  not all finite, or whose gradient blows up (`is_blow_up`), only counts: the state moves on to the
+  next step's text and randomness, with the parameters it had.
 
   Metrics are float32 on the device: the scalars loss (nats per token), gradient_norm,
   learning_rate, shuffled (k of this step, 0 once orders are strided), skipped (steps so far that
@@ -181,7 +217,7 @@ def train_step(config: Config, vocab_size: int, mesh: Mesh) -> jax.stages.Wrappe
 @functools.lru_cache(maxsize=8)
 def _train_step(config: Config, vocab_size: int, mesh: Mesh) -> jax.stages.Wrapped:
   optimizer = make_optimizer(config.optimizer)
-  order = config.order
+  guarded, order = bool(config.optimizer.skip_above), config.order
 
   def step(state: TrainState, text_BxN: Array) -> tuple[TrainState, dict[str, Array]]:
     with axes.on(mesh):
@@ -195,7 +231,9 @@ def _train_step(config: Config, vocab_size: int, mesh: Mesh) -> jax.stages.Wrapp
     ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
     # An average of finite numbers is finite if its weights are, so that it need not be read.
     is_finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & jnp.isfinite(decay)
-    is_finite &= _all_finite((params, opt_state))
+    # Norms that are not there yet are NaN.
+    is_finite &= _all_finite((params, opt_state[1:] if guarded else opt_state))
+    is_finite &= ~is_blow_up(config.optimizer, gradient_norm, state.opt_state)
     skipped = state.skipped + 1 - is_finite
     new = TrainState(state.step + 1, skipped, params, ema, opt_state)
     counted = state.replace(step=new.step, skipped=skipped)

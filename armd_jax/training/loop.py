@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import pathlib
@@ -86,7 +87,7 @@ def _train(
     if checkpoints.found() and not overwrite:
       state, next_index = distributed.together(lambda: checkpoints.restore(abstract))
     elif config.init_from:
-      state, next_index = distributed.together(lambda: _restore_other(config, abstract))
+      state, next_index = distributed.together(lambda: _restore_other(config, vocab_size, mesh))
     else:
       state, next_index = training.new_state(config, vocab_size, mesh), 0
     first_step, last_step = int(state.step), config.train.steps
@@ -188,9 +189,12 @@ def _mesh(config: config_lib.Config) -> tuple[jax.sharding.Mesh, tuple[int, int]
 
 
 def _restore_other(
-  config: config_lib.Config, abstract: training.TrainState
+  config: config_lib.Config, vocab_size: int, mesh: jax.sharding.Mesh
 ) -> tuple[training.TrainState, int]:
-  workdir_lib.read_config(config.init_from)  # which refuses a folder without a run
+  other = workdir_lib.read_config(config.init_from)  # which refuses a folder without a run
+  # Its optimizer may have remembered more, or less.
+  as_other = dataclasses.replace(config, optimizer=other.optimizer)
+  abstract = training.abstract_state(as_other, vocab_size, mesh)
   checkpoints = checkpoint.Checkpoints(config.init_from)
   with contextlib.closing(checkpoints):
     state, next_index = checkpoints.restore(abstract)
@@ -199,7 +203,9 @@ def _restore_other(
       f'config.init_from = {config.init_from!r} is at step {step}, and config.train.steps is '
       f'{config.train.steps}, so that no step is left to train; write more than {step}'
     )
-  return state, next_index
+  return state.replace(
+    opt_state=training.with_guard(config.optimizer, state.opt_state, mesh)
+  ), next_index
 
 
 def _is_new(

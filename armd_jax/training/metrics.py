@@ -275,7 +275,8 @@ class Log:
     self._not_finite = 0 if done['finite'] else self._not_finite + 1
     if self._not_finite >= self._config.train.max_not_finite:
       raise MetByAll(
-        f'loss, gradient or update was not finite in {self._not_finite} steps in a row, up to step '
+        f'loss, gradient or update was not finite, or the gradient far above the recent ones, in '
+        f'{self._not_finite} steps in a row, up to step '
         f'{step}; all were skipped, so checkpoints hold the last good parameters: lower '
         'config.optimizer.learning_rate, or look at the text of the examples that '
         f'{self._workdir / "metrics.jsonl"} names'

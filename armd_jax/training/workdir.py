@@ -24,7 +24,7 @@ from armd_jax.files import paths, whole
 REPLACED, _MOVING = '.replaced', '.replaced-moving'
 # What a run leaves in its folder. Nothing else is ever moved or deleted, whatever its place.
 _MADE = (
-  'config.json', 'text.json', 'metrics.jsonl', 'training.png',
+  'config.json', 'tokenizer.json', 'text.json', 'metrics.jsonl', 'training.png',
   'tensorboard/events.out.tfevents.*', 'profile/plugins/', 'checkpoints/[0-9]*/',
 )  # fmt: skip
 

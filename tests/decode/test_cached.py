@@ -95,6 +95,12 @@ def test_every_order(name):
     {'num_two_stream_layers': 0},
     {'num_two_stream_layers': 4},
     {'num_kv_heads': 2},
+    {'mlp': 'swiglu', 'biases': 'attention', 'query_key_norm': True, 'tied_head': False},
+    {
+      'head_dim': 12,
+      'num_kv_heads': 1,
+      'rope_scaling': {'kind': 'llama3', 'factor': 8.0, 'original_length': 16},
+    },
   ],
   ids=str,
 )

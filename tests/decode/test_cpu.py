@@ -23,12 +23,15 @@ def test_product(rows, inner):
   np.testing.assert_allclose(cpu.product(x_RxI, cut), x_RxI @ matrix_IxF, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('style', ['rope', 'gpt2'])
+LLAMA = dict(mlp='swiglu', biases='all', query_key_norm=True, tied_head=False, head_dim=16)
+
+
+@pytest.mark.parametrize('style', [{}, {'architecture': 'gpt2'}, LLAMA], ids=str)
 @pytest.mark.parametrize('num_heads', [4, 1])
 def test_networks_read_every_form(style, num_heads):
   config = tiny.model_config(
+    **style,
     num_layers=2,
-    architecture=style,
     embed_dim=32,
     mlp_dim=32,
     vocab_multiple=16,

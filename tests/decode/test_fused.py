@@ -69,6 +69,7 @@ def test_every_kind_of_order(plain_kernels, name):
   [
     {'architecture': 'gpt2'},
     {'num_kv_heads': 2},
+    {'mlp': 'swiglu', 'biases': 'query_key_value', 'head_dim': 16, 'tied_head': False},
     {'num_two_stream_layers': 0},
     {'num_two_stream_layers': 4},
   ],

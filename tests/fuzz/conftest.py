@@ -25,7 +25,7 @@ from armd_jax.data import corpus, prepare, prepared, sources
 from armd_jax.decode import requests
 from armd_jax.evaluation import gpt2_judge, journal, judging, likelihood, scores
 from armd_jax.files import lock, whole
-from armd_jax.models import gpt2
+from armd_jax.models import gpt2, weight_files
 from armd_jax.parallel import sharding
 from armd_jax.show import history, plots, report_files, report_page
 from armd_jax.training import checkpoint, quickstart
@@ -252,7 +252,7 @@ def files(tmp_path_factory) -> dict[str, File]:
     ),
     'index.json': File(
       judge / 'model.safetensors.index.json',
-      lambda: gpt2._file_of_array(judge / 'model.safetensors.index.json'),
+      lambda: weight_files._file_of_array(judge / 'model.safetensors.index.json'),
     ),
     'lock': File(folder / 'a.lock', lambda: lock._holder(folder / 'a.lock')),
     'plan.json': File(note.with_name('plan.json'), go_on),

@@ -238,6 +238,12 @@ def test_padded_vocabulary_has_no_probability():
     {'query_seed': 'neighbours'},
     {'position_dim': 4},
     {'rope_theta': 10.0},
+    {'rope_scaling': {'kind': 'linear', 'factor': 2.0}},
+    {'norm_epsilon': 0.1},
+    {'query_key_norm': True},
+    {'head_dim': 16},
+    {'mlp': 'swiglu'},
+    {'tied_head': False},
   ],
   ids=str,
 )

@@ -36,6 +36,7 @@ def whole_config(order=(), **model):
   [
     {'family': 'ar'},
     {'family': 'ar', 'num_kv_heads': 2, 'mlp_dim': 384},
+    {'family': 'ar', 'mlp': 'swiglu', 'head_dim': 32, 'tied_head': False, 'query_key_norm': True},
     {'family': 'ar', 'architecture': 'gpt2', 'remat': 'none', 'vocab_multiple': 512},
     {'query_seed': 'shift'},
     {'query_seed': 'mask_embedding', 'num_two_stream_layers': 1},

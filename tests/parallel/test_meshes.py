@@ -69,10 +69,16 @@ MICRO = train_config(train__accumulation=2)
 SHARED_HEADS = train_config(model__num_kv_heads=1, model__scan_layers=False, model__num_layers=2)
 
 
+LLAMA = train_config(
+  model__num_layers=2, model__num_kv_heads=2, model__head_dim=16, model__mlp='swiglu',
+  model__biases='all', model__query_key_norm=True, model__tied_head=False,
+)  # fmt: skip
+
+
 @pytest.fixture(scope='module')
 def on_one_device():
   """Loss and gradients of one step, without a mesh."""
-  return {config: gradients((1, 1, 1), config) for config in (CONFIG, SHARED_HEADS)}
+  return {config: gradients((1, 1, 1), config) for config in (CONFIG, SHARED_HEADS, LLAMA)}
 
 
 @pytest.mark.parametrize(
@@ -82,6 +88,7 @@ def on_one_device():
     ((1, 1, 1), MICRO, CONFIG),
     ((2, 2, 2), MICRO, CONFIG),
     ((1, 4, 2), SHARED_HEADS, SHARED_HEADS),  # one key head on two devices
+    *[(sizes, LLAMA, LLAMA) for sizes in on_mesh.MESHES[1:]],
   ],
 )
 def test_loss_and_gradients(eight_devices, on_one_device, mesh_sizes, config, as_config):

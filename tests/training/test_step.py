@@ -81,6 +81,36 @@ def test_accumulation_adds_up_to_the_same_gradient():
     np.testing.assert_allclose(a['gradient_norm'], b['gradient_norm'], rtol=1e-4)
 
 
+@pytest.mark.parametrize(('times', 'is_taken'), [(9, True), (11, False)])
+def test_a_gradient_far_above_the_recent_ones_is_left_out(times, is_taken):
+  config = tiny.train_config(optimizer__skip_above=10.0)
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  step = training.train_step(config, tiny.VOCAB, mesh)
+  text = np.random.default_rng(0).integers(0, tiny.VOCAB, (8, 16))
+  first, metrics = step(training.new_state(config, tiny.VOCAB, mesh), text)
+  assert metrics['finite'] and jnp.isfinite(first.opt_state[0].norms).sum() == 1  # none before
+  norm = step(jax.tree.map(jnp.copy, first), text)[1]['gradient_norm']
+  few = jnp.full(64, jnp.nan).at[-5:].set(norm / times * jnp.array([1, 1, 1, 9, 1 / 9]))
+  recent = (training.RecentNorms(few), *first.opt_state[1:])
+  before = jax.device_get(first.params)
+  state, metrics = step(first.replace(opt_state=recent), text)
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, jax.device_get(state.params))
+  assert (max(jax.tree.leaves(moved)) > 0) == is_taken == bool(metrics['finite'])
+  assert state.skipped == 1 - is_taken and state.step == 2
+
+
+def test_an_optimizer_goes_on_with_a_guard_and_without():
+  plain, guarded = tiny.train_config(), tiny.train_config(optimizer__skip_above=10.0)
+  mesh = sharding.make_mesh(plain.mesh, jax.devices()[:1])
+  shape = lambda config, opt_state: jax.tree.map(
+    jnp.shape, training.with_guard(config.optimizer, opt_state, mesh)
+  )
+  states = [training.new_state(c, tiny.VOCAB, mesh).opt_state for c in (plain, guarded)]
+  for opt_state in states:
+    assert shape(plain, opt_state) == jax.tree.map(jnp.shape, states[0])
+    assert shape(guarded, opt_state) == jax.tree.map(jnp.shape, states[1])
+
+
 def test_every_sequence_draws_its_own_dropout():
   """Equal sequences, left-to-right: with one draw for all, a batch would give the loss of one."""
   config = tiny.train_config(model__dropout=0.5, order__ar_steps=10**6, order__perm_steps=10**6)
