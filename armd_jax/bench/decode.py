@@ -38,7 +38,7 @@ from armd_jax.models.ar import AR as ARModel
 from armd_jax.models.armd import ARMD
 from armd_jax.models.params import Params
 from armd_jax.objectives.mdlm import MDLM
-from armd_jax.order import left_to_right
+from armd_jax.order import left_to_right, num_blocks, strided
 from armd_jax.parallel import sharding
 from armd_jax.show import columns
 
@@ -134,7 +134,7 @@ def compiled(system: System, batch_size: int) -> Timed:
   return Timed(
     name=system.name,
     streams=system.streams,
-    steps=system.streams + num_slots // system.streams - 1,
+    steps=int(num_blocks(strided(num_slots, system.streams))[0]),
     run=lambda: whole.run(tokens_BxN),
     prefill=lambda: half.run(tokens_BxN).tokens_BxN,
     step_floor=step_floor(system, everything),

@@ -40,7 +40,8 @@ def order_costs(
     independence_cost (S at once over one by one). In nats per junction, starts and ends: what the
     order costs at the first tokens of a stream, and at the last ones before the next stream, in
     text order; and won_back, the share of the starts' sum that the ends win back (1 of a perfect
-    model, negative where they cost as well). S = 1 has no junction: [], [] and None.
+    model, negative where they cost as well). S = 1 has no junction: [], [] and None; S = N costs
+    nothing, and its won_back is None, too.
   """
   batch_size = 16 * sharding.batch_parts(mesh)
   num_slots = model.config.num_slots
@@ -82,12 +83,14 @@ def _by_offset(order_WxN, streams):
   """Means over windows and junctions: starts, ends and won_back of `order_costs`."""
   if streams == 1:
     return {'starts': [], 'ends': [], 'won_back': None}
-  cost_SxL = order_WxN.mean(0).reshape(streams, -1)
-  near = max(1, min(OFFSETS, cost_SxL.shape[1] // 2))
-  starts_D = cost_SxL[1:, :near].mean(0)
-  ends_D = cost_SxL[:-1, -near:].mean(0)
+  # Streams differ by at most one token, the first ones being longer, as `array_split` has it.
+  cost_S = np.array_split(order_WxN.mean(0), streams)
+  near = max(1, min(OFFSETS, len(cost_S[-1]) // 2))
+  starts_D = np.mean([cost_L[:near] for cost_L in cost_S[1:]], axis=0)
+  ends_D = np.mean([cost_L[-near:] for cost_L in cost_S[:-1]], axis=0)
   return {
     'starts': starts_D.tolist(),
     'ends': ends_D.tolist(),
-    'won_back': float(-ends_D.sum() / starts_D.sum()),
+    # N streams of a token are the order of the text, which costs nothing.
+    'won_back': float(-ends_D.sum() / starts_D.sum()) if starts_D.any() else None,
   }

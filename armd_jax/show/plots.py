@@ -295,7 +295,7 @@ def cost_panel(axes: Any, quality: Sequence[dict[str, Any]]) -> None:
 
 def junction_panel(axes: Any, quality: Sequence[dict[str, Any]]) -> None:
   """What the order costs by distance from a junction of two streams, a line per S."""
-  several = [row for row in quality if row['starts']]
+  several = [row for row in quality if row['won_back'] is not None]
   colors = plt.cm.viridis(np.linspace(0.2, 0.85, max(len(several), 1)))
   for row, color in zip(several, colors, strict=True):
     starts, ends = row['starts'], row['ends']

@@ -196,7 +196,7 @@ def decoding_section(source: str, numbers: Mapping[str, Any]) -> str:
       drawings.append(('', plots.svg(draw, 'Held-out nats per token against tokens per second')))
       draw = lambda axes: plots.cost_panel(axes, quality)
       drawings.append(('', plots.svg(draw, 'What order and independence cost at every S')))
-      if any(row['starts'] for row in quality):
+      if any(row['won_back'] is not None for row in quality):
         draw = lambda axes: plots.junction_panel(axes, quality)
         drawings.append(('', plots.svg(draw, 'What the order costs near a junction')))
     draw = lambda axes: plots.speed_panel(axes, systems)

@@ -42,6 +42,26 @@ def test_costs_of_order_and_independence_add_up():
   assert rows[1]['order_cost_error'] > 0 and 'junction' in decode.quality_report(rows)
 
 
+@pytest.mark.parametrize('streams', [3, 5, 16])
+def test_streams_of_unequal_length(streams):
+  """16 tokens: their heads and ends are those of the order itself."""
+  config = config_lib.parse({'model': SHAPE, 'order': {'max_shuffled': 0}})
+  model, params = tiny.init(config.model, 11)
+  windows_WxN = np.random.RandomState(0).randint(0, 11, (3, 16))
+  (row,) = order_costs(model, params, windows_WxN, [streams], mesh())
+  protocol = likelihood.strided_protocols(streams)[1]
+  position_N = np.asarray(protocol.order(16, jax.random.split(jax.random.key(0), 1)).position_BxN)[
+    0
+  ]
+  heads = sorted(position_N[:streams])[1:]
+  of = lambda p: next(likelihood.nll(model, params, windows_WxN, p, mesh(), batch_size=3))
+  cost_N = of(protocol)[:, np.argsort(position_N)] - of(likelihood.LEFT_TO_RIGHT)
+  expected = [cost_N.mean(0)[head - 1] for head in heads]
+  np.testing.assert_allclose(row['starts'][0], np.mean(expected), atol=1e-5)
+  expected = [cost_N.mean(0)[head - 2] for head in heads]
+  np.testing.assert_allclose(row['ends'][-1], np.mean(expected), atol=1e-5)
+
+
 # ----- a source whose conditionals are known for every order
 
 STAY = 0.95  # a text of two letters, the next of which is the same as the last

@@ -134,7 +134,7 @@ def test_ctrl_c_while_a_program_is_imported(program, tmp_path):
   (tmp_path / 'numpy.py').write_text('import time\nprint("up", flush=True)\ntime.sleep(300)\n')
   paths = os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])
   process = subprocess.Popen(
-    [sys.executable, '-m', f'armd_jax.{program}', '--help'],
+    [sys.executable, '-m', f'armd_jax.{program}'],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
