@@ -27,7 +27,7 @@ from armd_jax.training import metrics
 BATCH, SLOTS = 8, 16  # of tiny.train_config
 
 
-def step_metrics(loss, kinds=((0, 1.0, 0, 0), (0, 8, 0, 0)), **changes):
+def step_metrics(loss, kinds=((0, 1.0, 0, 0, 0), (0, 8, 0, 0, 0)), **changes):
   values = {'gradient_norm': 2.0, 'learning_rate': 1e-3, 'shuffled': 4.0, 'skipped': 0.0}
   values |= {'finite': np.float32(np.isfinite(loss))} | changes
   return {'loss': np.float32(loss), 'kinds_2xK': np.array(kinds, np.float32)} | values
@@ -66,7 +66,7 @@ def test_a_record_is_the_average_since_the_last(tmp_path, monkeypatch):
   """The first step, which compiles, and pauses take none of the time."""
   clock = Clock(monkeypatch)
   with log(tmp_path, ideal_seconds={'mfu': 0.1, 'mfu_6nd': 0.05}) as made:
-    kinds = [[(0, 1, 4, 0), (0, 1, 2, 0)], [(3, 1, 0, 0), (1, 1, 0, 0)]]
+    kinds = [[(0, 1, 4, 0, 0), (0, 1, 2, 0, 0)], [(3, 1, 0, 0, 0), (1, 1, 0, 0, 0)]]
     for step in range(1, 5):
       changes = {'gradient_norm': float(step), 'shuffled': float(step)}
       examples = (BATCH * step - BATCH, BATCH * step - 1)
