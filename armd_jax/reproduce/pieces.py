@@ -42,6 +42,9 @@ PAPER = {
   'model.num_two_stream_layers': -1,
 }
 NO_SEGMENTS = {'order.segments_prob': 0.0}
+# Of what is timed: segments are singletons as shuffled orders are, but drawn by a coin, which the
+# count of visible keys does not see through.
+_COUNTED = NO_SEGMENTS
 SIZES = {'8 x 192': (8, 192, 6), '12 x 256': (12, 256, 8)}  # layers, width, heads; beside the own
 DEPTHS = (8, 12)  # at which layers with two streams are counted and timed
 
@@ -309,7 +312,8 @@ def _depths(config):
         pieces += _trained(name, overrides, read, rate_of=system.rstrip('0123456789'))
         if system != 'ar':
           pieces.append(_strided(name, (steps,), WINDOWS))
-    pieces.append(Piece(f'depth.{depth}.cost', 'cost', variants=variants, weight=300 * depth // 4))
+    timed = {name: own | _COUNTED for name, own in variants.items()}
+    pieces.append(Piece(f'depth.{depth}.cost', 'cost', variants=timed, weight=300 * depth // 4))
   return pieces
 
 
@@ -323,7 +327,7 @@ def _of_systems():
   """What the training step of every system is timed as: ARMD's orders are shuffled, as in most of
   its training. On uniform orders it is the same network, whose visible keys are those of
   left-to-right orders."""
-  orders = {'order.ar_steps': 0, 'order.perm_steps': 0}
+  orders = _COUNTED | {'order.ar_steps': 0, 'order.perm_steps': 0}
   return {
     system: orders | {'model.family': own['model.family']}
     for system, own in SYSTEMS.items()
