@@ -57,7 +57,7 @@ install: $(VENV)/.installed
 quickstart: $(VENV)/.installed
 	@$(VENV)/bin/python -m armd_jax.quickstart --workdir=$(or $(WORKDIR),work/quickstart) $(if $(TEXT),--text='$(TEXT)')
 
-# An hour of two cores, and half an hour of ablations; stopped and run again, it goes on.
+# About six hours of two cores; stopped and run again, it goes on.
 reproduce-mini: $(VENV)/.installed
 	@$(VENV)/bin/python -m armd_jax.reproduce --workdir=$(or $(WORKDIR),work/reproduce) --out=$(or $(OUT),docs) $(if $(TEXT),--text='$(TEXT)')
 
