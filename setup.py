@@ -69,6 +69,7 @@ setuptools.setup(
       'kubernetes-validate>=1.31',
       'mypy>=1.18',
       'pytest>=8.0',
+      'pytest-timeout>=2.3',
       'pytest-xdist>=3.5',
       'ruff>=0.9',
       'setuptools>=70.1',  # the first that makes wheels by itself
