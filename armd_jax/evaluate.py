@@ -16,7 +16,7 @@ import dataclasses
 from typing import Any
 
 from armd_jax import cli, families
-from armd_jax.artifacts.weights import load_ema
+from armd_jax.artifacts.weights import load_ema, text_sha256_of
 from armd_jax.config import MeshConfig
 from armd_jax.errors import check_seed
 from armd_jax.evaluation import journal as journal_lib
@@ -25,7 +25,6 @@ from armd_jax.files import paths
 from armd_jax.flags import flag
 from armd_jax.parallel import distributed, sharding
 from armd_jax.show import header
-from armd_jax.training import text as run_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +69,7 @@ def main(options: Options) -> None:
       options.streams,
       options.orders,
       options.windows,
-      run_text.sha256_of(options.workdir),
+      text_sha256_of(options.workdir),
     )
   )
   distributed.agree('the text', {'digits of the windows': task.texts})

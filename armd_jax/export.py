@@ -26,6 +26,7 @@ from armd_jax.models.vocabulary import BOS
 from armd_jax.parallel import sharding
 from armd_jax.show.columns import num_parameters
 from armd_jax.training import checkpoint
+from armd_jax.training import text as run_text
 from armd_jax.training import workdir as workdir_lib
 
 
@@ -49,7 +50,8 @@ def load(path: str | pathlib.Path, weights: str) -> tuple[Export, Params]:
     return saved, standalone.parameters(path, abstract.ema)
   state, _ = checkpoint.Checkpoints(path).restore(abstract)
   params = state.ema if weights == 'ema' else state.params
-  return Export(config, tokenizer, weights, int(state.step)), params
+  text_sha256 = run_text.sha256_of(path)
+  return Export(config, tokenizer, weights, int(state.step), text_sha256), params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

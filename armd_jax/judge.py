@@ -32,7 +32,7 @@ def main(options: Options) -> None:
   judge = judging.open_judge(options.judge)
   try:
     statistics = quality.statistics([tokenizer.encode(text) for text in texts])
-    verdict = quality.judge_texts(judge, texts)
+    verdict = quality.judge_texts(judge, texts, judging.read_junctions(options.samples, texts))
   except ValueError as error:
     raise UserError(f'{options.samples}: {error}; generate longer texts') from error
   mauve = None if references is None else judging.mauve_score(judge, texts, references)

@@ -21,10 +21,13 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from armd_jax.errors import UserError
+from armd_jax.files import whole
 
 ROOT = pathlib.Path(__file__).parents[1]  # of the repository, or of site-packages
 
 Record = dict[str, Any]
+
+_DIGEST = 'sha256'  # of the rest of a record
 
 
 # ----- the code
@@ -235,7 +238,8 @@ def _text(node: Any, names: Container[str], refer: Callable[[str, str], str]) ->
 
 
 class Records:
-  """A JSON file with a record a line, by key, each with the digest it was measured under, `stamp`.
+  """A JSON file with a record a line, by key, each with the digest it was measured under, `stamp`,
+  and its own, which is compared when it is read.
 
   The file is whole at any time, and several processes may add to it.
   """
@@ -249,13 +253,16 @@ class Records:
     Raises:
       UserError: it is damaged.
     """
+    fix = 'bring it back, or delete it to measure all anew'
     try:
-      found = json.loads(self.path.read_bytes()) if self.path.exists() else {}
-      if all('stamp' in record for record in found.values()):
-        return found
-    except (ValueError, TypeError, AttributeError, RecursionError):
-      pass
-    raise UserError(f'{self.path} is damaged; bring it back, or delete it to measure all anew')
+      found = whole.read_json(self.path, {str: {'stamp': str}}, fix)
+    except FileNotFoundError:
+      return {}
+    for key, record in found.items():
+      # Records that are older than this check have none.
+      if record.pop(_DIGEST, None) not in (None, whole.sha256(record)):
+        raise UserError(f'{self.path} is damaged (what it holds of {key} was changed); {fix}')
+    return found
 
   def current(self, stamps: Mapping[str, str]) -> dict[str, Record]:
     """The records under the stamps of today.
@@ -277,7 +284,8 @@ class Records:
     self.path.parent.mkdir(parents=True, exist_ok=True)
     with self._locked():
       records = self.read() | {key: {'stamp': stamp, **record}}
-      lines = [f'  {json.dumps(k)}: {json.dumps(records[k])}' for k in sorted(records)]
+      sealed = {k: records[k] | {_DIGEST: whole.sha256(records[k])} for k in sorted(records)}
+      lines = [f'  {json.dumps(k)}: {json.dumps(record)}' for k, record in sealed.items()]
       new = self.path.with_name(f'{self.path.name}.{os.getpid()}')
       new.write_text('{\n' + ',\n'.join(lines) + '\n}\n', 'utf-8')
       new.replace(self.path)

@@ -22,7 +22,6 @@ from armd_jax.files import paths
 from armd_jax.flags import flag
 from armd_jax.parallel import sharding
 from armd_jax.show import compare_page, report_files, run_page
-from armd_jax.training import text
 from armd_jax.training import workdir as workdir_lib
 
 
@@ -52,7 +51,7 @@ def _runs(options: Options, workdirs: list[pathlib.Path], sampling: Sampling) ->
     config, tokenizer, params, step = weights.load_ema(workdir)
     model = families.build(config.model, tokenizer.vocab_size)
     decoder = Decoder(model, params, tokenizer, sharding.make_mesh(config.mesh))
-    text_of = text.sha256_of(workdir)
+    text_of = weights.text_sha256_of(workdir)
     runs.append(compare_page.Run(workdir, config, step, records, decoder, text_of))
   streams = 4 if 4 in options.streams else max(options.streams)
   return compare_page.page(runs, sampling, streams, options.prompt)

@@ -42,6 +42,11 @@ class Options(cli.OnCluster):
   seed: int = flag('Seed of all draws.', 0)
   temperature: float = flag('0 takes the most likely tokens.', 1.0)
   top_p: float = flag('Nucleus of the distribution to draw from.', 1.0)
+  mend: int = flag(
+    'Tokens on either side of each junction of streams to write anew, once all others are there.',
+    0,
+    at_least=0,
+  )
   stop: str = flag('Where a text ends.', 'none', choices=('none', 'eos'))
   live: bool | None = flag(
     'Show text as it is generated, slowly; left out: on a terminal, at full speed.', None
@@ -57,6 +62,7 @@ def _request(options: Options, model: ModelConfig, tokenizer: Tokenizer) -> Requ
   diffuses = bool(options.steps or options.sampler)
   asked.check_family(model, options.streams, options.infill, diffuses)
   asked.check_race(model, options.streams, options.race)
+  asked.check_mend(model, options.streams, options.mend)
   gaps = options.infill, options.gap_tokens
   return asked.request_of(options.prompt, *gaps, options.num_samples, model.num_slots, tokenizer)
 
@@ -87,7 +93,7 @@ def main(options: Options) -> None:
     how_many: Any = {'steps': options.steps, 'sampler': sampler}
   else:
     how = f'S = {options.streams}'
-    how_many = {'streams': options.streams, 'watch': watch}
+    how_many = {'streams': options.streams, 'watch': watch, 'mend': options.mend}
   if options.race:
     print(race.run(decoder, request, (1, options.streams), sampling, sys.stdout))
   texts, generated = family.generate(decoder, request, sampling, **how_many)
@@ -107,7 +113,9 @@ def main(options: Options) -> None:
   )
   if options.json:
     words = {name: getattr(options, name) for name in asked.WORDS} | {'step': step}
-    cli.write_json(options.json, asked.numbers(words, texts, generated, seconds))
+    streams = 1 if family.samplers else options.streams
+    junctions = asked.junctions_of(request, streams, generated, tokenizer)
+    cli.write_json(options.json, asked.numbers(words, texts, generated, junctions, seconds))
 
 
 if __name__ == '__main__':

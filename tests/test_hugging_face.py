@@ -34,7 +34,7 @@ def written(folder, model, params, tokenizer='bytes'):
   """The folder of a model."""
   config = Config(model=model, order=OrderConfig(max_shuffled=0), data=DataConfig())
   out = folder / 'out'
-  hugging_face.write(out, Export(config, get_tokenizer(tokenizer), 'ema', 3), params, '# card')
+  hugging_face.write(out, Export(config, get_tokenizer(tokenizer), 'ema', 3, ''), params, '# card')
   return out
 
 

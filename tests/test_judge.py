@@ -26,6 +26,31 @@ def test_reads_what_sample_and_others_write(tmp_path, name, content):
   assert judging.read_texts(str(tmp_path / name)) == ['a b', 'c']
 
 
+def test_junctions_are_those_of_the_texts(tmp_path):
+  path = tmp_path / 's.json'
+  read = lambda: judging.read_junctions(str(path), ['a b', 'c'])
+  for content, expected in (
+    ('{"texts": ["a b", "c"], "junctions": [[1, 3], []]}', [[1, 3], []]),
+    ('{"texts": ["a b", "c"]}', []),
+    ('["a b", "c"]', []),
+  ):
+    path.write_text(content)
+    assert read() == expected
+  assert judging.read_junctions(str(tmp_path / 's.jsonl'), ['a']) == []
+  for junctions in (
+    '[[1]]',
+    '[[4], []]',
+    '[[-1], []]',
+    '[[1], "c"]',
+    '{}',
+    '[[1.5], []]',
+    '[[true], []]',
+  ):
+    path.write_text(f'{{"texts": ["a b", "c"], "junctions": {junctions}}}')
+    with pytest.raises(UserError, match=r's.json .*; generate the texts again'):
+      read()
+
+
 def test_an_empty_sample_is_one(tmp_path):
   (tmp_path / 's.jsonl').write_text('{"text": "a\u2028b"}\n{"text": ""}\n', 'utf-8')
   assert judging.read_texts(str(tmp_path / 's.jsonl')) == ['a\u2028b', '']

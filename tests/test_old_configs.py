@@ -108,6 +108,6 @@ def test_exports_of_an_older_version_are_read(tmp_path, monkeypatch):
   found = config.parse_file(json.loads(OLD), 'config.json')
   with monkeypatch.context() as patch:
     patch.setattr(config, 'to_dict', lambda _: json.loads(OLD))
-    standalone.seal(tmp_path, standalone.Export(found, get_tokenizer('bytes'), 'average', 7))
+    standalone.seal(tmp_path, standalone.Export(found, get_tokenizer('bytes'), 'average', 7, ''))
   assert '"g0": "prefix"' in next(tmp_path.iterdir()).read_text()
   assert standalone.read(tmp_path).config == found

@@ -147,6 +147,7 @@ def test_sample_goes_on_from_a_prompt(finished, tmp_path):
   )
   assert request.items() <= written['request'].items() and written['request']['step'] == 80
   assert [ByteTokenizer().decode(ids) for ids in written['ids']] == texts
+  assert [len(junctions) for junctions in written['junctions']] == [1, 1]
   assert all(text.startswith('alpha') and text in done.stdout for text in texts)
 
 

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from armd_jax import records
+from armd_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = '''"""Runs."""
@@ -214,6 +215,22 @@ def test_records_are_current_under_their_stamp_alone(tmp_path):
     {key: record} for key, record in kept.read().items()
   ]
   assert [path.name for path in kept.path.parent.iterdir()] == ['kept.json']
+
+
+def test_a_number_that_was_changed_afterwards_is_not_believed(tmp_path):
+  kept = records.Records(tmp_path / 'kept.json')
+  kept.add('a', '1', {'nats': 1.625, 'of': {'b': [1, 2]}})
+  kept.add('b', '2', {'nats': float('nan')})
+  kept.add('c', '3', {})
+  assert kept.read()['a'] == {'stamp': '1', 'nats': 1.625, 'of': {'b': [1, 2]}}
+  whole = kept.path.read_text()
+  for before, after in (('1.625', '1.125'), ('[1, 2]', '[1, 3]'), ('"3"', '"4"'), ('NaN', '1.0')):
+    kept.path.write_text(whole.replace(before, after))
+    with pytest.raises(UserError, match=r'kept.json is damaged .*; bring it back, or delete it'):
+      kept.read()
+  # Records of before there were digests.
+  kept.path.write_text('{"a": {"stamp": "1", "nats": 1.625}}')
+  assert kept.read() == {'a': {'stamp': '1', 'nats': 1.625}}
 
 
 def test_processes_that_add_at_once_lose_nothing(tmp_path):

@@ -6,6 +6,8 @@ import pytest
 from armd_jax.config import UserError
 from armd_jax.data.tokenizers import ByteTokenizer
 from armd_jax.decode import requests
+from armd_jax.decode.step import Generated
+from armd_jax.families import asked
 
 TOKENIZER = ByteTokenizer()
 
@@ -28,6 +30,23 @@ def test_gaps():
   assert TOKENIZER.decode(given) == 'To  or !'
   wide = requests.fill_gaps('a___b', 7, 1, 32, TOKENIZER)
   assert wide.length_B.tolist() == [9] and (~wide.given_BxN[0, :9]).sum() == 7
+
+
+def test_junctions_are_where_streams_begin():
+  """In characters, of which a letter with an accent is one and two tokens."""
+  request = requests.continue_prompts(['é', ''], 14, TOKENIZER)
+  tokens_BxN = np.array([TOKENIZER.encode('é' * 7), TOKENIZER.encode('abcdefghijklmn')])
+  generated = Generated(tokens_BxN, np.array([14, 5]), 1, np.zeros(2))
+  junctions = lambda streams: asked.junctions_of(request, streams, generated, TOKENIZER)
+  # Of 12 and 14 free tokens; the second text ended after five.
+  assert junctions(1) == [[], []]
+  assert junctions(2) == [[4], []]
+  assert junctions(4) == [[3, 4, 6], [4]]
+  assert junctions(3)[0] == [3, 5]
+  # Streams go on behind what is given in the middle.
+  request = requests.fill_gaps('____ab____', 0, 1, 14, TOKENIZER)
+  generated = Generated(tokens_BxN[1:], np.array([10]), 1, np.zeros(1))
+  assert junctions(2) == [[6]] and junctions(4) == [[2, 6, 8]]
 
 
 def test_gap_refusals():

@@ -21,6 +21,7 @@ from armd_jax.decode.state import Request
 from armd_jax.errors import UserError
 from armd_jax.evaluation import tokens
 from armd_jax.evaluation.tokens import TokenScore
+from armd_jax.families import asked
 from armd_jax.models.params import Params
 from armd_jax.order import GenerationOrder
 from armd_jax.parallel import ambient, sharding
@@ -66,6 +67,7 @@ class Model:
     temperature: float = 1.0,
     top_p: float = 1.0,
     stop: str | Sequence[str] = 'none',
+    mend: int = 0,
   ) -> str | list[str]:
     """Text that goes on from the prompt, the prompt included.
 
@@ -80,6 +82,8 @@ class Model:
       top_p: nucleus of the distribution to draw from.
       stop: 'eos' cuts a text at its first generated EOS, a list of texts before the first of them
         that was generated; 'none' does not.
+      mend: tokens on either side of each junction of streams that are written anew once all
+        others are there.
     Returns:
       A text, or a list where a list is given or `count` is more than one.
     Raises:
@@ -87,7 +91,8 @@ class Model:
     """
     prompts = self._prompts(prompt, count)
     request = self._continued(prompts, order, max_new_tokens)
-    texts = self._complete(request, streams, order, self._sampling(seed, temperature, top_p, stop))
+    sampling = self._sampling(seed, temperature, top_p, stop)
+    texts = self._complete(request, streams, order, sampling, mend)
     texts = [self._cut(text, start, stop) for text, start in zip(texts, prompts, strict=True)]
     return texts[0] if isinstance(prompt, str) and count == 1 else texts
 
@@ -241,11 +246,17 @@ class Model:
     return requests.continue_prompts(prompts, slots, self.tokenizer, max_new_tokens)
 
   def _complete(
-    self, request: Request, streams: int, order: GenerationOrder | None, sampling: Sampling
+    self,
+    request: Request,
+    streams: int,
+    order: GenerationOrder | None,
+    sampling: Sampling,
+    mend: int = 0,
   ) -> list[str]:
     self._check(streams, order)
+    asked.check_mend(self.config.model, streams, mend)
     family = families.of(self.config.model)
-    how: dict[str, Any] = {} if family.samplers else {'order': order}
+    how: dict[str, Any] = {} if family.samplers else {'order': order, 'mend': mend}
     texts, _ = family.generate(self._decoder(), request, sampling, streams=streams, **how)
     return texts
 

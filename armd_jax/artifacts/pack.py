@@ -32,7 +32,7 @@ def pack(
     UserError: it cannot be written.
   """
   config, tokenizer, params, step = weights.load_ema(workdir)
-  export = Export(config, tokenizer, 'ema', step)
+  export = Export(config, tokenizer, 'ema', step, weights.text_sha256_of(workdir))
   out, archive = workdir / 'model', workdir / f'{name}.zip'
   with standalone.new_path(out, overwrite=standalone.is_export(out)) as part:
     standalone.write_folder(part, params, cards.model_card(export, params, measured))

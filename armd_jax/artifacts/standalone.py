@@ -2,7 +2,8 @@
 
 A folder holds
 
-  export.json    config, tokenizer and its fingerprint, step; size and SHA-256 of the other files
+  export.json    config, tokenizer and its fingerprint, step, SHA-256 of the text that was trained
+                 on; size and SHA-256 of the other files
   weights/       the parameters, as orbax writes them
   stablehlo/     programs that run without this package, if asked for (see `stablehlo`)
   README.md      the model card, which may be edited
@@ -43,6 +44,7 @@ _FORM = {
   'tokenizer': {'name': str, 'fingerprint': str},
   'weights': str,
   'step': int,
+  'text_sha256': str,
 }
 _MANIFEST, _WEIGHTS, _CARD = 'export.json', 'weights', 'README.md'
 _KEY = 'armd_jax'  # in the metadata of a safetensors file
@@ -58,12 +60,14 @@ class Export:
     tokenizer: the one of the run, by its fingerprint.
     weights: 'ema' or 'raw'.
     step: of training.
+    text_sha256: of the text that it was trained on, hex; '' if that is not known.
   """
 
   config: config_lib.Config
   tokenizer: Tokenizer
   weights: str
   step: int
+  text_sha256: str
 
 
 def is_export(path: str | os.PathLike[str]) -> bool:
@@ -176,6 +180,7 @@ def _sealed(export, what):
     'tokenizer': {'name': tokenizer.name, 'fingerprint': tokenizer.fingerprint},
     'weights': export.weights,
     'step': export.step,
+    'text_sha256': export.text_sha256,
     **what,
   }
   return about | {'sha256': _sha256_of(about)}
@@ -238,7 +243,16 @@ def read(path: str | pathlib.Path) -> Export:
       f'{about["tokenizer"]["fingerprint"][:8]}, not {tokenizer.fingerprint[:8]}); {_FIX} here'
     )
   config = config_lib.parse_file(about['config'], path)
-  return Export(config, tokenizer, about['weights'], about['step'])
+  return Export(config, tokenizer, about['weights'], about['step'], about['text_sha256'])
+
+
+def text_sha256_of(path: str | os.PathLike[str]) -> str:
+  """Of the text that an export's weights were trained on; '' if that is not known.
+
+  Raises:
+    UserError: what the export holds of itself is damaged.
+  """
+  return _about(paths.given(path, 'the path of a run or an export'))['text_sha256']
 
 
 def parameters(path: str | pathlib.Path, abstract: Any) -> Params:
@@ -302,6 +316,7 @@ def _about(path):
       raise UserError(f'{path} has format {about.get("format")!r}, not {_FORMAT}; {_FIX}')
     if about.pop('sha256', None) != _sha256_of(about):
       raise UserError(f'what {path} says of itself was changed after it was written; {_FIX}')
+    about.setdefault('text_sha256', '')  # exports of older versions have none
     whole.check_form(about, form)
   except UserError:
     raise

@@ -18,6 +18,16 @@ from armd_jax.training import checkpoint, text
 from armd_jax.training import workdir as workdir_lib
 
 
+def text_sha256_of(path: str | pathlib.Path) -> str:
+  """Of the text that a run or an export was trained on, hex; '' if that is not known.
+
+  Raises:
+    UserError: the file that holds it is damaged.
+  """
+  is_export = standalone.is_export(path)
+  return standalone.text_sha256_of(path) if is_export else text.sha256_of(path)
+
+
 def load_ema(
   workdir: str | pathlib.Path, mesh_config: MeshConfig | None = None
 ) -> tuple[Config, Tokenizer, Any, int]:

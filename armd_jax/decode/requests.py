@@ -98,6 +98,35 @@ def fill_gaps(
   return request
 
 
+def heads_of(given_N: np.ndarray | jax.Array, streams: int) -> list[int]:
+  """Positions in a text at which its second and further streams begin.
+
+  Args:
+    given_N: bool, the tokens of the text that are not generated.
+    streams: S.
+
+  >>> heads_of(np.arange(8) < 2, 3)
+  [4, 6]
+  """
+  free = np.flatnonzero(~np.asarray(given_N))
+  return [int(run[0]) for run in np.array_split(free, streams)[1:] if len(run)]
+
+
+def _near_junctions(request: Request, streams: int, generated: Generated, width: int) -> Request:
+  """The generated texts, without the tokens near the junctions of their streams."""
+  length_B = np.asarray(generated.length_B)
+  given_BxN = np.ones(request.given_BxN.shape, bool)
+  for b, length in enumerate(length_B):
+    for head in heads_of(request.given_BxN[b, : request.length_B[b]], streams):
+      given_BxN[b, max(0, head - width) : min(head + width, length)] = False
+  given_BxN |= np.asarray(request.given_BxN)
+  return Request(
+    np.asarray(generated.tokens_BxN),  # type: ignore[arg-type]
+    given_BxN,  # type: ignore[arg-type]
+    length_B,  # type: ignore[arg-type]
+  )
+
+
 def check_text(what: str, text: Any) -> None:
   """Refuses what is no text, or holds half a character.
 
@@ -164,6 +193,36 @@ class Decoder:
       for generated, known_BxN in self.parts(request, streams, sampling, order=order, chunk=chunk):
         watch(generated, known_BxN)
     return self._texts(generated), generated
+
+  def mend(
+    self, request: Request, streams: int, sampling: Sampling, generated: Generated, width: int
+  ) -> tuple[list[str], Generated]:
+    """Writes the tokens near the junctions of streams anew, all junctions in parallel.
+
+    The first tokens of a stream were drawn before those to their left were there, and the last ones
+    of the stream before it without regard to them; here both are drawn once more, given all tokens
+    that are not near a junction. Texts are then no draws from the model along one order any more.
+
+    Args:
+      request, streams, sampling: as of `complete`.
+      generated: what it returned.
+      width: tokens on either side of each junction.
+    Returns:
+      The texts, and what was generated, with the steps of both passes.
+    """
+    again = _near_junctions(request, streams, generated, width)
+    if np.asarray(again.given_BxN).all():
+      return self._texts(generated), generated
+    batch = len(again.given_BxN)
+    arguments = self._arguments(again, streams - 1, sampling, None)
+    # Draws of their own: the noise of a draw follows from its sequence and slot.
+    fresh_B = _MOST + np.arange(batch)
+    mended = jax.block_until_ready(generate(*arguments, sequence_B=fresh_B, mesh=self.mesh))
+    mended = mended.replace(
+      steps=generated.steps + mended.steps,
+      margin_B=np.minimum(generated.margin_B, mended.margin_B),
+    )
+    return self._texts(mended), mended
 
   def parts(
     self,

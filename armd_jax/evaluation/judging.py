@@ -9,6 +9,7 @@ from armd_jax.errors import UserError
 from armd_jax.evaluation import quality
 from armd_jax.evaluation.gpt2_judge import Gpt2Judge
 from armd_jax.evaluation.huggingface_judge import HuggingFaceJudge
+from armd_jax.files import paths, whole
 from armd_jax.models import gpt2
 
 
@@ -22,6 +23,38 @@ def read_texts(path: str) -> list[str]:
   if not any(texts):
     raise UserError(f'{path} holds no texts; generate some')
   return texts
+
+
+def read_junctions(path: str, texts: Sequence[str]) -> list[list[int]]:
+  """Characters before each further stream of a text, which `sample --json` writes beside the texts.
+
+  Args:
+    path: any file of texts.
+    texts: of it.
+  Returns:
+    By text; nothing if the file does not have them.
+  Raises:
+    UserError: they are not those of the texts.
+  """
+  if not path.lower().endswith('.json'):
+    return []
+  fix = 'generate the texts again'
+  found = whole.read_json(paths.given(path, '--samples'), None, fix)
+  if not isinstance(found, dict) or 'junctions' not in found:
+    return []
+  try:
+    whole.check_form(found['junctions'], [[int]], 'junctions')
+  except ValueError as error:
+    raise UserError(f'{path} {error}; {fix}') from None
+  junctions = found['junctions']
+  fits = len(junctions) == len(texts) and all(
+    0 <= junction <= len(text)
+    for text, of_text in zip(texts, junctions, strict=True)
+    for junction in of_text
+  )
+  if not fits:
+    raise UserError(f'the junctions in {path} are not those of its texts; {fix}')
+  return junctions
 
 
 def _text_column(texts: list[str], _, where: str) -> tuple[str, ...]:
@@ -78,6 +111,14 @@ def table(
       f'texts, {verdict.tokens} tokens scored',
     ),
   ]
+  if at := verdict.junctions:
+    lines.append(
+      (
+        'near junctions',
+        f'perplexity {at.perplexity:.2f} in {at.width} tokens over each of {at.count} junctions of '
+        f'streams, {at.elsewhere:.2f} elsewhere',
+      )
+    )
   if mauve is not None:
     lines.append((f'MAUVE under {judge}', f'{mauve:.4f}'))
   width = max(len(name) for name, _ in lines)

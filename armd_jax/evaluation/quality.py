@@ -53,44 +53,92 @@ class Verdict:
     mean_perplexity: mean over texts of each one's own perplexity.
     tokens: scored, in the judge's tokenizer.
     perplexities: of every text that has a score.
+    junctions: near the junctions of streams, if the texts have some.
   """
 
   corpus_perplexity: float
   mean_perplexity: float
   tokens: int
   perplexities: tuple[float, ...]
+  junctions: Junctions | None = None
 
 
-def judge_texts(judge: Judge, texts: Sequence[str]) -> Verdict:
+@dataclasses.dataclass(frozen=True)
+class Junctions:
+  """What a judge says of the places where the streams of texts meet, beside all other places.
+
+  Attributes:
+    count: junctions.
+    width: tokens of the judge around each, half of them before it.
+    tokens: scored there, each once.
+    perplexity: of them.
+    elsewhere: perplexity of all other tokens.
+  """
+
+  count: int
+  width: int
+  tokens: int
+  perplexity: float
+  elsewhere: float
+
+
+def judge_texts(
+  judge: Judge, texts: Sequence[str], junctions: Sequence[Sequence[int]] = (), width: int = 16
+) -> Verdict:
   """Generative perplexity: texts are tokenised anew, by the judge.
 
   A text longer than the judge's context is read window by window. The first token of a window is
   given and not scored, as in SEDD's and MDLM's evaluations; texts of one token have no score.
 
+  Args:
+    junctions: characters of each text before the junctions of its streams; none, of no text.
+    width: tokens around each that count as near it.
   Raises:
     ValueError: no text has two tokens.
   """
-  windows, owner = [], []
+  nats = _nats_of(judge, texts)
+  scored = [nats_T[~np.isnan(nats_T)] for nats_T in nats]
+  everything = np.concatenate(scored)
+  if not len(everything):
+    raise ValueError('no text has two tokens, so that a judge has nothing to score')
+  perplexities = [float(np.exp(np.mean(nats_T))) for nats_T in scored if len(nats_T)]
+  return Verdict(
+    corpus_perplexity=float(np.exp(np.mean(everything))),
+    mean_perplexity=float(np.mean(perplexities)),
+    tokens=len(everything),
+    perplexities=tuple(perplexities),
+    junctions=_at_junctions(judge, texts, nats, junctions, width) if any(junctions) else None,
+  )
+
+
+def _nats_of(judge: Judge, texts: Sequence[str]) -> list[np.ndarray]:
+  """`-log p` of every token of each text, float64 [T], NaN where it has no score."""
+  windows, places = [], []
+  nats = []
   for number, text in enumerate(texts):
     ids_T = judge.encode(text)
+    nats.append(np.full(len(ids_T), np.nan))
     for first in range(0, len(ids_T) - 1, judge.context):
       if len(window := ids_T[first : first + judge.context]) > 1:
         windows.append(window)
-        owner.append(number)
-  if not windows:
-    raise ValueError('no text has two tokens, so that a judge has nothing to score')
-  nats_of_text, tokens_of_text = np.zeros(len(texts)), np.zeros(len(texts), np.int64)
-  for number, nats_T in zip(owner, judge.nats(windows), strict=True):
-    nats_of_text[number] += nats_T.sum()
-    tokens_of_text[number] += len(nats_T)
-  scored = tokens_of_text > 0
-  perplexities = np.exp(nats_of_text[scored] / tokens_of_text[scored])
-  return Verdict(
-    corpus_perplexity=math.exp(nats_of_text.sum() / tokens_of_text.sum()),
-    mean_perplexity=float(np.mean(perplexities)),
-    tokens=int(tokens_of_text.sum()),
-    perplexities=tuple(map(float, perplexities)),
-  )
+        places.append((number, first + 1))
+  for (number, first), nats_T in zip(places, judge.nats(windows) if windows else (), strict=True):
+    nats[number][first : first + len(nats_T)] = nats_T
+  return nats
+
+
+def _at_junctions(judge, texts, nats, junctions, width):
+  is_near = [np.zeros(len(nats_T), bool) for nats_T in nats]
+  for text, near_T, junctions_of_text in zip(texts, is_near, junctions, strict=True):
+    for junction in junctions_of_text:
+      # The token that the junction is before, or within.
+      place = len(judge.encode(text[:junction]))
+      near_T[max(0, place - width // 2) : place + width // 2] = True
+  nats_T, near_T = np.concatenate(nats), np.concatenate(is_near)
+  is_scored = ~np.isnan(nats_T)
+  near, other = nats_T[is_scored & near_T], nats_T[is_scored & ~near_T]
+  mean = lambda part: float(np.exp(np.mean(part))) if len(part) else math.nan
+  return Junctions(sum(map(len, junctions)), width, len(near), mean(near), mean(other))
 
 
 def padded_batches(

@@ -10,14 +10,14 @@ import numpy as np
 from armd_jax import families
 from armd_jax.config import ModelConfig
 from armd_jax.data.tokenizers import Tokenizer
-from armd_jax.decode.requests import Request, continue_prompts, fill_gaps
+from armd_jax.decode.requests import Request, continue_prompts, fill_gaps, heads_of
 from armd_jax.decode.step import Generated
-from armd_jax.errors import UserError
+from armd_jax.errors import UserError, is_whole
 
 # What `sample` is asked, by the names of its flags.
 WORDS = (
   'workdir', 'prompt', 'infill', 'gap_tokens', 'streams', 'steps', 'sampler', 'seed',
-  'temperature', 'top_p', 'stop',
+  'temperature', 'top_p', 'stop', 'mend',
 )  # fmt: skip
 
 
@@ -70,19 +70,62 @@ def check_race(model: ModelConfig, streams: int, races: bool) -> None:
     )
 
 
+def check_mend(model: ModelConfig, streams: int, mend: int) -> None:
+  """Refuses to mend what has no junctions.
+
+  Args:
+    model: of any family.
+    streams: stride count S.
+    mend: tokens on either side of a junction that are written anew; 0: none.
+  Raises:
+    UserError: naming the fix.
+  """
+  if not is_whole(mend) or not 0 <= mend <= model.num_slots:
+    raise UserError(f'mend is {mend!r}; write a whole number from 0 to {model.num_slots}')
+  if mend and (model.orders != 'any' or streams < 2):
+    raise UserError(
+      f'mend is {mend}, but only 2 or more streams of an ARMD have junctions; the family is '
+      f'{model.family!r} and streams is {streams}, leave it out'
+    )
+
+
 def numbers(
-  request: Mapping[str, Any], texts: Sequence[str], generated: Generated, seconds: float
+  request: Mapping[str, Any],
+  texts: Sequence[str],
+  generated: Generated,
+  junctions: Sequence[Sequence[int]],
+  seconds: float,
 ) -> dict[str, Any]:
-  """What `sample --json` writes: the request, and ids and texts up to their ends."""
+  """What `sample --json` writes: the request, texts and ids up to their ends, their junctions."""
   rows = zip(np.asarray(generated.tokens_BxN), np.asarray(generated.length_B), strict=True)
   return {
     'request': dict(request),
     'texts': list(texts),
     'ids': [ids_N[:length].tolist() for ids_N, length in rows],
+    'junctions': list(junctions),
     'steps': int(generated.steps),
     'seconds': seconds,
     'margin': float(np.min(generated.margin_B)),
   }
+
+
+def junctions_of(
+  request: Request, streams: int, generated: Generated, tokenizer: Tokenizer
+) -> list[list[int]]:
+  """Of each text, the number of characters before each stream of it but the first.
+
+  Args:
+    request: what was asked.
+    streams: S of the strided order that it was generated along.
+    generated: what came of it.
+    tokenizer: of the model.
+  """
+  rows = zip(np.asarray(generated.tokens_BxN), np.asarray(generated.length_B), strict=True)
+  found = []
+  for b, (ids_N, length) in enumerate(rows):
+    heads = heads_of(request.given_BxN[b, : request.length_B[b]], streams)
+    found.append([len(tokenizer.decode(ids_N[:head])) for head in heads if head < length])
+  return found
 
 
 def request_of(

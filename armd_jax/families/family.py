@@ -46,7 +46,7 @@ class Family:
       mean nats per scored token, as these sequences' share of the whole batch's,
       and what `training.loss_and_gradients` returns of the kinds of orders; zeros without orders.
     generate: `(decoder, request, sampling, streams=, ...) -> (texts, Generated)`, of a
-      `decode.requests.Decoder`. Without samplers it also takes `watch` and `order`; with
+      `decode.requests.Decoder`. Without samplers it also takes `watch`, `order` and `mend`; with
       samplers also `steps` and `sampler`, and it returns a `decode.diffusion.Denoised`.
     shown: how a text is generated, in a sentence of the report, where `{length}` is its tokens.
     bound: `(model, params, text_BxN, keys_B, diffusion settings, samples=, loss_chunk=) -> nats_B`,

@@ -45,6 +45,9 @@ def generate(
   streams: int = 1,
   watch: Callable[..., None] | None = None,
   order: GenerationOrder | None = None,
+  mend: int = 0,
 ) -> tuple[list[str], Generated]:
-  """Along a strided order of so many streams, or another; see `Decoder.complete`."""
-  return decoder.complete(request, streams, sampling, watch, order)
+  """Along a strided order of so many streams, or another; see `Decoder.complete`. With `mend`, the
+  junctions of streams are written twice; see `Decoder.mend`."""
+  texts, generated = decoder.complete(request, streams, sampling, watch, order)
+  return decoder.mend(request, streams, sampling, generated, mend) if mend else (texts, generated)

@@ -48,8 +48,13 @@ _UNUSED = {
   'chunk_size_feed_forward', 'output_scores', 'return_dict_in_generate',
   '_attn_implementation_autoset',
 }  # fmt: skip
-# Masks that old files keep beside the weights.
-_CONSTANTS = ('bias', 'masked_bias')
+# Old files keep beside the weights of each layer which row sees which, and the logit of the others.
+_MASKS = {
+  'bias': lambda mask, length: np.array_equal(
+    mask.reshape(-1), np.tri(length, dtype=mask.dtype).reshape(-1)
+  ),
+  'masked_bias': lambda logit, _: logit.size == 1 and logit.item() <= -1e4,
+}
 
 
 def is_gpt2(path: str | pathlib.Path) -> bool:
@@ -124,11 +129,19 @@ def load(folder: str | pathlib.Path) -> tuple[config_lib.ModelConfig, int, Param
       f"{weights.file} holds a lm_head.weight of its own, but GPT-2's head is its embedding "
       'wte.weight; name the folder of a plain GPT-2'
     )
-  constants = [f'h.{n}.attn.{name}' for n in range(config.num_layers) for name in _CONSTANTS]
-  if others := [name for name in weights.rest() if name not in constants]:
-    raise UserError(
-      f'{weights.file} holds {others[0]}, which GPT-2 has not; name the folder of a plain GPT-2'
-    )
+  masks = {
+    f'h.{n}.attn.{name}': is_it for n in range(config.num_layers) for name, is_it in _MASKS.items()
+  }
+  for name in weights.rest():
+    if name not in masks:
+      raise UserError(
+        f'{weights.file} holds {name}, which GPT-2 has not; name the folder of a plain GPT-2'
+      )
+    if not masks[name](weights.arrays[name], config.length):
+      raise UserError(
+        f"{weights.file} holds a {name} that is not GPT-2's causal mask; name the folder of a "
+        'plain GPT-2'
+      )
   return config, vocab_size, params
 
 

@@ -46,6 +46,8 @@ NO_SEGMENTS = {'order.segments_prob': 0.0}
 # count of visible keys does not see through.
 _COUNTED = NO_SEGMENTS
 SIZES = {'8 x 192': (8, 192, 6), '12 x 256': (12, 256, 8)}  # layers, width, heads; beside the own
+# Tokens of several letters, of which a stream's first ones cost more without the text before them.
+TOKENIZER = 'gpt2'
 DEPTHS = (8, 12)  # at which layers with two streams are counted and timed
 
 WINDOWS = 256  # held-out windows of the config's length; longer ones are fewer, of the same text
@@ -157,6 +159,11 @@ def size_name(size: str) -> str:
   return f'size.{size.replace(" ", "")}'
 
 
+def tokens_name() -> str:
+  """A base model of the longest length on the tokens of another vocabulary."""
+  return f'tokens.{TOKENIZER}'
+
+
 def tuned_steps(config: ml_collections.ConfigDict) -> tuple[int, ...]:
   """i_SBP, steps of fine-tuning, that results are read at."""
   return tuple(config.train.steps // part for part in (24, 12, 6))
@@ -179,6 +186,7 @@ def all_pieces(config: ml_collections.ConfigDict) -> list[Piece]:
     *_lengths(config),
     *_junctions(config),
     *_sizes(config),
+    *_tokens(config),
     *_depths(config),
     *_ablations(config),
   ]
@@ -295,6 +303,16 @@ def _sizes(config):
   return [*pieces, *_read_at_every_s(size_name('longer'), overrides, read)]
 
 
+def _tokens(config):
+  """The longest length again, on tokens of another vocabulary, at as many tokens per step."""
+  length, steps = lengths(config)[-1], config.train.steps
+  windows = max(2, WINDOWS * config.model.length // length)
+  # Logits of so many tokens take most of the time.
+  overrides = _at_length(config, length) | {'data.tokenizer': TOKENIZER}
+  pieces = _read_at_every_s(tokens_name(), overrides, (steps,), windows)
+  return [dataclasses.replace(piece, weight=8 * piece.weight) for piece in pieces]
+
+
 def _depths(config):
   """What a layer with two streams is worth and costs, in deeper networks."""
   steps = fractions(config)['50 %']
@@ -317,10 +335,10 @@ def _depths(config):
   return pieces
 
 
-def _read_at_every_s(name, overrides, read):
+def _read_at_every_s(name, overrides, read, windows=WINDOWS // 2):
   """A run from scratch, and its likelihoods at every S."""
-  trained, scores = _trained(name, overrides, read, windows=WINDOWS // 2)
-  return [trained, scores, _strided(name, read, WINDOWS // 2)]
+  trained, scores = _trained(name, overrides, read, windows=windows)
+  return [trained, scores, _strided(name, read, windows)]
 
 
 def _of_systems():

@@ -156,7 +156,7 @@ def junctions(results: Results) -> str:
   return (
     f'Length {length}, base models. NLL lost: against S = 1 of the same model. Starts and ends: '
     'what the 16 tokens after and before a junction cost, in nats per junction.\n\n'
-    f'{markdown(header, rows)}\n\n{_sizes(results)}'
+    f'{markdown(header, rows)}\n\n{_sizes(results)}\n\n{_tokens(results)}'
   )
 
 
@@ -198,6 +198,26 @@ def _sizes(results):
   )  # fmt: skip
   return (
     f'Over size and steps, at length {length}, one seed, base models.\n\n{markdown(header, rows)}'
+  )
+
+
+def _tokens(results):
+  """The longest length on tokens of another vocabulary, one row for every S."""
+  found = results.strided(p.tokens_name())
+  rows = [
+    (
+      streams,
+      f'{row["nats"]:.4f}',
+      _percent(100 * (row['nats'] / found[1]['nats'] - 1)),
+      *((_junction(row), _won_back(row)) if streams > 1 else (None, None)),
+    )
+    for streams, row in found.items()
+  ]
+  length = p.lengths(results.config)[-1]
+  header = 'S', 'nats per token', 'NLL lost', 'nats per junction', 'won back'
+  return (
+    f'The same network on tokens of the vocabulary {p.TOKENIZER}, {length} of them, one seed, base '
+    f'model.\n\n{markdown(header, rows)}'
   )
 
 

@@ -74,6 +74,8 @@ def evaluate(piece: Piece, folder: pathlib.Path, data: config_lib.DataConfig) ->
   for step in piece.steps:
     config, mesh, params = _restored(folder, step)
     model = families.build(config.model, _vocab_size(config))
+    # The text may be elsewhere by now, the vocabulary is the run's.
+    data = dataclasses.replace(data, tokenizer=config.data.tokenizer)
     windows_WxN = _spread(corpus_of(data, config.model.length).held_out_WxN, piece.windows)
     if piece.streams:
       found[str(step)] = order_costs(model, params, windows_WxN, piece.streams, mesh)

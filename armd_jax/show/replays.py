@@ -62,16 +62,6 @@ def steps_of(given_N: np.ndarray | jax.Array, streams: int) -> np.ndarray:
   return step_N
 
 
-def heads_of(given_N: np.ndarray | jax.Array, streams: int) -> list[int]:
-  """Indices in the text with which its second and further streams begin.
-
-  >>> heads_of(np.arange(8) < 2, 3)
-  [4, 6]
-  """
-  free = np.flatnonzero(~np.asarray(given_N))
-  return [int(run[0]) for run in np.array_split(free, streams)[1:] if len(run)]
-
-
 def replays(
   decoder: requests.Decoder, prompt: str, streams: Sequence[int], sampling: Sampling
 ) -> tuple[list[Replay], str]:
@@ -99,7 +89,7 @@ def replays(
       step_N, heads = np.asarray(generated.step_BxN[0]), []
     else:
       name, step_N = f'S = {count}', steps_of(request.given_BxN[0], count)
-      heads = heads_of(request.given_BxN[0], count)
+      heads = requests.heads_of(request.given_BxN[0], count)
     ids_N = np.asarray(generated.tokens_BxN[0])
     pieces = pieces_of(tokenizer, ids_N, step_N)
     ends = np.cumsum([tokens for _, tokens, _ in pieces])

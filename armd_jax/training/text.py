@@ -77,7 +77,7 @@ def check_tokenizer(workdir: str | pathlib.Path, tokenizer: Tokenizer) -> None:
 
 
 def sha256_of(workdir: str | pathlib.Path) -> str:
-  """Of the run's text; '' if none is stored, as by exports and runs of older versions.
+  """Of the run's text, hex; '' if none is stored, as by runs of older versions.
 
   Raises:
     UserError: the file is damaged.

@@ -27,6 +27,10 @@ class Dice:
     raise NotImplementedError
 
 
+class Long(Dice):
+  context = 64
+
+
 def test_perplexity_of_known_probabilities():
   verdict = quality.judge_texts(Dice(), ['a d d', 'c b'])
   # The first word of a text is given: d, d and b are scored.
@@ -42,6 +46,22 @@ def test_long_texts_are_read_window_by_window():
   assert judge.longest == 4
   assert verdict.tokens == 3 + 3  # 4 + 4 + 1 words, the first of a window given
   assert verdict.corpus_perplexity == pytest.approx(1 / 0.4)
+
+
+def test_junctions_beside_all_other_places():
+  """Words of probability .4 but for two, one of which is near a junction."""
+  text = 'd d d a d d d d d d a d'
+  junction = text.index('a')  # before the fourth word
+  verdict = quality.judge_texts(Long(), [text, 'd d'], [[junction], []], width=4)
+  junctions = verdict.junctions
+  assert (junctions.count, junctions.width, junctions.tokens, verdict.tokens) == (1, 4, 4, 12)
+  assert junctions.perplexity == pytest.approx((0.4**3 * 0.1) ** (-1 / 4))
+  assert junctions.elsewhere == pytest.approx((0.4**7 * 0.1) ** (-1 / 8))
+  # Where two are near each other, a token counts once; the first of a text has no score.
+  near = quality.judge_texts(Long(), [text], [[2, junction]], width=4).junctions
+  assert (near.count, near.tokens) == (2, 4)
+  assert verdict.corpus_perplexity == quality.judge_texts(Long(), [text, 'd d']).corpus_perplexity
+  assert quality.judge_texts(Long(), [text], [[]]).junctions is None
 
 
 def test_texts_without_a_score_do_not_count():

@@ -98,7 +98,7 @@ def write_measured(folder):
       'quality': [QUALITY | {'streams': streams} for streams in (1, 2, 4, 8)],
     },
     'verdict': {'judge': 'gpt2', 'verdict': verdict, 'statistics': statistics, 'mauve': None},
-    'samples': {'texts': ['one text', 'another'], 'steps': 16},
+    'samples': {'texts': ['one text', 'another'], 'junctions': [[4], []], 'steps': 16},
   }  # fmt: skip
   for name, value in files.items():
     whole.write_json(folder / f'{name}.json', value)
@@ -171,6 +171,11 @@ def files(tmp_path_factory) -> dict[str, File]:
   kept.add(0, np.ones((2, 3)))
   kept.add(1, np.ones((1, 3)))
   read_texts = lambda name: lambda: judging.read_texts(str(folder / name))
+
+  def read_samples():
+    texts = read_texts('samples.json')()
+    return texts, judging.read_junctions(str(folder / 'samples.json'), texts)
+
   loaded = lambda path: lambda: jax.tree.leaves(weights.load_ema(path)[::2])
 
   def windows():
@@ -223,7 +228,7 @@ def files(tmp_path_factory) -> dict[str, File]:
     'verdict.json': File(
       folder / 'verdict.json', lambda: measured_alone(judged=[str(folder / 'verdict.json')])
     ),
-    'samples.json': File(folder / 'samples.json', read_texts('samples.json')),
+    'samples.json': File(folder / 'samples.json', read_samples),
     'texts.jsonl': File(folder / 'texts.jsonl', read_texts('texts.jsonl')),
     'texts.csv': File(folder / 'texts.csv', read_texts('texts.csv'), is_json=False),
     'texts.parquet': File(folder / 'texts.parquet', read_texts('texts.parquet'), is_json=False),

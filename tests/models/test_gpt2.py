@@ -24,7 +24,11 @@ TOKENS = np.random.RandomState(1).randint(V, size=(3, N))
 @pytest.fixture(scope='module')
 def loaded(tmp_path_factory):
   """A model and its parameters, from a file whose names have the prefix and the constants."""
-  extra = {'h.0.attn.bias': np.ones((1, 1, N, N), np.float32)}
+  extra = {
+    'h.0.attn.bias': np.tri(N, dtype=np.float32)[None, None],
+    'h.1.attn.bias': np.tri(N, dtype=bool)[None, None],
+    'h.1.attn.masked_bias': np.float32(-1e4),
+  }
   named = {f'transformer.{name}': x for name, x in (arrays() | extra).items()}
   folder = write(tmp_path_factory.mktemp('gpt2'), named)
   config, vocab_size, params = gpt2.load(folder)
@@ -101,6 +105,12 @@ def test_what_is_no_gpt2_is_refused(tmp_path):
   refuses('says quantization_config = .*, which is not known', quantization_config={'bits': 4})
   head = {'lm_head.weight': arrays()['wte.weight'] + 1}
   refuses('a lm_head.weight of its own', arrays() | head)
+  for name, x in {
+    'bias': np.ones((1, 1, N, N), np.float32), 'masked_bias': np.float32(0),
+  }.items():  # fmt: skip
+    refuses(
+      f"holds a h.1.attn.{name} that is not GPT-2's causal mask", arrays() | {f'h.1.attn.{name}': x}
+    )
   refuses(r'holds h.2.attn.bias, which', arrays() | {'h.2.attn.bias': np.ones((1, 1, N, N))})
   refuses('holds wte.weight twice', arrays() | {'transformer.wte.weight': arrays()['wte.weight']})
   refuses('wte.weight as int8', arrays() | {'wte.weight': arrays()['wte.weight'].astype(np.int8)})

@@ -257,7 +257,8 @@ distributed.agree('the config', {'seed': 7, 'model': {'name': 'é' * 300, 'only'
 
 
 @pytest.mark.parametrize(
-  ('process', 'count'), [(0, 1), (1, 1), pytest.param(1, 5, marks=pytest.mark.drill)]
+  ('process', 'count'),
+  [(0, 1), (1, 1), *(pytest.param(process, 5, marks=pytest.mark.drill) for process in (0, 1))],
 )
 def test_the_error_of_one_is_told_before_all_end(process, count):
   """With one sentence and without an abort by jax, time after time."""

@@ -52,7 +52,7 @@ def measure(program, system: decode.System, batch: int, busy: int, dry: bool) ->
     made = jax.block_until_ready(program.run(tokens_BxN))
     seconds.append(time.perf_counter() - start)
   median = statistics.median(seconds[1:])
-  steps = system.streams + slots // system.streams - 1
+  steps = int(made.steps)
   weights = sum(x.nbytes for x in jax.tree.leaves(system.network))
   chip = CHIPS.get(device.current().chip)
   return {
@@ -62,7 +62,6 @@ def measure(program, system: decode.System, batch: int, busy: int, dry: bool) ->
     # No step is quicker than reading its weights.
     'ms_of_weights': chip and 1e3 * weights / chip.hbm_bandwidth,
     'steps': steps,
-    'counted_steps': int(made.steps),
     'gib': program.bytes / 2**30,
     'compile_s': program.seconds,
     'compiling_beside': busy,

@@ -286,7 +286,7 @@ def test_decoding(rows):
   assert list(told) == ['AR batch 1', 'ARMD S=4 batch 1']
   assert [row['steps'] for row in told.values()] == [32, 4 + 32 // 4 - 1]
   for row in told.values():
-    assert row['counted_steps'] == row['steps'] and row['tokens_per_s'] > 0
+    assert row['tokens_per_s'] > 0
   before = rows_lib.lines(rows.job.out)
   assert decode.main(rows, ['ar 1 1', 'armd 4 1']) == 0
   assert rows_lib.lines(rows.job.out) == before
