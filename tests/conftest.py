@@ -1,9 +1,14 @@
 """Settings shared by the tests."""
 
+import contextlib
+import ctypes
+import gc
 import importlib.metadata
 import os
+import pathlib
 import shutil
 import signal
+import sys
 import tempfile
 
 import pytest
@@ -48,6 +53,21 @@ def pytest_collection_finish():
 def pytest_unconfigure(config):
   if not hasattr(config, 'workerinput'):
     shutil.rmtree(os.environ.pop(COMPILED), ignore_errors=True)
+
+
+MOST_MEMORY = 2 << 30  # bytes of a worker, of which there may be as many as processors
+
+
+@pytest.fixture(scope='module', autouse=True)
+def little_memory():
+  """Forgets what was compiled, once it takes much memory: few modules share programs."""
+  yield
+  with contextlib.suppress(OSError, AttributeError):  # where there is no Linux
+    pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
+    if 'jax' in sys.modules and pages * os.sysconf('SC_PAGE_SIZE') > MOST_MEMORY:
+      sys.modules['jax'].clear_caches()
+      gc.collect()
+      ctypes.CDLL(None).malloc_trim(0)  # or freed memory would stay this process's
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 
 from armd_jax import records
 from armd_jax.errors import UserError
+from armd_jax.files import whole
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = '''"""Runs."""
@@ -212,7 +213,7 @@ def test_records_are_current_under_their_stamp_alone(tmp_path):
   assert kept.read()['b'] == {'stamp': '2', 'found': 3}
   lines = kept.path.read_text().splitlines()
   assert [json.loads(f'{{{line.rstrip(",")}}}') for line in lines[1:-1]] == [
-    {key: record} for key, record in kept.read().items()
+    {key: record | {'sha256': whole.sha256(record)}} for key, record in kept.read().items()
   ]
   assert [path.name for path in kept.path.parent.iterdir()] == ['kept.json']
 
@@ -223,9 +224,9 @@ def test_a_number_that_was_changed_afterwards_is_not_believed(tmp_path):
   kept.add('b', '2', {'nats': float('nan')})
   kept.add('c', '3', {})
   assert kept.read()['a'] == {'stamp': '1', 'nats': 1.625, 'of': {'b': [1, 2]}}
-  whole = kept.path.read_text()
+  text = kept.path.read_text()
   for before, after in (('1.625', '1.125'), ('[1, 2]', '[1, 3]'), ('"3"', '"4"'), ('NaN', '1.0')):
-    kept.path.write_text(whole.replace(before, after))
+    kept.path.write_text(text.replace(before, after))
     with pytest.raises(UserError, match=r'kept.json is damaged .*; bring it back, or delete it'):
       kept.read()
   # Records of before there were digests.

@@ -27,7 +27,7 @@ def loaded(tmp_path_factory):
   extra = {
     'h.0.attn.bias': np.tri(N, dtype=np.float32)[None, None],
     'h.1.attn.bias': np.tri(N, dtype=bool)[None, None],
-    'h.1.attn.masked_bias': np.float32(-1e4),
+    'h.1.attn.masked_bias': np.full((), -1e4, np.float32),
   }
   named = {f'transformer.{name}': x for name, x in (arrays() | extra).items()}
   folder = write(tmp_path_factory.mktemp('gpt2'), named)
@@ -106,7 +106,7 @@ def test_what_is_no_gpt2_is_refused(tmp_path):
   head = {'lm_head.weight': arrays()['wte.weight'] + 1}
   refuses('a lm_head.weight of its own', arrays() | head)
   for name, x in {
-    'bias': np.ones((1, 1, N, N), np.float32), 'masked_bias': np.float32(0),
+    'bias': np.ones((1, 1, N, N), np.float32), 'masked_bias': np.zeros((), np.float32),
   }.items():  # fmt: skip
     refuses(
       f"holds a h.1.attn.{name} that is not GPT-2's causal mask", arrays() | {f'h.1.attn.{name}': x}
