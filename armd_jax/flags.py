@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import pathlib
+import re
 import sys
 import textwrap
 import typing
@@ -98,6 +99,8 @@ def parse(
       raise UserError(f'{text}{_fields_named(error.flagname, kinds)}; see --help') from error
     text = str(error.args[0] if error.args else error).replace('\\n', ' ').replace("\\'", "'")
     text = ' '.join(text.split()).rstrip('.?')
+    # Which absl raises with a pair of arguments.
+    text = re.sub(r"\('Non-boolean argument to boolean flag', .*\)", 'write true or false', text)
     if isinstance(error, (AttributeError, KeyError)):
       text = text.strip('"\'').rstrip('.?')
       name, _, guess = text.replace("'", '').partition(' ')

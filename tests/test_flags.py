@@ -179,3 +179,14 @@ def test_flags_may_be_left_out_or_are_named(name):
   for one in range(len(argv)):
     with pytest.raises(UserError, match=required[one]):
       flags.parse(options, [name, *argv[:one], *argv[one + 1 :]])
+
+
+def test_a_switch_takes_true_or_false():
+  @dataclasses.dataclass(frozen=True, kw_only=True)
+  class Switch:
+    live: bool | None = flags.flag('Slowly.', None)
+
+  for words, value in ((['--live'], True), (['--nolive'], False), (['--live=false'], False)):
+    assert flags.parse(Switch, ['x', *words]).live is value
+  with pytest.raises(UserError, match='^flag --live=off: write true or false; see --help$'):
+    flags.parse(Switch, ['x', '--live=off'])
