@@ -21,6 +21,7 @@ from typing import Any
 
 import ml_collections
 
+from armd_jax import config_rules
 from armd_jax.config_fields import field, one_of
 from armd_jax.errors import UserError, is_whole
 
@@ -148,7 +149,9 @@ class DataConfig:
   # A prepared corpus's folder, or a source as in armd_jax.data.sources.
   source: str = field('stdlib', host_only=True, is_path=True, resumable=True)
   tokenizer: str = field('bytes', host_only=True)  # of armd_jax.data.tokenizers
-  packing: str = one_of('joined', 'wrapped', host_only=True)  # see armd_jax.data.packing
+  packing: str = one_of('joined', 'wrapped', 'documents')  # see armd_jax.data.packing
+  # Column of files with a prompt to each document, seen and not scored; '': none.
+  prompt: str = field('', host_only=True)
   # At rows without text: end, or leave them out.
   bad_rows: str = one_of('stop', 'skip', host_only=True)
   # Share of the text's bytes held out, by document; none of a prepared corpus.
@@ -384,6 +387,7 @@ def _resolve(config: Config) -> Config:
 def _contradictions(config: Config) -> Iterator[str]:
   """What of one field does not go with another, a sentence each."""
   m, o, t = config.model, config.order, config.train
+  yield from config_rules.of_documents(config)
   if m.num_two_stream_layers > m.num_layers:
     yield (
       f'config.model.num_two_stream_layers is {m.num_two_stream_layers}; '

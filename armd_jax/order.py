@@ -226,6 +226,35 @@ def given_first(given_BxN: Array, length_B: Array, streams: Array | int) -> Gene
   return GenerationOrder(position_N[slot_BxN], block_BxN)
 
 
+def with_given(order: GenerationOrder, given_BxN: Array, length_B: Array) -> GenerationOrder:
+  """An order of all positions as one of those that are to be generated: given tokens come first, as
+  singletons in text order, then the others as the order has them, block by block.
+
+  Args:
+    order: `[B or 1, N]`.
+    given_BxN: bool, by text position.
+    length_B: int32 in 0..N, tokens of each sequence; positions above are stored last, in a block of
+      their own, so that no other slot sees them.
+  Returns:
+    The order, `[B, N]`; `given_first` is unchanged by it, but for its labels.
+
+  >>> order = with_given(strided(6, 2), jnp.array([[True] + 5 * [False]]), jnp.array([5]))
+  >>> order.position_BxN.tolist(), order.block_BxN.tolist()
+  ([[1, 4, 2, 5, 3, 6]], [[1, 8, 9, 9, 11, 13]])
+  """
+  num_slots = order.num_slots
+  position_BxN = jnp.broadcast_to(order.position_BxN, given_BxN.shape)
+  start_BxN, _ = block_bounds(order.block_BxN)
+  is_given_BxN = jnp.take_along_axis(given_BxN, position_BxN - 1, axis=1)
+  is_real_BxN = position_BxN <= length_B[:, None]
+  # Labels of given tokens, of others and of padding: up to N, up to 2 N, and beyond.
+  block_BxN = jnp.where(is_given_BxN, position_BxN, num_slots + 1 + start_BxN)
+  block_BxN = jnp.where(is_real_BxN, block_BxN, 2 * num_slots + 1)
+  slot_BxN = jnp.argsort(block_BxN, axis=1, stable=True)
+  take = lambda x_BxN: jnp.take_along_axis(x_BxN, slot_BxN, axis=1)
+  return GenerationOrder(take(position_BxN), take(block_BxN))
+
+
 def strided(num_slots: int, streams: Array | int) -> GenerationOrder:
   """S interleaved streams of N/S tokens, heads one by one, then S at a time (paper section 3.1).
 

@@ -203,3 +203,36 @@ def test_select_takes_rows():
   mixed = order.select(jnp.array([True, False, True]), a, b)
   np.testing.assert_array_equal(mixed.position_BxN[1], b.position_BxN[1])
   np.testing.assert_array_equal(mixed.block_BxN[2], a.block_BxN[2])
+
+
+@pytest.mark.parametrize('name', sorted(tiny.orders()))
+def test_given_tokens_come_first_and_padding_last(name):
+  """The others follow in their order and in their blocks, and no slot but padding sees padding."""
+  o = tiny.orders()[name]
+  given = np.zeros((3, 16), bool)
+  given[0, :5] = given[1, [2, 9]] = True
+  length = np.array([11, 13, 16])
+  found = jax.jit(order.with_given)(o, jnp.array(given), jnp.array(length))
+  start, end = (np.asarray(x) for x in order.block_bounds(found.block_BxN))
+  for b in range(3):
+    row = min(b, len(o.position_BxN) - 1)
+    position, block = np.asarray(o.position_BxN[row]), np.asarray(o.block_BxN[row])
+    is_free = ~given[b, position - 1] & (position <= length[b])
+    first = int(given[b].sum())
+    real = slice(first, length[b])
+    np.testing.assert_array_equal(found.position_BxN[b, :first], np.flatnonzero(given[b]) + 1)
+    np.testing.assert_array_equal(found.position_BxN[b, real], position[is_free])
+    assert sorted(found.position_BxN[b, length[b] :].tolist()) == [*range(length[b] + 1, 17)]
+    np.testing.assert_array_equal(start[b, :first], np.arange(first))  # one by one
+    starts = np.diff(block[is_free], prepend=-1) > 0
+    np.testing.assert_array_equal(np.diff(start[b, real], prepend=-1) > 0, starts)
+    assert end[b, : length[b]].max() <= length[b]
+
+
+def test_streams_around_given_tokens_are_left_as_they_are():
+  given = jnp.array([[True] * 4 + [False] * 12, [False] * 16])
+  o = order.given_first(given, jnp.array([13, 10]), 3)
+  found = order.with_given(o, given, jnp.array([13, 10]))
+  np.testing.assert_array_equal(found.position_BxN, o.position_BxN)
+  for x, y in zip(*(order.block_bounds(a.block_BxN) for a in (found, o)), strict=True):
+    np.testing.assert_array_equal(x, y)

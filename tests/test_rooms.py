@@ -8,7 +8,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / 'armd_jax'
 # A module imports from its own line and from those above it.
 LAYERS = (
-  ('errors', 'records', 'config_fields'),
+  ('errors', 'records', 'config_fields', 'config_rules'),
   ('hardware', 'files'),
   ('config', 'order', 'orders', 'flags'),
   ('parallel', 'cli'),

@@ -20,6 +20,7 @@ from armd_jax import evaluate, flags, sample, training
 from armd_jax import train as program
 from armd_jax.artifacts import weights
 from armd_jax.config import UserError
+from armd_jax.data import corpus
 from armd_jax.files import lock
 from armd_jax.hardware import device
 from armd_jax.hardware.chips import CHIPS
@@ -253,6 +254,27 @@ def test_init_from_continues_optimizer_average_and_data(text, finished, tmp_path
   config = dataclasses.replace(tiny_config(text, steps=42), init_from=str(finished))
   b = train(config, tmp_path / 'new')
   jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_prompts_and_answers_are_trained_on_and_measured(tmp_path):
+  """The answers alone: `evaluate` finds on the held-out ones what training has logged."""
+  rng = np.random.RandomState(0)
+  names = ['alpha', 'beta', 'gamma', 'delta', 'epsilon', 'zeta']
+  pairs = [(rng.choice(names), rng.randint(10)) for _ in range(60)]
+  rows = [{'asked': f'{n} {i}: ', 'said': f'{i} {n[:3]}'} for n, i in pairs]
+  (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  config = tiny_config(tmp_path / 'rows.jsonl', eval_windows=1000)
+  data = dataclasses.replace(config.data, packing='documents', prompt='asked')
+  train(dataclasses.replace(config, data=data), tmp_path / 'run')
+  logged = history.read(tmp_path / 'run' / 'metrics.jsonl')[40]
+  arguments = [f'--workdir={tmp_path / "run"}', f'--json={tmp_path / "scores"}', '--streams=2']
+  evaluate.main(flags.parse(evaluate.Options, ['evaluate', *arguments]))
+  first, *others = json.loads((tmp_path / 'scores').read_text())['scores']
+  assert first['nats_per_token'] == pytest.approx(logged['held_out'], rel=1e-5)
+  assert others[0]['name'] == 'strided S=2, parallel' and len(others) > 3
+  held = corpus.load(data, 32).held_out_WxN
+  assert first['tokens'] == (held >= 0).sum() < held.size / 3
+  assert 0 < first['standard_error'] < first['nats_per_token']
 
 
 def test_keeps_the_last_the_best_and_every_so_many_for_good(text, tmp_path):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from armd_jax.config import DataConfig
+from armd_jax.data import documents
 from armd_jax.data.packing import get_packing, pack
 from armd_jax.data.prepared import Prepared, is_prepared
 from armd_jax.data.sources import load_documents, split_documents
@@ -21,8 +22,9 @@ class Corpus:
   """Windows of N tokens to train on and to measure on.
 
   Attributes:
-    train_WxN, held_out_WxN: unsigned token ids, an array or one that is read from files as it is
-      indexed (`prepared.Windows`); no document stands on both sides.
+    train_WxN, held_out_WxN: unsigned token ids, or int32 ones with marks (`documents`); an array,
+      or one that is read from files as it is indexed (`prepared.Windows`). No document stands on
+      both sides.
     tokenizer: what made the ids.
     description: where the text comes from, in words.
     sha256: of the text, hex: the same wherever it is and whatever it is called. A run and every
@@ -45,25 +47,37 @@ def load(config: DataConfig, length: int) -> Corpus:
       of the files.
   """
   tokenizer = get_tokenizer(config.tokenizer)
-  packing = get_packing(config.packing, length, tokenizer)
+  apart = config.packing == documents.PACKING
+  packing = None if apart else get_packing(config.packing, length, tokenizer)
   if is_prepared(config.source):
     prepared = Prepared(config.source)
+    prepared.check_prompt(config.prompt)
     prepared.check_files(jax.process_index(), jax.process_count())
+    windows = lambda side: (
+      prepared.windows(side, tokenizer, packing)
+      if packing
+      else prepared.documents(side, tokenizer, length)
+    )
     return Corpus(
-      train_WxN=prepared.windows('train', tokenizer, packing),
-      held_out_WxN=prepared.windows('held_out', tokenizer, packing),
+      train_WxN=windows('train'),
+      held_out_WxN=windows('held_out'),
       tokenizer=tokenizer,
       description=prepared.description,
       sha256=prepared.sha256,
     )
-  documents = load_documents(config.source, config.bad_rows)
-  train_texts, held_out_texts = split_documents(documents, config.held_out)
+  loaded = load_documents(config.source, config.bad_rows, config.prompt)
+  train_texts, held_out_texts = split_documents(loaded, config.held_out)
+  cut = lambda texts, what: (
+    pack(texts, tokenizer, packing, what)
+    if packing
+    else documents.windows(texts, tokenizer, length)
+  )
   return Corpus(
-    train_WxN=pack(train_texts, tokenizer, packing, 'the training text'),
-    held_out_WxN=pack(held_out_texts, tokenizer, packing, 'the held-out text'),
+    train_WxN=cut(train_texts, 'the training text'),
+    held_out_WxN=cut(held_out_texts, 'the held-out text'),
     tokenizer=tokenizer,
-    description=documents.description,
-    sha256=documents.sha256,
+    description=loaded.description,
+    sha256=loaded.sha256,
   )
 
 

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from armd_jax.data import documents
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.errors import UserError
 
-PACKINGS = ('joined', 'wrapped')
+STREAMS = ('joined', 'wrapped')
+PACKINGS = (*STREAMS, documents.PACKING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +52,13 @@ class Packing:
 
 
 def get_packing(name: str, length: int, tokenizer: Tokenizer) -> Packing:
-  """The packing of that name.
+  """The packing of that name, of those that cut a stream.
 
   Raises:
-    UserError: the name is unknown, or a window has no room for text.
+    UserError: there is none, or a window has no room for text.
   """
-  if name not in PACKINGS:
-    raise UserError(f'packing {name!r} is unknown; write one of {", ".join(map(repr, PACKINGS))}')
+  if name not in STREAMS:
+    raise UserError(f'packing {name!r} is unknown; write one of {", ".join(map(repr, STREAMS))}')
   wrapped = name == 'wrapped'
   least = 3 if wrapped else 1
   if length < least:
@@ -117,7 +119,8 @@ def check_not_short(num_tokens: int, packing: Packing, what: str) -> None:
 def text_bytes(windows_WxN: np.ndarray, tokenizer: Tokenizer) -> int:
   """UTF-8 bytes of the text that windows hold; nats summed over them divide to nats per byte.
 
-  Counted id by id, since a window may start or end inside a character; EOS is no text.
+  Counted id by id, since a window may start or end inside a character; EOS is no text, and what is
+  not scored (`documents`) does not count.
   """
-  num_of_id_V = np.bincount(np.ravel(windows_WxN), minlength=tokenizer.vocab_size)
+  num_of_id_V = np.bincount(windows_WxN[windows_WxN >= 0], minlength=tokenizer.vocab_size)
   return int(num_of_id_V @ tokenizer.token_bytes_V.astype(np.int64))

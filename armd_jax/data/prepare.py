@@ -20,9 +20,7 @@ import multiprocessing
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -31,8 +29,9 @@ from array_record.python import array_record_module
 from etils import epath
 from tqdm import tqdm
 
+from armd_jax.data import documents as documents_lib
 from armd_jax.data import parts as parts_lib
-from armd_jax.data import prepared, rows, sources, workers
+from armd_jax.data import prepared, progress, rows, sources, workers
 from armd_jax.data.packing import token_dtype
 from armd_jax.data.prepared import FORMAT, MANIFEST, RECORD_TOKENS, SIDES, UNFINISHED, Shard
 from armd_jax.data.tokenizers import Tokenizer, get_tokenizer
@@ -48,8 +47,6 @@ _PLACES = ('source', 'description', 'held_out_source', 'files')
 # Documents that are in no file, by the reason.
 _LEFT_OUT, _BAD, _ON_BOTH_SIDES = 'left_out', 'bad rows', 'held out as well'
 
-_SECONDS_A_LINE = 30
-
 
 def prepare(
   source: str,
@@ -60,6 +57,8 @@ def prepare(
   held_out: float = 0.01,
   held_out_source: str = '',
   bad_rows: str = 'stop',
+  documents: bool = False,
+  prompt: str = '',
   num_workers: int = 1,
   part_bytes: int = 8 * _MIB,
 ) -> dict[str, Any]:
@@ -73,6 +72,8 @@ def prepare(
     held_out: share of the documents held out, chosen by their hashes.
     held_out_source: a corpus to hold out instead; its documents are left out of `source`.
     bad_rows: 'stop' or 'skip', what becomes of rows without text: see `armd_jax.data.rows`.
+    documents: a record for each document, for `config.data.packing = 'documents'`.
+    prompt: column of files that holds a prompt before each document, which `documents` then are.
     num_workers: processes that tokenise; 1 is this one.
     part_bytes: least text in a file, in bytes; files are larger where there would be too many.
   Returns:
@@ -88,10 +89,10 @@ def prepare(
   if num_workers < 1:
     raise UserError(f'--workers is {num_workers}; write 1 or more')
   on_bad = rows.on_bad(bad_rows)
-  train = sources.open_source(source, column, prepare=True)
+  train = sources.open_source(source, column, prepare=True, prompt=prompt)
   opened = {'train': train}
   if held_out_source:
-    opened['held_out'] = sources.open_source(held_out_source, column, prepare=True)
+    opened['held_out'] = sources.open_source(held_out_source, column, True, prompt)
   total = sum(corpus.num_bytes for corpus in opened.values())
   parts = []
   for side, corpus in opened.items():
@@ -109,6 +110,9 @@ def prepare(
     'spans': hashlib.sha256(repr([part.without_place() for part in parts]).encode()).hexdigest(),
     'files': parts_lib.stamps(parts),
   }
+  documents = documents or bool(prompt)
+  if documents:  # otherwise the plan is that of version 0.2
+    plan |= {'documents': True, 'prompt': prompt}
   with _plain_errors(folder):
     held_out_set = parts_lib.held_out_set(parts, bad_rows)
     split = parts_lib.Split(held_out, held_out_set, on_bad)
@@ -116,7 +120,7 @@ def prepare(
       finished = _claim(folder, plan, parts, split)
       if finished:
         return finished
-      _run(parts, folder, tokenizer_name, split, bad_rows, num_workers)
+      _run(parts, folder, tokenizer_name, split, bad_rows, documents, num_workers)
       return _finish(folder, plan, parts)
 
 
@@ -148,11 +152,11 @@ def _claim(
     (folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
     _write_json(folder / UNFINISHED / _PLAN, plan)
     return None
-  for name, value in plan.items():
-    if there['plan'].get(name) != value and name not in _PLACES:
+  for name in dict.fromkeys([*plan, *there['plan']]):
+    old, value = there['plan'].get(name), plan.get(name)
+    if old != value and name not in _PLACES:
       if name == 'spans':
         raise _other_text(plan, folder)
-      old = there['plan'].get(name)
       raise UserError(
         f'{folder} was prepared with {name} {old!r}, not {value!r}; use another --out'
       )
@@ -179,6 +183,7 @@ def _run(
   tokenizer_name: str,
   split: parts_lib.Split,
   bad_rows: str,
+  documents: bool,
   num_workers: int,
 ) -> None:
   """Writes the files of all parts that have none yet."""
@@ -192,14 +197,14 @@ def _run(
     desc='prepare',
     disable=None,  # where there is no terminal
   )
-  lines = _Lines(sum(sizes), bar.disable)
+  lines = progress.Lines(sum(sizes), bar.disable)
 
   def finished(i: int) -> None:
     bar.update(sizes[i])
     lines.update(sizes[i])
 
   job = lambda i: (parts[i], i, os.fspath(folder))
-  worker = tokenizer_name, split.held_out, split.held_out_set, bad_rows
+  worker = tokenizer_name, split.held_out, split.held_out_set, bad_rows, documents
   with bar:
     if num_workers == 1:
       _start_worker(*worker)
@@ -228,27 +233,9 @@ def _run(
       pool.shutdown(cancel_futures=True)
 
 
-class _Lines:
-  """Progress where there is no terminal: a line now and then, and one at the end."""
-
-  def __init__(self, total: int, is_on: bool):
-    self._total, self._is_on = total, is_on
-    self._done, self._begin, self._told = 0, time.perf_counter(), 0.0
-
-  def update(self, num_bytes: int) -> None:
-    self._done += num_bytes
-    seconds = time.perf_counter() - self._begin
-    if self._is_on and (seconds - self._told > _SECONDS_A_LINE or self._done >= self._total):
-      self._told = seconds
-      print(
-        f'prepare: {self._done / 1e6:.1f} of {self._total / 1e6:.1f} MB, '
-        f'{self._done / 1e6 / seconds:.1f} MB/s',
-        file=sys.stderr, flush=True,
-      )  # fmt: skip
-
-
 _tokenizer: Tokenizer  # of a worker process, which builds both once
 _split: parts_lib.Split
+_as_documents: bool
 
 
 def _start_worker(
@@ -256,9 +243,11 @@ def _start_worker(
   held_out: float,
   held_out_set: frozenset[bytes],
   bad_rows: str,
+  documents: bool,
   is_process: bool = False,
 ) -> None:
-  global _tokenizer, _split
+  global _tokenizer, _split, _as_documents
+  _as_documents = documents
   os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # a worker is one core
   if is_process:
     workers.exit_with_parent()
@@ -289,7 +278,7 @@ def _write_part(part: parts_lib.WorkItem, number: int, out: str) -> None:
 
 
 class _Writer:
-  """One file of a stream of tokens."""
+  """One file of a stream of tokens, or of documents."""
 
   def __init__(self, path: pathlib.Path):
     self._path = path
@@ -302,12 +291,17 @@ class _Writer:
     self._hash = hashlib.sha256()
 
   def add(self, text: str, digest: bytes) -> None:
-    ids = _tokenizer.encode(text)
-    self._rest += ids.astype(self._dtype).tobytes() + self._eos
     self._documents += 1
     self._text_bytes += len(text.encode('utf-8'))
-    self._tokens += len(ids) + 1
     self._hash.update(digest)
+    if _as_documents:
+      document_n = documents_lib.encode(text, _tokenizer)
+      self._tokens += len(document_n)
+      self._file.write(document_n.tobytes())
+      return
+    ids = _tokenizer.encode(text)
+    self._rest += ids.astype(self._dtype).tobytes() + self._eos
+    self._tokens += len(ids) + 1
     size = RECORD_TOKENS * self._dtype.itemsize
     whole = len(self._rest) // size * size
     for begin in range(0, whole, size):
@@ -438,7 +432,10 @@ def _report(manifest: dict[str, Any], out: str) -> None:
       print(f'left out  {count:,} documents: {reason}')
   print(f'tokenizer {plan["tokenizer"]}, {plan["fingerprint"][:16]}')
   print(f'text      sha256 {manifest["text_sha256"][:16]}')
-  print(f'Train with --config.data.source={out} --config.data.tokenizer={plan["tokenizer"]}')
+  packing = f' --config.data.packing={documents_lib.PACKING}' if 'documents' in plan else ''
+  print(
+    f'Train with --config.data.source={out} --config.data.tokenizer={plan["tokenizer"]}{packing}'
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -452,6 +449,8 @@ class Options:
   bad_rows: str = flag(
     'At rows without text: end, or leave them out.', 'stop', choices=rows.BAD_ROWS
   )
+  documents: bool = flag('Keeps documents apart, for config.data.packing=documents.', False)
+  prompt: str = flag('Column of files with a prompt to each document; implies --documents.', '')
   workers: int = flag('Processes that tokenise; 0: as many as cores.', 0, at_least=0)
 
 
@@ -464,6 +463,8 @@ def main(options: Options) -> None:
     held_out=options.held_out,
     held_out_source=options.held_out_source,
     bad_rows=options.bad_rows,
+    documents=options.documents,
+    prompt=options.prompt,
     num_workers=options.workers or os.cpu_count() or 1,
   )
   _report(manifest, options.out)

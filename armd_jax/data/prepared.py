@@ -3,7 +3,8 @@
   manifest.json                       what was prepared and how, the SHA-256 of every file and its
                                       own; written last, so that a folder with it is complete
   train-00000.array_record ...        streams of tokens, EOS after each document, in records of
-  held_out-00000.array_record ...     RECORD_TOKENS ids, the last record of a file the rest
+  held_out-00000.array_record ...     RECORD_TOKENS ids, the last record of a file the rest; or a
+                                      record for each document (`documents.encode`)
 
 Windows of any length and packing are cut from the streams when they are read, at random, and never
 reach over the end of a file. Files are compared with their SHA-256 once: `.NAME.checked/` beside
@@ -28,6 +29,7 @@ from array_record.python import array_record_data_source
 from etils import epath
 from tqdm import tqdm
 
+from armd_jax.data import documents
 from armd_jax.data.packing import Packing, check_not_short, token_dtype
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.errors import UserError, sentence
@@ -252,6 +254,39 @@ class Prepared:
         'prepare it anew'
       )
 
+  def check_prompt(self, prompt: str) -> None:
+    """Refuses a column of prompts that is not the one the corpus was prepared with; '' is any.
+
+    Raises:
+      UserError: naming both.
+    """
+    there = self.manifest['plan'].get('prompt', '')
+    if prompt not in ('', there):
+      raise UserError(
+        f'{self._folder} was prepared with prompt {there!r}, not {prompt!r}; leave out '
+        'config.data.prompt, or prepare it in another folder'
+      )
+
+  def documents(self, side: str, tokenizer: Tokenizer, length: int) -> DocumentWindows:
+    """The windows of one side, a document each.
+
+    Args:
+      side: 'train' or 'held_out'.
+      tokenizer: of the corpus.
+      length: N.
+    Raises:
+      UserError: another tokenizer, no document, or the corpus is a stream.
+    """
+    self.check_tokenizer(tokenizer)
+    if 'documents' not in self.manifest['plan']:
+      raise UserError(
+        f'{self._folder} was prepared as a stream, in which documents are joined; prepare it in '
+        'another folder with --documents'
+      )
+    if not self._shards[side]:
+      raise UserError(f'{self._folder} holds no {side} documents; prepare more text')
+    return DocumentWindows(self._folder, self._shards[side], length, tokenizer)
+
   def windows(self, side: str, tokenizer: Tokenizer, packing: Packing) -> Windows:
     """The windows of one side.
 
@@ -260,9 +295,13 @@ class Prepared:
       tokenizer: of the corpus.
       packing: how its streams are cut.
     Raises:
-      UserError: another tokenizer, or less than one window.
+      UserError: another tokenizer, less than one window, or the corpus is no stream.
     """
     self.check_tokenizer(tokenizer)
+    if 'documents' in self.manifest['plan']:
+      raise UserError(
+        f'{self._folder} was prepared with --documents; write --config.data.packing=documents'
+      )
     shards = self._shards[side]
     most = max((shard.tokens for shard in shards), default=0)
     check_not_short(most, packing, f'the longest {side} file of {self._folder}')
@@ -279,14 +318,22 @@ class Windows(Sequence):
   def __init__(
     self, folder: epath.Path, shards: Sequence[Shard], packing: Packing, tokenizer: Tokenizer
   ):
-    instructions = [_File(os.fspath(folder / shard.file), shard.records) for shard in shards]
-    self._records = array_record_data_source.ArrayRecordDataSource(instructions)
-    self._packing = packing
-    self._dtype, self._vocab_size = token_dtype(tokenizer), tokenizer.vocab_size
-    self._first_record = [0, *itertools.accumulate(shard.records for shard in shards)]
+    self._packing, self._length, self._dtype = packing, packing.length, token_dtype(tokenizer)
     windows = (packing.count(shard.tokens) for shard in shards)
     self._first_window = [0, *itertools.accumulate(windows)]
-    self._name = os.fspath(folder)
+    self._open(folder, shards, [shard.records for shard in shards], tokenizer)
+
+  def _open(
+    self,
+    folder: epath.Path,
+    shards: Sequence[Shard],
+    records: Sequence[int],
+    tokenizer: Tokenizer,
+  ) -> None:
+    files = [_File(os.fspath(folder / s.file), n) for s, n in zip(shards, records, strict=True)]
+    self._records = array_record_data_source.ArrayRecordDataSource(files)
+    self._first_record = [0, *itertools.accumulate(records)]
+    self._vocab_size, self._name = tokenizer.vocab_size, os.fspath(folder)
 
   def __len__(self) -> int:
     return self._first_window[-1]
@@ -295,33 +342,60 @@ class Windows(Sequence):
   def __getitem__(self, index: Any) -> np.ndarray:  # type: ignore[override]
     if isinstance(index, slice):
       windows = [self[i] for i in range(*index.indices(len(self)))]
-      return np.stack(windows) if windows else np.empty((0, self._packing.length), self._dtype)
+      return np.stack(windows) if windows else np.empty((0, self._length), self._dtype)
     if not -len(self) <= index < len(self):
       raise IndexError(f'window {index} of {len(self)}')
-    index = int(index) % len(self)
+    return self._window(int(index) % len(self))
+
+  def _window(self, index: int) -> np.ndarray:
     shard = bisect.bisect_right(self._first_window, index) - 1
     begin = (index - self._first_window[shard]) * self._packing.body
     end = begin + self._packing.body
     first, last = begin // RECORD_TOKENS, -(-end // RECORD_TOKENS)
     base = self._first_record[shard]
+    data = self._read(range(base + first, base + last))
+    offset = begin - first * RECORD_TOKENS
+    body = np.frombuffer(data, self._dtype)[offset : offset + self._packing.body]
+    self._check(index, len(body) == self._packing.body, body)
+    return self._packing.windows(body)[0]
+
+  def _read(self, records: range) -> bytes:
     try:
-      data = b''.join(self._records[i] for i in range(base + first, base + last))
+      return b''.join(self._records[i] for i in records)
     except Exception as error:  # whatever the C++ library raises for damaged files
       raise UserError(
         f'{self._name} is damaged ({sentence(error)}); prepare the corpus anew'
       ) from error
-    offset = begin - first * RECORD_TOKENS
-    body = np.frombuffer(data, self._dtype)[offset : offset + self._packing.body]
+
+  def _check(self, index: int, is_whole: bool, ids: np.ndarray) -> None:
     # Where an embedding is looked up, jax would take the nearest row for it.
-    if len(body) < self._packing.body or body.max() >= self._vocab_size:
+    if not is_whole or ids.max() >= self._vocab_size:
       raise UserError(
         f'{self._name} is damaged (window {index} is cut short, or holds ids that are no tokens of '
         f'{self._vocab_size}); prepare the corpus anew'
       )
-    return self._packing.windows(body)[0]
 
   def __repr__(self) -> str:
-    return f'Windows({self._name!r}, {len(self)} of {self._packing.length})'
+    return f'{type(self).__name__}({self._name!r}, {len(self)} of {self._length})'
+
+
+class DocumentWindows(Windows):
+  """Windows of a document each, int32 with the marks of `documents`; otherwise as `Windows`."""
+
+  def __init__(
+    self, folder: epath.Path, shards: Sequence[Shard], length: int, tokenizer: Tokenizer
+  ):
+    self._length, self._dtype = length, np.dtype(np.int32)
+    counts = [shard.documents for shard in shards]
+    self._first_window = [0, *itertools.accumulate(counts)]
+    self._open(folder, shards, counts, tokenizer)
+
+  def _window(self, index: int) -> np.ndarray:
+    data = self._read(range(index, index + 1))
+    document_n = np.frombuffer(data[: len(data) // 4 * 4], np.int32)
+    is_whole = 0 < len(data) == document_n.nbytes and document_n[-1] >= 0
+    self._check(index, is_whole, documents.read(document_n).ids_BxN if is_whole else document_n)
+    return documents.window(document_n, self._length)
 
 
 @dataclasses.dataclass(frozen=True)

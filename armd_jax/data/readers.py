@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from armd_jax.data import rows, stdlib_text
-from armd_jax.data.rows import Choose, OnBad, pick_column
+from armd_jax.data.rows import Choose, OnBad, pick_column, pick_prompted
 from armd_jax.data.table_files import csv_span, json_lines_span, json_span, parquet_span
 from armd_jax.data.text_files import text_span
 from armd_jax.errors import UserError, sentence
@@ -113,7 +113,9 @@ class RegisteredSpan:
     return [self]
 
 
-def file_span(path: str, column: str = '', by_line: bool | None = None) -> FileSpan:
+def file_span(
+  path: str, column: str = '', by_line: bool | None = None, prompt: str = ''
+) -> FileSpan:
   """A whole file, of the kind that its name ends with, in capitals or not.
 
   Args:
@@ -123,11 +125,19 @@ def file_span(path: str, column: str = '', by_line: bool | None = None) -> FileS
     column: that holds the documents; '': 'text' if there is one, else the only one that holds text.
     by_line: whether each line of a file of text is a document; None: unless blank lines separate
       at least two.
+    prompt: column of prompts, which the documents answer; '': there are none.
   Raises:
-    UserError: the file cannot be read, is of a kind that is not read, or lacks the column.
+    UserError: the file cannot be read, is of a kind that is not read, or lacks a column.
   """
-  choose = lambda texts, columns, where: (pick_column(column, texts, columns, where),)
-  return rows_span(path, choose, by_line)
+  choose: Choose = lambda texts, columns, where: (pick_column(column, texts, columns, where),)
+  if not prompt:
+    return rows_span(path, choose, by_line)
+  span = rows_span(path, lambda *where: pick_prompted(prompt, column, *where), by_line)
+  if not getattr(span, 'columns', ()):
+    raise UserError(
+      f'the text {path!r} has no columns, and so none of prompts; give .jsonl, .csv or .parquet'
+    )
+  return span
 
 
 def rows_span(path: str, choose: Choose, by_line: bool | None = None) -> FileSpan:

@@ -26,6 +26,26 @@ OnBad = Callable[[Callable[[], tuple[str, str]]], None]
 Choose = Callable[[list[str], list[str], str], tuple[str, ...]]
 
 
+class Apart(tuple[str, ...]):
+  """Columns whose texts are kept apart: rows are `Parts`. Those of any other tuple are joined by a
+  space."""
+
+
+class Parts(str):
+  """The texts of several columns, right behind each other.
+
+  Attributes:
+    parts: each of them; of a prompt and its answer these two.
+  """
+
+  parts: tuple[str, ...]
+
+  def __new__(cls, parts: Sequence[str]) -> Parts:
+    text = super().__new__(cls, ''.join(parts))
+    text.parts = tuple(parts)
+    return text
+
+
 class BadRow(Exception):
   """A row without text, raised where it is read: what is wrong with it, and the fix."""
 
@@ -105,8 +125,35 @@ def pick_column(column: str, texts: list[str], columns: list[str], where: str) -
   raise UserError(f'{where} has {said} but {", ".join(columns) or "nothing"}; {fix}')
 
 
+def pick_prompted(
+  prompt: str, column: str, texts: list[str], columns: list[str], where: str
+) -> Apart:
+  """The column of prompts, and that of what answers them; arguments as of `pick_column`.
+
+  Raises:
+    UserError: no text is in the column of prompts, or as `pick_column` of the others.
+  """
+  if prompt not in texts:
+    raise UserError(
+      f'{where} has no text in column {prompt!r} but {", ".join(columns) or "nothing"}; name '
+      'another column of prompts'
+    )
+  others = [text for text in texts if text != prompt]
+  return Apart((prompt, pick_column(column, others, columns, where)))
+
+
+def text_of(values: Sequence[str], columns: Sequence[str]) -> str:
+  """The text of a row, of the texts of its columns."""
+  return Parts(values) if isinstance(columns, Apart) else ' '.join(values)
+
+
+def is_blank(text: str) -> bool:
+  """Whether there is nothing in it; of a prompt and its answer, in the latter."""
+  return not (text.parts[-1] if isinstance(text, Parts) else text).strip()
+
+
 def joined(values: Sequence[Any], columns: Sequence[str], there: Sequence[str]) -> str:
-  """The text of a row: its columns, joined by a space.
+  """The text of a row; see `text_of`.
 
   Args:
     values: of the columns, None where there is none.
@@ -123,7 +170,7 @@ def joined(values: Sequence[Any], columns: Sequence[str], there: Sequence[str]) 
       raise BadRow(
         f'has no text in column {column!r} but {what}', 'repair it, or write the right --column'
       )
-  return ' '.join(map(whole, values))
+  return text_of([whole(value) for value in values], columns)
 
 
 def whole(text: str) -> str:

@@ -67,7 +67,7 @@ class Documents:
     return sum(len(text.encode('utf-8')) for text in self.texts)
 
 
-def open_source(source: str, column: str = '', prepare: bool = False) -> Source:
+def open_source(source: str, column: str = '', prepare: bool = False, prompt: str = '') -> Source:
   """Finds the files or the set that a source names.
 
   Args:
@@ -77,9 +77,15 @@ def open_source(source: str, column: str = '', prepare: bool = False) -> Source:
     column: where files with columns and tensorflow-datasets hold the document; '': 'text' if there
       is one, else the only one that holds text.
     prepare: download and prepare a tensorflow-datasets set that is not there.
+    prompt: column of files that holds a prompt before each document; '': there are none.
   Raises:
     UserError: no such file, set, split or column.
   """
+  if prompt and (source == STDLIB or source.partition(':')[0] in ('tfds', *readers.REGISTERED)):
+    raise UserError(
+      f'the text {source!r} has no column of prompts, which are read from files alone; leave out '
+      f'the prompt {prompt!r}'
+    )
   if source == STDLIB:
     return Source([readers.StdlibSpan(platform.python_version())], stdlib_text.description())
   if source.startswith(TFDS):
@@ -90,21 +96,22 @@ def open_source(source: str, column: str = '', prepare: bool = False) -> Source:
   if colon and kind in readers.REGISTERED:
     return Source([readers.RegisteredSpan(kind, rest)], f'{source}: documents as they are read')
   names = _match(source)
-  spans = [readers.file_span(name, column) for name in names]
+  spans = [readers.file_span(name, column, prompt=prompt) for name in names]
   files = f'{len(names)} files of {source}' if len(names) > 1 else names[0]
   return Source(spans, f'{files}: {_rule(spans)}')
 
 
-def load_documents(source: str, bad_rows: str = 'stop') -> Documents:
+def load_documents(source: str, bad_rows: str = 'stop', prompt: str = '') -> Documents:
   """Reads a corpus into memory.
 
   Args:
     source: as in `open_source`; 'stdlib' is about 2 MB, it varies with the version of Python.
     bad_rows: 'stop' or 'skip', what becomes of rows without text: see `armd_jax.data.rows`.
+    prompt: as in `open_source`.
   Raises:
     UserError: as `open_source`, and: not readable, nothing in it, or only one document.
   """
-  opened = open_source(source)
+  opened = open_source(source, prompt=prompt)
   on_bad = rows.on_bad(bad_rows)
   texts = [text for span in opened.spans for text in span.documents(on_bad)]
   if not texts:

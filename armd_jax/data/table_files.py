@@ -29,7 +29,7 @@ class _Table:
   """Documents of rows, the same for all of these files."""
 
   def documents(self, on_bad: OnBad = rows.stop) -> Iterator[str]:
-    return (row for row in self.rows(on_bad) if row.strip())  # type: ignore[attr-defined]
+    return (row for row in self.rows(on_bad) if not rows.is_blank(row))  # type: ignore[attr-defined]
 
 
 # ----- JSON
@@ -229,7 +229,7 @@ class CsvSpan(_Table):
             lambda n=number, e=error: (f'row {n} of {self.path} {e.problem}', e.fix)  # type: ignore[misc]
           )
         else:
-          yield ' '.join(values)
+          yield rows.text_of(values, self.columns)
 
   def split(self, num_bytes: int) -> Sequence[CsvSpan]:
     del num_bytes  # only who reads from the start knows what is in quotes

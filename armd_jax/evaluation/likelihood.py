@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from armd_jax import families
 from armd_jax.config import ModelConfig, OrderConfig, check_streams
+from armd_jax.data import documents
 from armd_jax.errors import check_seed
 from armd_jax.models.ar import AR
 from armd_jax.models.armd import ARMD
@@ -23,11 +24,13 @@ from armd_jax.models.params import Params
 from armd_jax.objectives import armd
 from armd_jax.order import (
   GenerationOrder,
+  given_first,
   left_to_right,
   one_by_one,
   shuffled,
   strided,
   uniform,
+  with_given,
 )
 from armd_jax.parallel import axes, sharding
 
@@ -59,13 +62,26 @@ class Protocol:
   num_shuffled: int = 0
   shuffle_mode: str = 'scatter'
 
-  def order(self, num_slots: int, keys_B: Array) -> GenerationOrder:
-    """The orders of a batch, `[B, N]`."""
+  def order(
+    self, num_slots: int, keys_B: Array, document: armd.Document | None = None
+  ) -> GenerationOrder:
+    """The orders of a batch, `[B, N]`; see `armd.training_order` for documents."""
+    order = self._order(num_slots, keys_B, document)
+    return order if document is None else with_given(order, *document)
+
+  def _order(
+    self, num_slots: int, keys_B: Array, document: armd.Document | None
+  ) -> GenerationOrder:
     if self.streams == 0 and self.num_shuffled:
       return shuffled(keys_B, num_slots, self.num_shuffled, self.shuffle_mode)
     if self.streams == 0:
       return uniform(keys_B, num_slots)
-    order = left_to_right(num_slots) if self.streams == 1 else strided(num_slots, self.streams)
+    if self.streams == 1:
+      order = left_to_right(num_slots)
+    elif document is None:
+      order = strided(num_slots, self.streams)
+    else:
+      order = given_first(*document, self.streams)
     order = order if self.parallel else one_by_one(order)
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (keys_B.shape[0], num_slots)), order)
 
@@ -124,7 +140,7 @@ def nll(
 
   Args:
     model, params: as trained.
-    windows_WxN: token ids in text order.
+    windows_WxN: token ids in text order, with marks (`data.documents`) or without.
     protocol: how to measure.
     mesh: where; `batch_size` is a multiple of its data-parallel size.
     batch_size: windows per call; the last batch is filled up, and what fills it left out.
@@ -132,8 +148,10 @@ def nll(
     orders: K, how many times all windows are gone through.
     start: windows to leave out, at the beginning of the K W.
   Yields:
-    nll_BxN: float32 nats per slot, in generation order; of a diffusion baseline, each sequence's
-      bound spread evenly over its slots.
+    nll_BxN: float32 nats per slot, in generation order, 0 of those that are not scored; of a
+      diffusion baseline, each sequence's bound spread evenly over its slots.
+  Raises:
+    ValueError: windows with marks, of which a diffusion baseline's bound cannot be taken.
   """
   is_bound = protocol == DENOISING
   score = (_score_bound if is_bound else scorer)(model, mesh)
@@ -144,21 +162,32 @@ def nll(
   keys_I = order_keys(seed, window_I, drawn_I)
   order = functools.partial(protocol.order, model.config.num_slots)
   make = jax.jit(jax.random.key_data if is_bound else order)
+  is_marked, slots = documents.are_marked(windows_WxN), model.config.num_slots
+  if is_marked and is_bound:
+    raise ValueError('a bound of windows with marks; take a protocol along orders')
 
   def asked_for():
     for first in range(start, total, batch_size):
       index_B = np.minimum(first + np.arange(batch_size), total - 1)
-      yield min(batch_size, total - first), window_I[index_B], make(keys_I[index_B])
+      text_BxN = windows_WxN[window_I[index_B]].astype(np.int32)
+      read, document = documents.read(text_BxN), ()
+      if is_marked:
+        document = ((read.is_given_BxN[:, -slots:], read.is_real_BxN[:, -slots:].sum(axis=1)),)
+      yield min(batch_size, total - first), read, make(keys_I[index_B], *document)
 
   def dispatched():
     # The host lays orders out over the processes, so they are made before the scores in front.
-    for count, window_B, how in pulled_ahead(asked_for(), AHEAD + 1):
-      text_BxN, how = windows_WxN[window_B].astype(np.int32), jax.tree.map(np.asarray, how)
-      text_BxN, how = jax.tree.map(lambda x: sharding.put(x, rows), (text_BxN, how))
-      yield score(params, text_BxN, how), count
+    for count, read, how in pulled_ahead(asked_for(), AHEAD + 1):
+      how, is_scored_BxN = jax.tree.map(np.asarray, how), None
+      if is_marked:
+        is_scored_BxN = read.is_scored_BxN[:, -slots:]
+        is_scored_BxN = np.take_along_axis(is_scored_BxN, how.position_BxN - 1, axis=1)
+      text_BxN, how = jax.tree.map(lambda x: sharding.put(x, rows), (read.ids_BxN, how))
+      yield score(params, text_BxN, how), is_scored_BxN, count
 
-  for nll_BxN, count in pulled_ahead(dispatched(), AHEAD):
-    yield np.asarray(nll_BxN)[:count]
+  for nll_BxN, is_scored_BxN, count in pulled_ahead(dispatched(), AHEAD):
+    nll_BxN = np.asarray(nll_BxN)
+    yield (nll_BxN if is_scored_BxN is None else np.where(is_scored_BxN, nll_BxN, 0))[:count]
 
 
 def order_keys(seed: int, window_I: np.ndarray, drawn_I: np.ndarray) -> Array:
@@ -212,10 +241,18 @@ def _score_bound(model, mesh):
   return jax.jit(score, in_shardings=(None, rows, rows), out_shardings=sharding.replicated(mesh))
 
 
-def mean_nats(nll_batches: Iterator[np.ndarray]) -> tuple[float, int]:
-  """(nats per token, tokens) of what `nll` yields; summed in float64."""
+def mean_nats(
+  nll_batches: Iterator[np.ndarray], num_scored: int | None = None
+) -> tuple[float, int]:
+  """(nats per token, tokens) of what `nll` yields; summed in float64.
+
+  Args:
+    nll_batches: of `nll`.
+    num_scored: tokens, of windows with marks; None: as many as there are slots.
+  """
   total, count = 0.0, 0
   for nll_BxN in nll_batches:
     total += float(nll_BxN.sum(dtype=np.float64))
     count += nll_BxN.size
+  count = count if num_scored is None else num_scored
   return total / count, count

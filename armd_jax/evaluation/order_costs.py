@@ -16,6 +16,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from armd_jax.data import documents
+from armd_jax.errors import UserError
 from armd_jax.evaluation import likelihood
 from armd_jax.models.armd import ARMD
 from armd_jax.models.params import Params
@@ -42,7 +44,14 @@ def order_costs(
     text order; and won_back, the share of the starts' sum that the ends win back (1 of a perfect
     model, negative where they cost as well). S = 1 has no junction: [], [] and None; S = N costs
     nothing, and its won_back is None, too.
+  Raises:
+    UserError: windows hold documents, whose junctions are not at one place.
   """
+  if documents.are_marked(windows_WxN):
+    raise UserError(
+      'costs by the distance from a junction are those of windows that are full; take a run of '
+      "config.data.packing = 'joined'"
+    )
   batch_size = 16 * sharding.batch_parts(mesh)
   num_slots = model.config.num_slots
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from armd_jax.config import ModelConfig
+from armd_jax.data import documents
 from armd_jax.data.packing import text_bytes
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.evaluation import bounds, last_word, likelihood
@@ -52,7 +53,7 @@ class ScoredWindows:
 
   Attributes:
     protocol: how.
-    windows_WxN: token ids.
+    windows_WxN: token ids, with marks (`data.documents`) or without.
     text: what they are, in tables; '' where there is one text only.
     orders: K, random orders drawn for each window.
   """
@@ -166,15 +167,19 @@ def score(
 def _scores(
   part: ScoredWindows, nats_KxW: np.ndarray, config: ModelConfig, tokenizer: Tokenizer
 ) -> list[Score]:
-  windows, slots = len(part.windows_WxN), config.num_slots
-  num_bytes = text_bytes(part.windows_WxN[:, config.length - slots :], tokenizer)
+  slots_WxN = part.windows_WxN[:, config.length - config.num_slots :]
+  windows, num_bytes = len(slots_WxN), text_bytes(slots_WxN, tokenizer)
+  tokens_W = documents.num_scored(slots_WxN)
+  tokens, per_window = int(tokens_W.sum()), float(tokens_W.mean())
   if part.protocol == likelihood.UNIFORM and windows > 1:
     found: list[tuple[int, float, float | None]] = [
       (b.orders, b.nats, b.standard_error) for b in bounds.over_orders(nats_KxW)
     ]
   else:
     nats_W = nats_KxW.mean(axis=0)
-    error = float(nats_W.std(ddof=1)) / math.sqrt(windows) if windows > 1 else None
+    # Of a ratio of two sums, where documents are not of one length.
+    left_W = nats_W - nats_W.mean() / per_window * tokens_W
+    error = float(left_W.std(ddof=1)) / math.sqrt(windows) if windows > 1 else None
     found = [(part.orders, float(nats_W.mean()), error)]
   several = len(found) > 1
   return [
@@ -182,11 +187,11 @@ def _scores(
       name=part.protocol.name + (f', K={orders}' if several else ''),
       kind=part.protocol.kind,
       nats_per_byte=nats * windows / num_bytes,
-      nats_per_token=nats / slots,
-      tokens=windows * slots,
+      nats_per_token=nats / per_window,
+      tokens=tokens,
       text=part.text,
       orders=orders,
-      standard_error=None if error is None else error / slots,
+      standard_error=None if error is None else error / per_window,
     )
     for orders, nats, error in found
   ]

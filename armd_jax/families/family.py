@@ -25,6 +25,8 @@ class Draws:
     keys_M: one key per sequence.
     index_M: int32, which sequence of the whole batch each is.
     count: sequences of the whole batch.
+    scored: float32 scalar, tokens of the whole batch that are scored, if texts have marks
+      (`data.documents`); None: they have none, and all tokens are.
   """
 
   orders: OrderConfig
@@ -33,6 +35,7 @@ class Draws:
   keys_M: Array
   index_M: Array
   count: int
+  scored: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)

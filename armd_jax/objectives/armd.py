@@ -16,6 +16,7 @@ from armd_jax.models.params import Params
 from armd_jax.objectives.cross_entropy import weighted_nll
 from armd_jax.order import (
   GenerationOrder,
+  given_first,
   masking_blocks,
   one_by_one,
   progressive_budget,
@@ -25,9 +26,11 @@ from armd_jax.order import (
   strided,
   to_generation,
   uniform,
+  with_given,
 )
 
 Array = jax.Array
+Document = tuple[Array, Array]  # given_BxN and length_B of `order.with_given`
 
 # What a sequence's order may be in training; their losses are told apart.
 ORDER_KINDS = ('left_to_right', 'shuffled', 'uniform', 'segments', 'strided')
@@ -35,7 +38,12 @@ _LEFT_TO_RIGHT, _SHUFFLED, _UNIFORM, _SEGMENTS, _STRIDED = range(len(ORDER_KINDS
 
 
 def training_order(
-  config: OrderConfig, num_slots: int, step: Array, step_key: Array, keys_B: Array
+  config: OrderConfig,
+  num_slots: int,
+  step: Array,
+  step_key: Array,
+  keys_B: Array,
+  document: Document | None = None,
 ) -> tuple[GenerationOrder, Array]:
   """The orders of one training step (paper sections 3.1 and 5).
 
@@ -53,6 +61,8 @@ def training_order(
     step: int32 scalar, traced.
     step_key: one key for the step.
     keys_B: one key per sequence.
+    document: what of every sequence is given, and how long it is; None: nothing is, and N tokens.
+      Of an order that is drawn the rest stays; streams are those of the tokens that are not given.
   Returns:
     The order, `[B, N]`, and kind_B, int32 indices into `ORDER_KINDS`. With one token shuffled, or
     one stream, an order is left-to-right.
@@ -78,7 +88,11 @@ def training_order(
   if config.strided_start >= 0:
     is_strided = jnp.reshape(step >= config.strided_start, 1)
     streams_B = _draw_streams(config, step_key, keys_B)
-    stride = jax.vmap(lambda streams: strided(num_slots, streams))(streams_B)
+    if document is None:
+      stride = jax.vmap(lambda streams: strided(num_slots, streams))(streams_B)
+    else:
+      given_Bx1xN, length_Bx1 = (x[:, None] for x in document)
+      stride = jax.vmap(given_first)(given_Bx1xN, length_Bx1, streams_B)
     stride = jax.tree.map(lambda x: x[:, 0], stride)
     if config.strided_one_by_one:
       coin_B = jax.vmap(jax.random.bernoulli, (0, None))(keys_B, config.strided_one_by_one)
@@ -92,7 +106,7 @@ def training_order(
     is_cut_B &= step >= config.ar_steps
     order = select(is_cut_B, segments(order_keys_B, num_slots, config.segments_cuts), order)
     kind_B = jnp.where(is_cut_B, _SEGMENTS, kind_B)
-  return order, kind_B
+  return order if document is None else with_given(order, *document), kind_B
 
 
 def _draw_streams(config, step_key, keys_B):

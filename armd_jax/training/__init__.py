@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from armd_jax import config as config_lib
 from armd_jax import families, models
 from armd_jax.config import Config, OptimizerConfig
+from armd_jax.data import documents
 from armd_jax.families.family import Draws
 from armd_jax.models.params import Params
 from armd_jax.objectives import armd
@@ -166,6 +167,10 @@ def loss_and_gradients(
   step_key = jax.random.fold_in(jax.random.key(config.seed), step)
   streams_key, orders_key, dropout_key = jax.random.split(step_key, 3)
   index_B = jnp.arange(batch)
+  scored = None
+  if config.data.packing == documents.PACKING:
+    slots_BxN = text_BxN[:, -config.model.num_slots :]
+    scored = jnp.sum(documents.read(slots_BxN).is_scored_BxN, dtype=jnp.float32)
 
   def loss(params: Params, text_MxN: Array, index_M: Array) -> tuple[Array, Array]:
     keys_M = jax.vmap(jax.random.fold_in, (None, 0))(orders_key, index_M)
@@ -173,7 +178,7 @@ def loss_and_gradients(
       model,
       params,
       text_MxN,
-      Draws(config.order, step, streams_key, keys_M, index_M, batch),
+      Draws(config.order, step, streams_key, keys_M, index_M, batch, scored),
       loss_chunk=config.train.loss_chunk,
       dropout_key=dropout_key if config.model.dropout else None,
     )

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from armd_jax import families
 from armd_jax.config import Config
+from armd_jax.data import documents
 from armd_jax.data.corpus import Corpus
 from armd_jax.decode import requests
 from armd_jax.decode.sampling import Sampling
@@ -49,6 +50,7 @@ def evaluation(config: Config, corpus: Corpus, mesh: Mesh) -> Hook:
   model = families.build(config.model, corpus.tokenizer.vocab_size)
   batch_size = config.train.batch_size // config.train.accumulation
   windows_WxN: Any = corpus.held_out_WxN[: config.train.eval_windows]
+  num_scored = int(documents.num_scored(windows_WxN[:, -config.model.num_slots :]).sum())
 
   def run(state: TrainState) -> Record:
     nll = likelihood.nll(
@@ -59,7 +61,7 @@ def evaluation(config: Config, corpus: Corpus, mesh: Mesh) -> Hook:
       mesh,
       batch_size=batch_size,
     )
-    return {'held_out': likelihood.mean_nats(nll)[0]}
+    return {'held_out': likelihood.mean_nats(nll, num_scored)[0]}
 
   return Hook(config.train.eval_every, run)
 

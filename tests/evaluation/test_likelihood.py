@@ -11,6 +11,7 @@ import tiny
 
 from armd_jax import config as config_lib
 from armd_jax import models
+from armd_jax.data import documents
 from armd_jax.data.tokenizers import ByteTokenizer
 from armd_jax.evaluation import likelihood, scores
 from armd_jax.objectives import armd
@@ -177,3 +178,34 @@ def test_the_any_order_bound_is_above_left_to_right_and_tightens(trained):
     assert looser.nats_per_token > tighter.nats_per_token
   # However many of these orders there are: none was trained.
   assert all(s.nats_per_token > exact.nats_per_token + 5 * s.standard_error for s in found)
+
+
+@pytest.mark.parametrize('protocol', SUITE, ids=lambda p: p.name)
+def test_of_documents_the_answer_alone_is_scored(network, protocol):
+  """Whatever stands in the padding: each answer costs what its conditionals cost."""
+  params, _ = network
+  prompt, answer = [1], [2, 0]
+  windows = np.array([[~1, 2, 0, documents.PADDING], [2, 1, 0, 1], [~2, ~0, 1, 0]], np.int32)
+  found = nll(params, protocol, windows, batch_size=2)
+  assert ((found > 0).sum(axis=1) == documents.num_scored(windows)).all()
+  # All continuations of a prompt have probability 1 together, along one order.
+  texts = np.array(list(itertools.product(range(V), repeat=2)), np.int32)
+  rows = np.concatenate(
+    [np.full((9, 1), ~prompt[0]), texts, np.full((9, 1), documents.PADDING)], axis=1
+  ).astype(np.int32)
+  nats = nll(params, protocol, rows, batch_size=9).sum(1, dtype=np.float64)
+  if protocol.kind == 'exact':
+    assert np.exp(-nats).sum() == pytest.approx(1, rel=1e-5)
+    assert nats[texts.tolist().index(answer)] == pytest.approx(float(found[0].sum()), rel=1e-4)
+  if protocol.streams:  # a window without marks among them costs what it does elsewhere
+    plain = nll(params, protocol, windows[1:2], batch_size=2)[0]
+    np.testing.assert_allclose(found[1], plain, rtol=1e-4)
+
+
+def test_documents_have_no_denoising_bound(network):
+  windows = np.array([[~1, 2, 0, documents.PADDING]], np.int32)
+  with pytest.raises(ValueError, match='a bound of windows with marks'):
+    next(likelihood.nll(
+      models.build(tiny.model_config(length=N, family='mdlm'), V), {}, windows,
+      likelihood.DENOISING, sharding.make_mesh(config_lib.MeshConfig()), batch_size=1,
+    ))  # fmt: skip

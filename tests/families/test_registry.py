@@ -11,6 +11,7 @@ import tiny
 
 from armd_jax import config as config_lib
 from armd_jax import families, models
+from armd_jax.data import documents
 from armd_jax.data.tokenizers import ByteTokenizer
 from armd_jax.decode import requests
 from armd_jax.decode.diffusion import Denoised
@@ -67,6 +68,57 @@ def test_loss_is_a_mean_over_the_batch_whose_kinds_account_for_it(name):
   else:
     assert kinds[1].sum() == 4
     np.testing.assert_allclose(kinds[0].sum() / 4, whole, rtol=1e-5)
+
+
+ORDERED = [name for name, orders in config_lib.FAMILIES.items() if orders != 'none']
+
+
+@pytest.mark.parametrize('seed', ['prefix', 'neighbours', 'warm'])
+@pytest.mark.parametrize('name', ORDERED)
+def test_padding_and_prompts_cost_nothing(name, seed, monkeypatch):
+  """Other padding changes neither the loss nor a gradient, a prompt only what answers it; the loss
+  is the mean over the tokens of all answers, whatever halves of the batch they are in."""
+  config = tiny.train_config(
+    model__family=name, model__query_seed=seed, model__dropout=0.0, order__uniform_order_prob=0.5
+    if name == 'armd' else 0.0, order__segments_prob=0.2,
+  )  # fmt: skip
+  family = families.of(config.model)
+  model, params = tiny.init(config.model)
+  random = np.random.default_rng(0)
+  text = random.integers(0, 7, (4, 16)).astype(np.int32)
+  prompt, length = np.array([0, 5, 3, 2]), np.array([16, 9, 12, 3])
+  place = np.arange(16)
+  is_given = place < prompt[:, None]
+  is_real = place < length[:, None]
+  marked = np.where(is_given, ~text, np.where(is_real, text, documents.PADDING))
+  keys, index = jax.random.split(jax.random.key(2), 4), jnp.arange(4)
+  scored = jnp.float32((is_real & ~is_given).sum())
+
+  @jax.jit
+  @jax.value_and_grad
+  def loss(params, marked, padding, keys, index):
+    # What stands in the place of padding is given by hand.
+    read = documents.read(marked)
+    read = read._replace(ids_BxN=jnp.where(read.is_real_BxN, read.ids_BxN, padding))
+    with monkeypatch.context() as patch:
+      patch.setattr(documents, 'read', lambda _: read)
+      draws = Draws(config.order, jnp.int32(5), jax.random.key(3), keys, index, 4, scored)
+      return family.loss(model, params, marked, draws, loss_chunk=5, dropout_key=None)[0]
+
+  run = lambda padding, rows=slice(None), m=marked: loss(
+    params, m[rows], padding[rows], keys[rows], index[rows]
+  )
+  expected = run(text)
+  found = run(random.integers(0, 7, text.shape).astype(np.int32))
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  halves = [run(text, slice(m, None, 2)) for m in range(2)]
+  together = jax.tree.map(jnp.add, *halves)
+  close = lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * np.abs(y).max())
+  jax.tree.map(close, together, expected)
+  # What is not padding does matter.
+  assert run(text, m=np.where(is_given, ~((text + 1) % 7), marked))[0] != expected[0]
+  other = np.where((place == 8) & (prompt[:, None] == 0), (text + 1) % 7, marked)
+  assert run(text, m=other)[0] != expected[0]
 
 
 @pytest.mark.parametrize('name', families.FAMILIES)

@@ -182,3 +182,33 @@ def test_some_strided_orders_go_one_by_one():
   blocks_B = np.asarray(order.num_blocks(mixed))
   assert set(blocks_B) == {16, int(order.num_blocks(together)[0])}
   assert abs((blocks_B == 16).mean() - 0.25) < 0.07
+
+
+def test_documents_stay_in_their_places_under_every_order_of_a_step():
+  """Given tokens first, padding last, and S streams of the answer, as it is generated."""
+  config = OrderConfig(
+    ar_steps=0, perm_steps=0, max_shuffled=8, uniform_order_prob=0.3, segments_prob=0.3,
+    segments_cuts=4, strided_start=5, strided_streams=(3,),
+  )  # fmt: skip
+  given = jnp.arange(16) < jax.random.randint(jax.random.key(5), (64, 1), 0, 6)
+  length = jax.random.randint(jax.random.key(6), (64,), 8, 17)
+  key = jax.random.key(0)
+  run = jax.jit(armd.training_order, static_argnums=(0, 1))
+  for step in (0, 5):
+    o, kind_B = run(config, 16, step, key, jax.random.split(key, 64), (given, length))
+    position_BxN, end_BxN = (
+      np.asarray(x) for x in (o.position_BxN, order.block_bounds(o.block_BxN)[1])
+    )
+    assert (np.sort(position_BxN, axis=1) == np.arange(1, 17)).all()
+    for b, (first, last) in enumerate(
+      zip(np.asarray(given.sum(1)), np.asarray(length), strict=True)
+    ):
+      assert position_BxN[b, :first].tolist() == [*range(1, first + 1)]
+      assert sorted(position_BxN[b, last:].tolist()) == [*range(last + 1, 17)]
+      assert (end_BxN[b, :last] <= last).all()
+    seen = {armd.ORDER_KINDS[kind] for kind in np.asarray(kind_B)}
+    assert seen == ({'shuffled', 'uniform', 'segments'} if step == 0 else {'strided', 'segments'})
+    if step:
+      is_strided = np.asarray(kind_B) == armd.ORDER_KINDS.index('strided')
+      expected = order.given_first(given, length, 3)
+      np.testing.assert_array_equal(position_BxN[is_strided], expected.position_BxN[is_strided])

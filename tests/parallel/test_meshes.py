@@ -14,6 +14,7 @@ import tiny
 from parallel import test_axes
 
 from armd_jax import models, training
+from armd_jax.data import documents
 from armd_jax.decode import diffusion
 from armd_jax.decode.generate import generate, task_of
 from armd_jax.decode.sampling import Sampling
@@ -52,7 +53,10 @@ def gradients(mesh_sizes, config):
   params = training.new_state(config, tiny.VOCAB, mesh).params
   shape = config.train.batch_size, config.model.length
   text = np.random.default_rng(0).integers(0, tiny.VOCAB, shape).astype(np.int32)
-  text = sharding.put(text, sharding.batch_sharding(mesh))
+  if config.data.packing == documents.PACKING:  # a prompt, an answer, padding, of other lengths
+    start, place = np.arange(len(text))[:, None] % 5, np.arange(shape[1])
+    text = np.where(place < start, ~text, np.where(place < 9 + start, text, documents.PADDING))
+  text = sharding.put(text.astype(np.int32), sharding.batch_sharding(mesh))
   return jax.device_get(compile_gradients(mesh, config)(params, text))
 
 
@@ -73,12 +77,17 @@ LLAMA = train_config(
   model__biases='all', model__query_key_norm=True, model__tied_head=False,
   model__query_seed='neighbours', order__segments_prob=0.5,
 )  # fmt: skip
+DOCUMENTS = train_config(
+  data__packing='documents', order__strided_start=0, order__segments_prob=0.5,
+  train__accumulation=2,
+)  # fmt: skip
 
 
 @pytest.fixture(scope='module')
 def on_one_device():
   """Loss and gradients of one step, without a mesh."""
-  return {config: gradients((1, 1, 1), config) for config in (CONFIG, SHARED_HEADS, LLAMA)}
+  configs = CONFIG, SHARED_HEADS, LLAMA, DOCUMENTS
+  return {config: gradients((1, 1, 1), config) for config in configs}
 
 
 @pytest.mark.parametrize(
@@ -89,6 +98,7 @@ def on_one_device():
     ((2, 2, 2), MICRO, CONFIG),
     ((1, 4, 2), SHARED_HEADS, SHARED_HEADS),  # one key head on two devices
     *[(sizes, LLAMA, LLAMA) for sizes in on_mesh.MESHES[1:]],
+    *[(sizes, c, c) for sizes in ((1, 8, 1), (1, 4, 2)) for c in (DOCUMENTS,)],
   ],
 )
 def test_loss_and_gradients(eight_devices, on_one_device, mesh_sizes, config, as_config):
