@@ -173,6 +173,9 @@ class OptimizerConfig:
   skip_above: float = field(0.0, at_least=0)  # x the median of recent gradient norms; 0: never
   warmup_steps: int = field(2500, at_least=0)
   ema_decay: float = field(0.9999, at_least=0, at_most=1)
+  trained: str = field('')  # regular expression found in the names of what is trained; '': all is
+  lora_rank: int = field(0, at_least=0, at_most=2**16)  # of adapters, in place of matrices; 0: none
+  lora_alpha: float = field(16.0, above=0)  # adapters are added times alpha / rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -388,6 +391,7 @@ def _contradictions(config: Config) -> Iterator[str]:
   """What of one field does not go with another, a sentence each."""
   m, o, t = config.model, config.order, config.train
   yield from config_rules.of_documents(config)
+  yield from config_rules.of_trained(config.optimizer)
   if m.num_two_stream_layers > m.num_layers:
     yield (
       f'config.model.num_two_stream_layers is {m.num_two_stream_layers}; '

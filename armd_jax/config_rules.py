@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,4 +23,15 @@ def of_documents(config: Any) -> Iterator[str]:
     yield (
       f'config.data.prompt is {data.prompt!r} but config.data.packing is {data.packing!r}, in '
       "which prompts are lost; write packing = 'documents'"
+    )
+
+
+def of_trained(optimizer: Any) -> Iterator[str]:
+  """What is wrong with the names of parameters that are trained, a sentence."""
+  try:
+    re.compile(optimizer.trained)
+  except (re.error, OverflowError, RecursionError) as error:
+    yield (
+      f'config.optimizer.trained is {optimizer.trained!r}, no regular expression ({error}); write '
+      "a part of names, like 'causal/.*/query'"
     )

@@ -45,11 +45,13 @@ def load(path: str | pathlib.Path, weights: str) -> tuple[Export, Params]:
   config = saved.config if saved else workdir_lib.read_config(path)
   tokenizer = get_tokenizer(config.data.tokenizer)
   mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
-  abstract = training.abstract_state(config, tokenizer.vocab_size, mesh)
   if saved:
-    return saved, standalone.parameters(path, abstract.ema)
-  state, _ = checkpoint.Checkpoints(path).restore(abstract)
-  params = state.ema if weights == 'ema' else state.params
+    abstract = training.abstract_params(config, tokenizer.vocab_size, mesh)
+    return saved, standalone.parameters(path, abstract)
+  state, _ = checkpoint.Checkpoints(path).restore(
+    training.abstract_state(config, tokenizer.vocab_size, mesh)
+  )
+  params = training.network_params(config, state, averaged=weights == 'ema')
   text_sha256 = run_text.sha256_of(path)
   return Export(config, tokenizer, weights, int(state.step), text_sha256), params
 

@@ -260,7 +260,7 @@ def parameters(path: str | pathlib.Path, abstract: Any) -> Params:
 
   Args:
     path: the export.
-    abstract: shapes, dtypes and shardings, as `training.abstract_state` gives them.
+    abstract: shapes, dtypes and shardings, as `training.abstract_params` gives them.
   Raises:
     UserError: they are not the parameters of that model, or damaged.
   """

@@ -47,13 +47,7 @@ def write(start: Start, workdir: pathlib.Path) -> None:
     raise UserError(f'{workdir} is not empty; use another --workdir')
   config = start.config
   params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), start.params)
-  state = training.TrainState(
-    step=jnp.zeros((), jnp.int32),
-    skipped=jnp.zeros((), jnp.int32),
-    params=params,
-    ema=params,
-    opt_state=training.make_optimizer(config.optimizer).init(params),
-  )
+  state = training.state_of(config, params)
   if start.tokenizer is not None:
     name = str((workdir / TOKENIZER).absolute())
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=name))

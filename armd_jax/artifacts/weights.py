@@ -54,8 +54,9 @@ def load_ema(
   if not export:
     text.check_tokenizer(workdir, tokenizer)
   mesh = sharding.make_mesh(config.mesh)
-  abstract = training.abstract_state(config, tokenizer.vocab_size, mesh)
   if export:
-    return config, tokenizer, standalone.parameters(workdir, abstract.ema), export.step
+    params = training.abstract_params(config, tokenizer.vocab_size, mesh)
+    return config, tokenizer, standalone.parameters(workdir, params), export.step
+  abstract = training.abstract_state(config, tokenizer.vocab_size, mesh)
   state, _ = checkpoint.Checkpoints(workdir).restore(abstract)
-  return config, tokenizer, state.ema, int(state.step)
+  return config, tokenizer, training.network_params(config, state), int(state.step)

@@ -98,7 +98,7 @@ def lower_decode(
   config: Config, vocab_size: int, mesh: Mesh, target: targets.Target
 ) -> jax.stages.Lowered:
   """Prefill and decoding loops, one program."""
-  params = training.abstract_state(config, vocab_size, mesh).ema
+  params = training.abstract_params(config, vocab_size, mesh)
   task = decode_task(config, SEQUENCES_PER_DEVICE * sharding.batch_parts(mesh))
   with _kernels(target):
     return generate.lower_generate(
@@ -128,7 +128,7 @@ def train_flops(config: Config, vocab_size: int) -> flops.MatmulFlops:
 def decode_flops(config: Config, vocab_size: int, batch: int) -> dict[str, flops.MatmulFlops]:
   """Of all devices: the prefill, and one step of DECODE_STREAMS tokens per sequence in mid-text."""
   task = decode_task(config, 1)
-  shapes = jax.eval_shape(lambda: training.init_state(config, vocab_size).params)
+  shapes = jax.eval_shape(lambda: training.init_params(config, vocab_size))
   model, form = models.build(config.model, vocab_size), generate.device_form()  # type: Any, Any
   network = jax.eval_shape(lambda params: Network.of(model, params, form), shapes)
   tokens_BxN = jnp.zeros((1, config.model.num_slots), jnp.int32)

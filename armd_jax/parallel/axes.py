@@ -65,6 +65,8 @@ PARAMETER_AXES = {
   'noise_out/kernel': (None, None),
   'noise_out/bias': (None,),
 }
+# Matrices whose product with a row sums over more of their axes than the first.
+_INPUTS = {'out/kernel': 2}
 
 
 def spec(*names: str | None) -> PartitionSpec:
@@ -90,16 +92,35 @@ def of_parameter(path: Any, x: Any) -> Axes:
   """
   if not x.shape:
     return ()
-  name = path_name(path)
-  # By the end of the path: the optimizer's moments and the average repeat the parameters' paths
-  # below names of their own.
-  matches = [row for row in PARAMETER_AXES.items() if f'/{name}'.endswith(f'/{row[0]}')]
-  if len(matches) != 1:
-    raise ValueError(f'no row of PARAMETER_AXES matches {name!r} {x.shape}; add one')
-  ((_, names),) = matches
+  names = row_of(path_name(path))
   names = (None,) * (len(x.shape) - len(names)) + names
   pairs = zip(names, x.shape, strict=True)
   return tuple(kv_heads(count) if name == 'kv_heads' else name for name, count in pairs)
+
+
+def row_of(name: str) -> Axes:
+  """Names of the axes of a parameter of one layer, by the end of the parameter's name: the
+  optimizer's moments and the average repeat the parameters' paths below names of their own.
+
+  Of the two adapters of a matrix, 'NAME_in' has its inputs and then the rank, 'NAME_out' the rank
+  and then its outputs; a rank is whole on every device.
+
+  Raises:
+    ValueError: no row of PARAMETER_AXES matches.
+  """
+  matches = [row for end, row in PARAMETER_AXES.items() if f'/{name}'.endswith(f'/{end}')]
+  if len(matches) == 1:
+    return matches[0]
+  stem, _, end = name.rpartition('_')
+  if not stem or end not in ('in', 'out'):
+    raise ValueError(f'no row of PARAMETER_AXES matches {name!r}; add one')
+  names, inputs = row_of(stem), num_inputs(stem)
+  return (*names[:inputs], None) if end == 'in' else (None, *names[inputs:])
+
+
+def num_inputs(name: str) -> int:
+  """How many axes of a matrix its product with a row sums over, the first ones of a layer's."""
+  return next((count for end, count in _INPUTS.items() if f'/{name}'.endswith(f'/{end}')), 1)
 
 
 def kv_heads(count: int) -> str | None:

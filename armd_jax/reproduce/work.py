@@ -89,7 +89,7 @@ def _restored(folder, step):
   mesh = sharding.make_mesh(config.mesh)
   abstract = training.abstract_state(config, _vocab_size(config), mesh)
   state, _ = checkpoint.Checkpoints(folder).restore(abstract, step)
-  return config, mesh, state.ema
+  return config, mesh, training.network_params(config, state)
 
 
 def _vocab_size(config):

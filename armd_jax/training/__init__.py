@@ -21,6 +21,7 @@ from armd_jax.models.params import Params
 from armd_jax.objectives import armd
 from armd_jax.order import progressive_budget
 from armd_jax.parallel import axes, sharding
+from armd_jax.training import adapters
 
 Array = jax.Array
 
@@ -33,9 +34,9 @@ class TrainState:
     step: int32 scalar, steps done.
     skipped: int32 scalar, how many of them changed nothing else, since the loss, the gradient or
       what they would have led to was not finite.
-    params: float32.
-    ema: float32, exponential moving average of params; what is evaluated and sampled from.
-    opt_state: optax state.
+    params: float32; with those of adapters, see `adapters`.
+    ema: float32, exponential moving average of those that are trained; see `network_params`.
+    opt_state: optax state of those that are trained.
   """
 
   step: Array
@@ -97,7 +98,7 @@ def decayed_kernels(rate: float) -> optax.GradientTransformation:
   """`optax.add_decayed_weights` of kernels, with the same empty state: that of optax's own mask is
   another tree, and checkpoints of unmasked runs would not be read."""
   # With a rate of 0 it adds nothing to all of them, as optax.adamw does.
-  decays = lambda path: path[-1].key == 'kernel' or not rate
+  decays = lambda path: path[-1].key.startswith('kernel') or not rate  # adapters included
   add = lambda path, update, x: update + rate * x if decays(path) else update
   return optax.stateless(
     lambda updates, params: jax.tree_util.tree_map_with_path(add, updates, params)
@@ -115,25 +116,67 @@ def ema_decay_at(config: OptimizerConfig, step: Array) -> Array:
   return jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
 
 
-def init_state(config: Config, vocab_size: int) -> TrainState:
-  """Parameters drawn from the config's seed, and an empty optimizer; runs under jit."""
-  model = families.build(config.model, vocab_size)
-  params = models.init(model, jax.random.key(config.seed))
+def init_params(config: Config, vocab_size: int) -> Params:
+  """The network's parameters drawn from the config's seed; runs under jit."""
+  return models.init(families.build(config.model, vocab_size), jax.random.key(config.seed))
+
+
+def state_of(config: Config, params: Params) -> TrainState:
+  """The state at step 0 of a network with these parameters, and an empty optimizer; runs under
+  jit."""
+  key = jax.random.fold_in(jax.random.key(config.seed), 1)  # other draws than the network's
+  params = adapters.beside(config.optimizer, params, key)
+  trained = adapters.trained(config.optimizer, params)
   # EMA starts as a copy, not as the same buffers, which a donating step could not take twice.
-  ema = jax.tree.map(jnp.copy, params)
+  ema = jax.tree.map(jnp.copy, trained)
   # Two arrays, for the same reason.
   step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-  return TrainState(step, skipped, params, ema, make_optimizer(config.optimizer).init(params))
+  return TrainState(step, skipped, params, ema, make_optimizer(config.optimizer).init(trained))
+
+
+def init_state(config: Config, vocab_size: int) -> TrainState:
+  """`state_of` of `init_params`; runs under jit."""
+  return state_of(config, init_params(config, vocab_size))
+
+
+def network_params(config: Config, state: TrainState, averaged: bool = True) -> Params:
+  """What is evaluated, sampled from and exported: the network's parameters, adapters merged.
+
+  Args:
+    config: of the run.
+    state: of it.
+    averaged: whether to take averages of what is trained.
+  """
+  changed = state.ema if averaged else adapters.trained(config.optimizer, state.params)
+  if adapters.is_all(config.optimizer):
+    return changed
+  return _whole(config.optimizer, state.params, changed)
+
+
+_whole = jax.jit(adapters.whole, static_argnums=0)
+
+
+def abstract_params(config: Config, vocab_size: int, mesh: Mesh) -> Params:
+  """Shapes, dtypes and shardings of the network's parameters.
+
+  Raises:
+    UserError: the mesh cannot share the model.
+  """
+  sharding.check_model(config.model, vocab_size, mesh)
+  return _laid_out(jax.eval_shape(functools.partial(init_params, config, vocab_size)), mesh)
 
 
 def abstract_state(config: Config, vocab_size: int, mesh: Mesh) -> TrainState:
   """Shapes, dtypes and shardings of the state.
 
   Raises:
-    UserError: the mesh cannot share the model.
+    UserError: the mesh cannot share the model, or nothing of it would be trained.
   """
   sharding.check_model(config.model, vocab_size, mesh)
-  shapes = jax.eval_shape(functools.partial(init_state, config, vocab_size))
+  return _laid_out(jax.eval_shape(functools.partial(init_state, config, vocab_size)), mesh)
+
+
+def _laid_out(shapes: Any, mesh: Mesh) -> Any:
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     shapes,
@@ -154,8 +197,9 @@ def loss_and_gradients(
   """Mean nats per scored token of a batch, and its gradient, in `accumulation` micro-batches.
 
   Returns:
-    The loss and kinds_2xK, and the gradient of the loss. kinds_2xK holds, for every order of
-    `armd.ORDER_KINDS`, the sum over its sequences of their nats per token, and their number.
+    The loss and kinds_2xK, and the gradient of the loss by what is trained. kinds_2xK holds, for
+    every order of `armd.ORDER_KINDS`, the sum over its sequences of their nats per token, and their
+    number.
 
   Orders and dropout of a sequence come from (seed, step, index in the batch) alone, so nothing
   depends on how many devices or micro-batches share the work.
@@ -166,17 +210,17 @@ def loss_and_gradients(
   batch = text_BxN.shape[0]
   step_key = jax.random.fold_in(jax.random.key(config.seed), step)
   streams_key, orders_key, dropout_key = jax.random.split(step_key, 3)
-  index_B = jnp.arange(batch)
+  index_B, trained = jnp.arange(batch), adapters.trained(config.optimizer, params)
   scored = None
   if config.data.packing == documents.PACKING:
     slots_BxN = text_BxN[:, -config.model.num_slots :]
     scored = jnp.sum(documents.read(slots_BxN).is_scored_BxN, dtype=jnp.float32)
 
-  def loss(params: Params, text_MxN: Array, index_M: Array) -> tuple[Array, Array]:
+  def loss(trained: Params, text_MxN: Array, index_M: Array) -> tuple[Array, Array]:
     keys_M = jax.vmap(jax.random.fold_in, (None, 0))(orders_key, index_M)
     return family.loss(
       model,
-      params,
+      adapters.whole(config.optimizer, params, trained),
       text_MxN,
       Draws(config.order, step, streams_key, keys_M, index_M, batch, scored),
       loss_chunk=config.train.loss_chunk,
@@ -185,15 +229,15 @@ def loss_and_gradients(
 
   gradient = jax.value_and_grad(loss, has_aux=True)
   if micro_batches == 1:
-    return gradient(params, text_BxN, index_B)
+    return gradient(trained, text_BxN, index_B)
 
   def add(sums: Any, xs: Any) -> tuple[Any, None]:
-    return jax.tree.map(jnp.add, sums, gradient(params, *xs)), None
+    return jax.tree.map(jnp.add, sums, gradient(trained, *xs)), None
 
   # Micro-batch m takes examples m, m + A, ...: every device keeps working on its own examples.
   split = lambda x: jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0)
   kinds_2xK = jnp.zeros((2, len(armd.ORDER_KINDS)), jnp.float32)
-  zeros = ((jnp.float32(0), kinds_2xK), jax.tree.map(jnp.zeros_like, params))
+  zeros = ((jnp.float32(0), kinds_2xK), jax.tree.map(jnp.zeros_like, trained))
   sums, _ = jax.lax.scan(add, zeros, (split(text_BxN), split(index_B)))
   return sums
 
@@ -230,16 +274,19 @@ def _train_step(config: Config, vocab_size: int, mesh: Mesh) -> jax.stages.Wrapp
         config, vocab_size, state.params, state.step, text_BxN
       )
     gradient_norm = optax.tree.norm(gradients)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    trained = adapters.trained(config.optimizer, state.params)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+    trained = optax.apply_updates(trained, updates)
     decay = ema_decay_at(config.optimizer, state.step)
-    ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+    ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, trained)
     # An average of finite numbers is finite if its weights are, so that it need not be read.
     is_finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & jnp.isfinite(decay)
     # Norms that are not there yet are NaN.
-    is_finite &= _all_finite((params, opt_state[1:] if guarded else opt_state))
+    is_finite &= _all_finite((trained, opt_state[1:] if guarded else opt_state))
     is_finite &= ~is_blow_up(config.optimizer, gradient_norm, state.opt_state)
     skipped = state.skipped + 1 - is_finite
+    is_all = adapters.is_all(config.optimizer)
+    params = trained if is_all else adapters.replaced(state.params, trained)
     new = TrainState(state.step + 1, skipped, params, ema, opt_state)
     counted = state.replace(step=new.step, skipped=skipped)
     shuffled = progressive_budget(state.step, order.ar_steps, order.perm_steps, order.max_shuffled)

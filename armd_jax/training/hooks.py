@@ -24,7 +24,7 @@ from armd_jax.errors import CRASHED
 from armd_jax.evaluation import likelihood
 from armd_jax.parallel import distributed, ends
 from armd_jax.show.history import Record
-from armd_jax.training import TrainState
+from armd_jax.training import TrainState, network_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ def evaluation(config: Config, corpus: Corpus, mesh: Mesh) -> Hook:
   def run(state: TrainState) -> Record:
     nll = likelihood.nll(
       model,
-      state.ema,
+      network_params(config, state),
       windows_WxN,
       likelihood.standard_suite(config.model, ())[0],
       mesh,
@@ -74,7 +74,8 @@ def samples(config: Config, corpus: Corpus, mesh: Mesh) -> Hook:
   request = requests.continue_prompts([''], config.model.num_slots, corpus.tokenizer)
 
   def run(state: TrainState) -> Record:
-    decoder = requests.Decoder(model, state.ema, corpus.tokenizer, mesh)
+    params = network_params(config, state)
+    decoder = requests.Decoder(model, params, corpus.tokenizer, mesh)
     is_strided = 0 <= config.order.strided_start < state.step
     streams = max(config.order.strided_streams) if is_strided else 1
     (text,), _ = family.generate(decoder, request, Sampling(), streams=streams)

@@ -20,7 +20,7 @@ from armd_jax.errors import STOPPED, UserError
 from armd_jax.files import lock
 from armd_jax.parallel import ambient, distributed, sharding
 from armd_jax.show import columns, header, history
-from armd_jax.training import checkpoint, hooks, metrics, text
+from armd_jax.training import adapters, checkpoint, hooks, metrics, text
 from armd_jax.training import workdir as workdir_lib
 
 _READING = 'the text to be read and cut into tokens'
@@ -82,7 +82,8 @@ def _train(
     watchdog.progress('the state to start from')
     # In this order, so that a job that is started again goes on where it was:
     # 1. this work directory's own checkpoint, with its place in the data;
-    # 2. another run's, its step, optimizer and average included: fine-tuning goes on with them;
+    # 2. another run's, its step, optimizer and average included: fine-tuning goes on with them; or,
+    #    where it has trained other parameters, its average alone;
     # 3. new parameters.
     if checkpoints.found() and not overwrite:
       state, next_index = distributed.together(lambda: checkpoints.restore(abstract))
@@ -198,6 +199,11 @@ def _restore_other(
   checkpoints = checkpoint.Checkpoints(config.init_from)
   with contextlib.closing(checkpoints):
     state, next_index = checkpoints.restore(abstract)
+  if not adapters.same(config.optimizer, other.optimizer):
+    # Moments of other parameters say nothing of these.
+    where = jax.tree.map(lambda x: x.sharding, training.abstract_state(config, vocab_size, mesh))
+    make = jax.jit(functools.partial(training.state_of, config), out_shardings=where)
+    return make(training.network_params(as_other, state)), 0
   if (step := int(state.step)) >= config.train.steps:
     raise UserError(
       f'config.init_from = {config.init_from!r} is at step {step}, and config.train.steps is '
@@ -236,7 +242,7 @@ def _describe(
 ) -> None:
   if not distributed.is_first():
     return
-  num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
+  num_parameters = columns.num_parameters(state.params)
   model, windows = config.model, len(corpus.train_WxN)
   epochs = config.train.steps * config.train.batch_size / windows
   print('\n'.join(header.lines(model, mesh)))
@@ -252,7 +258,10 @@ def _describe(
     f'epoch     {windows * model.length:,} tokens; {config.train.steps:,} steps are {epochs:.2f} '
     'epochs'
   )
-  print(f'model     {model.family}, {num_parameters / 1e6:.2f}M parameters')
+  part = ''
+  if not adapters.is_all(config.optimizer):
+    part = f', of which {columns.num_parameters(state.ema) / 1e6:.2f}M are trained'
+  print(f'model     {model.family}, {num_parameters / 1e6:.2f}M parameters{part}')
   print(f'workdir   {workdir}', flush=True)
   if first_step:
     print(f'going on from step {first_step} of {config.train.steps}')

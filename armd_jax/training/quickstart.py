@@ -26,7 +26,7 @@ from armd_jax.files import whole
 from armd_jax.hardware import machines
 from armd_jax.parallel import sharding
 from armd_jax.show import moving, plots, replays, report_files, run_page
-from armd_jax.training import text
+from armd_jax.training import network_params, text
 from armd_jax.training import workdir as workdir_lib
 from armd_jax.training.loop import train
 
@@ -69,13 +69,13 @@ def quickstart(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, An
     text.check(workdir, corpus)  # or the numbers before would be of another text than those after
     before = _read_scores(base_file, likelihood.standard_suite(config.model, STREAMS))
   else:
-    params = train(base, workdir, corpus=corpus).ema
+    params = network_params(base, train(base, workdir, corpus=corpus))
     before = evaluate(model, tokenizer, params, held_out_WxN, STREAMS, mesh)
     write_json(base_file, [vars(s) for s in before])
 
   _title('2. Fine-tune for strided block-parallel generation (SBP)')
   print(f'S from {config.order.strided_streams}, {config.train.steps - base_steps} steps')
-  params = train(config, workdir, corpus=corpus).ema
+  params = network_params(config, train(config, workdir, corpus=corpus))
   trained = time.perf_counter()
 
   _title('3. Held-out nats per byte')

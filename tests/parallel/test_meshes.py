@@ -25,6 +25,7 @@ from armd_jax.hardware import device
 from armd_jax.models import vocabulary
 from armd_jax.objectives.sedd import SEDD
 from armd_jax.parallel import axes, sharding
+from armd_jax.training import adapters
 
 
 def train_config(**changes):
@@ -44,13 +45,17 @@ def compile_gradients(mesh, config):
       return training.loss_and_gradients(config, tiny.VOCAB, params, 3, text_BxN)
 
   where = jax.tree.map(lambda x: x.sharding, abstract)
-  shardings = dict(in_shardings=(where, rows), out_shardings=(sharding.replicated(mesh), where))
+  trained = adapters.trained(config.optimizer, where)
+  shardings = dict(in_shardings=(where, rows), out_shardings=(sharding.replicated(mesh), trained))
   return jax.jit(run, **shardings).lower(abstract, text).compile()
 
 
 def gradients(mesh_sizes, config):
   mesh = on_mesh.mesh(mesh_sizes)
   params = training.new_state(config, tiny.VOCAB, mesh).params
+  shake = lambda x: jax.device_put(x + 0.1 * np.cos(np.arange(x.size)).reshape(x.shape), x.sharding)
+  is_zero = lambda path: path[-1].key.endswith('_out')  # half of an adapter, at first
+  params = jax.tree_util.tree_map_with_path(lambda p, x: shake(x) if is_zero(p) else x, params)
   shape = config.train.batch_size, config.model.length
   text = np.random.default_rng(0).integers(0, tiny.VOCAB, shape).astype(np.int32)
   if config.data.packing == documents.PACKING:  # a prompt, an answer, padding, of other lengths
@@ -77,6 +82,7 @@ LLAMA = train_config(
   model__biases='all', model__query_key_norm=True, model__tied_head=False,
   model__query_seed='neighbours', order__segments_prob=0.5,
 )  # fmt: skip
+LORA = train_config(model__num_kv_heads=2, optimizer__lora_rank=3)
 DOCUMENTS = train_config(
   data__packing='documents', order__strided_start=0, order__segments_prob=0.5,
   train__accumulation=2,
@@ -86,7 +92,7 @@ DOCUMENTS = train_config(
 @pytest.fixture(scope='module')
 def on_one_device():
   """Loss and gradients of one step, without a mesh."""
-  configs = CONFIG, SHARED_HEADS, LLAMA, DOCUMENTS
+  configs = CONFIG, SHARED_HEADS, LLAMA, LORA, DOCUMENTS
   return {config: gradients((1, 1, 1), config) for config in configs}
 
 
@@ -98,7 +104,7 @@ def on_one_device():
     ((2, 2, 2), MICRO, CONFIG),
     ((1, 4, 2), SHARED_HEADS, SHARED_HEADS),  # one key head on two devices
     *[(sizes, LLAMA, LLAMA) for sizes in on_mesh.MESHES[1:]],
-    *[(sizes, c, c) for sizes in ((1, 8, 1), (1, 4, 2)) for c in (DOCUMENTS,)],
+    *[(sizes, c, c) for sizes in ((1, 8, 1), (1, 4, 2)) for c in (LORA, DOCUMENTS)],
   ],
 )
 def test_loss_and_gradients(eight_devices, on_one_device, mesh_sizes, config, as_config):

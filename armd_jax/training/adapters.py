@@ -1,0 +1,172 @@
+"""What of a network is trained: all of it, or parameters by their names, whole or by adapters.
+
+An adapter of a matrix W is a pair of smaller ones beside it, A and B (LoRA, Hu et al. 2021): the
+network has W + alpha / rank A B. W never changes; gradients, their moments and averages are those
+of A and B. B is zero at first, so that nothing changes at step 0. The networks know nothing of it:
+`whole` makes their parameters, in a training step and for all that comes after.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from armd_jax.config import OptimizerConfig
+from armd_jax.errors import UserError
+from armd_jax.models.params import Params
+from armd_jax.parallel import axes
+
+MATRICES = ('kernel', 'embedding', 'head')  # what has adapters; all else is trained whole
+
+
+def is_all(config: OptimizerConfig) -> bool:
+  """Whether every parameter is trained, whole."""
+  return not config.trained and not config.lora_rank
+
+
+def same(config: OptimizerConfig, other: OptimizerConfig) -> bool:
+  """Whether both train the same parameters."""
+  of = lambda c: (c.trained, c.lora_rank, c.lora_alpha if c.lora_rank else None)
+  return of(config) == of(other)
+
+
+def beside(config: OptimizerConfig, params: Params, key: jax.Array) -> Params:
+  """The parameters of a network, and adapters that change nothing yet; runs under jit.
+
+  Args:
+    config: of the optimizer.
+    params: as the network has them.
+    key: of A, in which every matrix has draws of its own.
+  Raises:
+    UserError: no name of a parameter, or, with a rank, of a matrix has `trained` in it.
+  """
+  if is_all(config):
+    return params
+  names = [name for name, _ in _leaves(params) if re.search(config.trained, name)]
+  adapted = [name for name in names if config.lora_rank and _last(name) in MATRICES]
+  if not names or (config.lora_rank and not adapted):
+    what = 'matrix' if config.lora_rank else 'parameter'
+    known = next(name for name, _ in _leaves(params) if _last(name) in MATRICES)
+    raise UserError(
+      f'config.optimizer.trained is {config.trained!r}, which no name of a {what} has in it; '
+      f'write a part of one, such as {known!r}'
+    )
+  added: dict[str, jax.Array] = {}
+  for name, x in _leaves(params):
+    if name in adapted:
+      added |= _adapter(name, x, config.lora_rank, key)
+  return _with(params, added)
+
+
+def trained(config: OptimizerConfig, params: Any) -> Any:
+  """The part of a tree with adapters (of arrays, shapes, shardings) that the optimizer changes."""
+  if is_all(config):
+    return params
+
+  def is_trained(name: str) -> bool:
+    if _is_adapter(name):
+      return True
+    has_adapter = config.lora_rank and _last(name) in MATRICES
+    return bool(re.search(config.trained, name)) and not has_adapter
+
+  return _only(is_trained, params)
+
+
+def replaced(params: Params, changed: Params) -> Params:
+  """Parameters, some of them with other values."""
+  return _with(params, dict(_leaves(changed)))
+
+
+def whole(config: OptimizerConfig, params: Params, changed: Params) -> Params:
+  """The parameters of the network.
+
+  Args:
+    config: of the optimizer.
+    params: of the state.
+    changed: what to have in place of `trained` ones: as they are, or averages of them.
+  """
+  if is_all(config):
+    return changed
+  params = replaced(params, changed)
+  if not config.lora_rank:
+    return params
+  found = dict(_leaves(params))
+  scale = config.lora_alpha / config.lora_rank
+  merged = {
+    name: x + scale * _product(name, found[f'{name}_in'], found[f'{name}_out'])
+    for name, x in found.items()
+    if f'{name}_in' in found
+  }
+  return _with(_only(lambda name: not _is_adapter(name), params), merged)
+
+
+def _adapter(name: str, x: jax.Array, rank: int, key: jax.Array) -> dict[str, jax.Array]:
+  """A, random as the network's matrices are, and B, zeros; a layer's own where x has many."""
+  stacked = x.ndim - len(axes.row_of(name))  # axes that count layers
+  last = stacked + axes.num_inputs(name)
+  layers, inputs, outputs = x.shape[:stacked], x.shape[stacked:last], x.shape[last:]
+  key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+  return {
+    f'{name}_in': jax.random.normal(key, (*layers, *inputs, rank)) * math.prod(inputs) ** -0.5,
+    f'{name}_out': jnp.zeros((*layers, rank, *outputs)),
+  }
+
+
+def _product(name: str, a: jax.Array, b: jax.Array) -> jax.Array:
+  # Of few numbers, and added to weights: rounded as they are, and not as activations may be.
+  product: Callable[..., jax.Array] = functools.partial(jnp.tensordot, axes=1, precision='highest')
+  for _ in range(a.ndim - axes.num_inputs(name) - 1):  # layers of a scan
+    product = jax.vmap(product)
+  return product(a, b)
+
+
+# ----- trees, by the names of their leaves, such as 'causal/layers/query/kernel'
+
+
+def _last(name: str) -> str:
+  return name.rpartition('/')[2]
+
+
+def _is_adapter(name: str) -> bool:
+  stem, _, end = _last(name).rpartition('_')
+  return stem in MATRICES and end in ('in', 'out')
+
+
+def _leaves(tree: Any, above: str = '') -> Iterator[tuple[str, Any]]:
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from _leaves(value, f'{above}{name}/')
+    else:
+      yield above + name, value
+
+
+def _only(is_kept: Callable[[str], bool], tree: Any, above: str = '') -> Any:
+  """The leaves with such names, without branches that have none."""
+  kept = {}
+  for name, value in tree.items():
+    if not isinstance(value, Mapping):
+      if is_kept(above + name):
+        kept[name] = value
+    elif inside := _only(is_kept, value, f'{above}{name}/'):
+      kept[name] = inside
+  return kept
+
+
+def _with(tree: Any, leaves: Mapping[str, Any]) -> Any:
+  """The tree with these leaves, added or in place of its own."""
+  found = dict(tree)
+  inside: dict[str, dict[str, Any]] = {}
+  for name, value in leaves.items():
+    first, slash, rest = name.partition('/')
+    if slash:
+      inside.setdefault(first, {})[rest] = value
+    else:
+      found[first] = value
+  return found | {name: _with(found[name], rest) for name, rest in inside.items()}
