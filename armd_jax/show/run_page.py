@@ -81,10 +81,11 @@ def _held_out(
 ) -> dict[str, str]:
   """The one held-out number of the page, of as many windows as were measured at once."""
   rows = [row for rows in measured.scores.values() for row in rows if row.get('tokens')]
+  rows = [row for row in rows if 'nats_per_gap' not in row]  # of whole texts
   by_kind = [row for row in rows if row['kind'] == 'exact'] or rows
   if by_kind:
-    count = by_kind[0]['tokens'] // config.model.num_slots
-    return {f'nats/token, {count} held-out windows': f'{by_kind[0]["nats_per_token"]:.4f}'}
+    count = by_kind[0]['tokens']
+    return {f'nats/token, {count:,} held-out tokens': f'{by_kind[0]["nats_per_token"]:.4f}'}
   logged = [r['held_out'] for r in records.values() if r.get('held_out') is not None]
   title = f'nats/token, up to {config.train.eval_windows} held-out windows'
   return {title: f'{logged[-1]:.4f}'} if logged else {}
