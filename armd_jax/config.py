@@ -189,6 +189,7 @@ class TrainConfig:
   log_every: int = _of_loop(100, at_least=1)
   eval_every: int = _of_loop(5_000, at_least=1)
   eval_windows: int = _of_loop(512, at_least=1)  # held-out sequences per evaluation in training
+  eval_streams: tuple[int, ...] = _of_loop((), at_least=1)  # S of strided orders measured as well
   sample_every: int = _of_loop(0, at_least=0)  # logs a generated text; 0: never
   checkpoint_every: int = _of_loop(1_000, at_least=1)
   keep_last: int = _of_loop(2, at_least=1)  # newest checkpoints
@@ -391,7 +392,7 @@ def _contradictions(config: Config) -> Iterator[str]:
   """What of one field does not go with another, a sentence each."""
   m, o, t = config.model, config.order, config.train
   yield from config_rules.of_documents(config)
-  yield from config_rules.of_trained(config.optimizer)
+  yield from config_rules.of_adapting(config)
   if m.num_two_stream_layers > m.num_layers:
     yield (
       f'config.model.num_two_stream_layers is {m.num_two_stream_layers}; '
@@ -453,6 +454,8 @@ def _contradictions(config: Config) -> Iterator[str]:
       yield 'config.order.strided_streams is empty; write stride counts, like (1, 2, 4)'
     for streams in o.strided_streams:
       check_streams(streams, m.num_slots, 'config.order.strided_streams')
+  for streams in t.eval_streams:
+    check_streams(streams, m.num_slots, 'config.train.eval_streams')
   if t.batch_size % t.accumulation:
     yield (
       f'config.train.accumulation is {t.accumulation}; '

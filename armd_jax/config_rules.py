@@ -26,12 +26,18 @@ def of_documents(config: Any) -> Iterator[str]:
     )
 
 
-def of_trained(optimizer: Any) -> Iterator[str]:
-  """What is wrong with the names of parameters that are trained, a sentence."""
+def of_adapting(config: Any) -> Iterator[str]:
+  """What contradicts the names of parameters that are trained, and evaluations, a sentence each."""
+  names, streams, family = config.optimizer.trained, config.train.eval_streams, config.model.family
   try:
-    re.compile(optimizer.trained)
+    re.compile(names)
   except (re.error, OverflowError, RecursionError) as error:
     yield (
-      f'config.optimizer.trained is {optimizer.trained!r}, no regular expression ({error}); write '
-      "a part of names, like 'causal/.*/query'"
+      f'config.optimizer.trained is {names!r}, no regular expression ({error}); write a part of '
+      "names, like 'causal/.*/query'"
+    )
+  if streams and config.model.orders != 'any':
+    yield (
+      f'config.train.eval_streams is {streams} but config.model.family is {family!r}, which has no '
+      'strided orders; write ()'
     )

@@ -12,7 +12,13 @@ the texts are cut into segments in random order, so that the network learns to w
 of a part whose left context is not there yet. In the rest every text is written in S streams at
 once, S drawn for each. A step whose gradient is ten times the usual is left out. Stopped and
 started again, the command goes on. With `:run=DIR,scratch` the same network learns the same from
-nothing, which shows what the open model is worth.
+nothing, which shows what the open model is worth; this page has the curves of both, left-to-right
+and at 2, 4 and 16 tokens a step:
+
+  armd report --workdir=work/adapted --workdir=work/scratch --out=work/both.html
+
+--config.optimizer.lora_rank=16 trains adapters of low rank beside the open model's matrices, and
+--config.optimizer.trained=NAMES a part of the network.
 
 Three hours of two CPU cores are about a thousand steps of SmolLM2-135M; on one GPU they are
 minutes, with --config.model.dtype=bfloat16 --config.train.batch_size=64.
@@ -62,7 +68,8 @@ def get_config(options: str = '') -> ml_collections.ConfigDict:
     learning_rate=1e-4, warmup_steps=50, beta2=0.99, ema_decay=0.99, skip_above=10.0
   )
   config.train.update(
-    steps=STEPS, batch_size=4, log_every=10, eval_every=100, eval_windows=16, checkpoint_every=50,
+    steps=STEPS, batch_size=4, log_every=10, eval_every=100, eval_windows=16,
+    eval_streams=(2, 4, 16), checkpoint_every=50,
     keep_last=1, keep_best=0, keep_every=0,
   )  # fmt: skip
   return config

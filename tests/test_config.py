@@ -67,6 +67,11 @@ def test_defaults_are_the_published_small_recipe():
     ({'train': {'profile_steps': (3, 2)}}, 'write the first and the last step of a trace'),
     ({'train': {'profile_steps': (20, 22), 'steps': 9}}, 'write the first and the last step'),
     ({'train': {'accumulation': 3}}, 'write a divisor of batch_size = 512'),
+    ({'train': {'eval_streams': (1025,)}}, 'eval_streams holds S = 1025, but of 1024 tokens there'),
+    (
+      {'model': {'family': 'ar'}, 'train': {'eval_streams': (2,)}},
+      "eval_streams is (2,) but config.model.family is 'ar', which has no strided orders",
+    ),
     ({'model': {'family': 'ar'}, 'order': {'strided_start': 0}}, 'has no strided orders'),
     (
       {'model': {'family': 'ar'}, 'order': {'uniform_order_prob': 0.5}},

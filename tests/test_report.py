@@ -19,7 +19,7 @@ from armd_jax.decode import requests
 from armd_jax.decode.sampling import Sampling
 from armd_jax.errors import UserError
 from armd_jax.families import FAMILIES
-from armd_jax.show import replays, report_files, report_page
+from armd_jax.show import compare_page, replays, report_files, report_page
 from armd_jax.show.report_page import Replay
 
 # One text in two streams after a given piece, one in one stream; two tokens make one letter.
@@ -218,3 +218,19 @@ def test_no_run_is_one_sentence(tmp_path):
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 1
   assert done.stderr.splitlines()[-1].endswith('give the --workdir of a training run')
+
+
+def test_runs_are_compared_at_every_number_of_streams_that_they_measured(tmp_path):
+  """A panel for each S of `eval_streams`, with a curve of every run that logged it."""
+  model, params = tiny.init(tiny.model_config(), 257)
+  decoder = requests.Decoder(model, params, ByteTokenizer(), None)
+  runs = []
+  for name, streams in (('warm', (4,)), ('scratch', (4, 8))):
+    config = config_lib.parse({'train': {'eval_streams': streams}})
+    numbers = {'loss': 5.0, 'held_out': 4.0} | {f'held_out_s{s}': 4.5 for s in streams}
+    records = {step: numbers for step in (1, 2)}
+    runs.append(compare_page.Run(tmp_path / name, config, 2, records, decoder, ''))
+  page = compare_page.page(runs, Sampling(), 4, '')
+  assert 'Held-out loss, 4 tokens at once' in page and 'Held-out loss, 8 tokens at once' in page
+  curves = page.partition('4 tokens at once')[2].partition('8 tokens at once')[0]
+  assert 'warm' in curves and 'scratch' in curves

@@ -263,7 +263,7 @@ def test_prompts_and_answers_are_trained_on_and_measured(tmp_path):
   pairs = [(rng.choice(names), rng.randint(10)) for _ in range(60)]
   rows = [{'asked': f'{n} {i}: ', 'said': f'{i} {n[:3]}'} for n, i in pairs]
   (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  config = tiny_config(tmp_path / 'rows.jsonl', eval_windows=1000)
+  config = tiny_config(tmp_path / 'rows.jsonl', eval_windows=1000, eval_streams=(2,))
   data = dataclasses.replace(config.data, packing='documents', prompt='asked')
   train(dataclasses.replace(config, data=data), tmp_path / 'run')
   logged = history.read(tmp_path / 'run' / 'metrics.jsonl')[40]
@@ -272,6 +272,7 @@ def test_prompts_and_answers_are_trained_on_and_measured(tmp_path):
   first, *others = json.loads((tmp_path / 'scores').read_text())['scores']
   assert first['nats_per_token'] == pytest.approx(logged['held_out'], rel=1e-5)
   assert others[0]['name'] == 'strided S=2, parallel' and len(others) > 3
+  assert others[0]['nats_per_token'] == pytest.approx(logged['held_out_s2'], rel=1e-5)
   held = corpus.load(data, 32).held_out_WxN
   assert first['tokens'] == (held >= 0).sum() < held.size / 3
   assert 0 < first['standard_error'] < first['nats_per_token']

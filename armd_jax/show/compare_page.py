@@ -66,9 +66,13 @@ def page(runs: Sequence[Run], sampling: Sampling, streams: int, prompt: str) -> 
     words += [f'--{one}={getattr(sampling, one)}' for one in ('seed', 'temperature', 'top_p')]
     commands[texts[-1].name] = shlex.join(['armd', 'sample', *words])
   curves = {name: run.records for name, run in zip(names, runs, strict=True)}
+  panels = {'held_out': 'Held-out loss', 'loss': 'Training loss'} | {
+    f'held_out_s{streams}': f'Held-out loss, {streams} tokens at once'
+    for streams in sorted({one for run in runs for one in run.config.train.eval_streams})
+  }
   drawings = [
     (title, plots.svg(lambda axes, key=key: plots.runs_panel(axes, curves, key), title, (6.2, 3.4)))
-    for title, key in (('Held-out loss', 'held_out'), ('Training loss', 'loss'))
+    for key, title in panels.items()
   ]
   differing = [
     {'option': field} | {n: str(value) for n, value in zip(names, values, strict=True)}

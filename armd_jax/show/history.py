@@ -13,7 +13,7 @@ from armd_jax.files import whole
 
 Record = dict[str, Any]
 _VALUE = (str, float, bool, list, type(None))
-# Of these there are tables and curves; so there are of what begins with `loss_`.
+# Of these there are tables and curves; so there are of what begins with `loss_` or `held_out_`.
 _NUMBERS = (
   'loss', 'held_out', 'learning_rate', 'shuffled', 'tokens_per_second', 'step_seconds',
   'input_seconds',
@@ -39,7 +39,8 @@ def read(path: pathlib.Path) -> dict[int, Record]:
     try:
       record = whole.parse_json(line, {'step': int})
       whole.check_form(record, {str: _VALUE})
-      numbers = {k: v for k, v in record.items() if k in _NUMBERS or k.startswith('loss_')}
+      is_number = lambda name: name in _NUMBERS or name.startswith(('loss_', 'held_out_'))
+      numbers = {name: value for name, value in record.items() if is_number(name)}
       whole.check_form(numbers, {str: (float, type(None))})
     except ValueError as error:
       raise UserError(

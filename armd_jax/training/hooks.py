@@ -46,22 +46,25 @@ class Hook:
 
 def evaluation(config: Config, corpus: Corpus, mesh: Mesh) -> Hook:
   """Logs `held_out`: nats per token of the averaged weights, left-to-right, or the bound of a
-  diffusion baseline."""
+  diffusion baseline; and for every S of `config.train.eval_streams` `held_out_sS`, S at once."""
   model = families.build(config.model, corpus.tokenizer.vocab_size)
   batch_size = config.train.batch_size // config.train.accumulation
   windows_WxN: Any = corpus.held_out_WxN[: config.train.eval_windows]
   num_scored = int(documents.num_scored(windows_WxN[:, -config.model.num_slots :]).sum())
 
+  protocols = {'held_out': likelihood.standard_suite(config.model, ())[0]}
+  for streams in config.train.eval_streams:
+    protocols[f'held_out_s{streams}'] = likelihood.strided_protocols(streams)[0]
+
   def run(state: TrainState) -> Record:
-    nll = likelihood.nll(
-      model,
-      network_params(config, state),
-      windows_WxN,
-      likelihood.standard_suite(config.model, ())[0],
-      mesh,
-      batch_size=batch_size,
+    params = network_params(config, state)
+    score = lambda protocol: likelihood.nll(
+      model, params, windows_WxN, protocol, mesh, batch_size=batch_size
     )
-    return {'held_out': likelihood.mean_nats(nll, num_scored)[0]}
+    return {
+      name: likelihood.mean_nats(score(protocol), num_scored)[0]
+      for name, protocol in protocols.items()
+    }
 
   return Hook(config.train.eval_every, run)
 

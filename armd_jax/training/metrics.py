@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -88,6 +89,11 @@ def line(step: int, steps: int, record: Record) -> str:
     parts.append('not finite' if record['loss'] is None else f'loss {record["loss"]:.4f}')
   if 'held_out' in record:
     parts.append(f'held-out {record["held_out"]:.4f} nats per token')
+  parts += [
+    f'S={match[1]} {value:.4f}'
+    for name, value in record.items()
+    if (match := re.fullmatch(r'held_out_s(\d+)', name))
+  ]
   if 'tokens_per_second' in record:
     parts.append(f'{record["tokens_per_second"]:,.0f} tokens/s')
   for name in ('step', 'input'):
