@@ -188,5 +188,5 @@ def test_a_switch_takes_true_or_false():
 
   for words, value in ((['--live'], True), (['--nolive'], False), (['--live=false'], False)):
     assert flags.parse(Switch, ['x', *words]).live is value
-  with pytest.raises(UserError, match='^flag --live=off: write true or false; see --help$'):
+  with pytest.raises(UserError, match=r'^flag --live=off: write true or false; see --help$'):
     flags.parse(Switch, ['x', '--live=off'])

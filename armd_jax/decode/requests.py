@@ -216,7 +216,7 @@ class Decoder:
     batch = len(again.given_BxN)
     arguments = self._arguments(again, streams - 1, sampling, None)
     # Draws of their own: the noise of a draw follows from its sequence and slot.
-    fresh_B = _MOST + np.arange(batch)
+    fresh_B: Any = _MOST + np.arange(batch)
     mended = jax.block_until_ready(generate(*arguments, sequence_B=fresh_B, mesh=self.mesh))
     mended = mended.replace(
       steps=generated.steps + mended.steps,
