@@ -14,6 +14,7 @@ command is repeated.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from armd_jax import cli, families
 from armd_jax.artifacts.weights import load_ema, text_sha256_of
@@ -89,14 +90,9 @@ def main(options: Options) -> None:
       if journal.count:
         print(f'{journal.count} windows were scored before')
       print('compiling ...', flush=True)
-    lines, rows = suites.measure(
-      task,
-      Decoder(model, params, tokenizer, mesh),
-      mesh,
-      batch_size=options.batch_size,
-      seed=options.seed,
-      journal=journal,
-    )
+    decoder = Decoder(model, params, tokenizer, mesh)
+    how: dict[str, Any] = {'batch_size': options.batch_size, 'seed': options.seed}
+    lines, rows = suites.measure(task, decoder, mesh, **how, journal=journal)
     if not distributed.is_first():
       return
     print('\n'.join(lines))
