@@ -44,9 +44,8 @@ class Options(cli.OnCluster):
   top_p: float = flag('Nucleus of the distribution to draw from.', 1.0)
   mend: int = flag(
     'Tokens on either side of each junction of streams to write anew, once all others are there.',
-    0,
-    at_least=0,
-  )
+    0, at_least=0,
+  )  # fmt: skip
   stop: str = flag('Where a text ends.', 'none', choices=('none', 'eos'))
   live: bool | None = flag(
     'Show text as it is generated, slowly; left out: on a terminal, at full speed.', None
@@ -81,8 +80,7 @@ def main(options: Options) -> None:
   shows = sys.stdout.isatty() if options.live is None else options.live
   watch = live.Live(tokenizer, sys.stdout, slow=bool(options.live)) if alone and shows else None
   start = time.perf_counter()
-  if options.stop == 'eos':
-    sampling = dataclasses.replace(sampling, stop=tokenizer.eos_id)
+  sampling = dataclasses.replace(sampling, stop=tokenizer.eos_id if options.stop == 'eos' else None)
   model = families.build(config.model, tokenizer.vocab_size)
   decoder = Decoder(model, params, tokenizer, sharding.make_mesh(config.mesh))
   if distributed.is_first():
