@@ -37,6 +37,8 @@ class Job:
     platform: 'cpu', 'gpu' or 'tpu'; no process may fall back to another.
     max_restarts: how often the job is started again after a crash.
     grace: seconds from SIGTERM, after which a process saves and exits, to SIGKILL.
+    elastic: the least processes that it is started with, where there are not devices for all; 0:
+      all of them.
   """
 
   command: tuple[str, ...]
@@ -46,6 +48,7 @@ class Job:
   platform: str
   max_restarts: int
   grace: int
+  elastic: int = 0
 
 
 def parser(description: str, platforms: Sequence[str]) -> argparse.ArgumentParser:
@@ -62,6 +65,10 @@ def parser(description: str, platforms: Sequence[str]) -> argparse.ArgumentParse
   add('--name', default='armd', help='name of the job')
   add('--max-restarts', type=at_least(0), default=0, help='starts again after a crash')
   add('--grace', type=at_least(1), default=120, help='seconds to save in after SIGTERM')
+  add(
+    '--elastic', type=at_least(1), default=0, metavar='MIN',
+    help='start with what is there, from so many processes on',
+  )  # fmt: skip
   add('--dry-run', action='store_true', help='print exactly what would run, and run nothing')
   add('command', nargs='*', help='what every process runs, after --')
   return result
@@ -103,8 +110,28 @@ def job(arguments: argparse.Namespace) -> Job:
       f'the command starts with {program!r}, which no shell takes for a program; write its path '
       'after --'
     )
+  if arguments.elastic > arguments.processes:
+    raise UserError(
+      f'--elastic is {arguments.elastic}; write at most --processes = {arguments.processes}'
+    )
   fields = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Job)}
   return Job(**fields | {'command': tuple(arguments.command)})
+
+
+def check_fixed(job: Job, what: str) -> None:
+  """Refuses `--elastic` where there is always one number of processes.
+
+  Args:
+    job: what to run.
+    what: has that number.
+  Raises:
+    UserError: it is asked for.
+  """
+  if job.elastic:
+    raise UserError(
+      f'--elastic is {job.elastic}, but {what} has all of its processes or none; leave it out, or '
+      'use launch/slurm.py or launch/local.py'
+    )
 
 
 def environment(job: Job) -> dict[str, str]:
@@ -117,20 +144,19 @@ def environment(job: Job) -> dict[str, str]:
 
 def on_cluster(job: Job, cluster: str) -> list[str]:
   """The command of every process where the cluster itself says which one it is."""
-  return [*job.command, f'--cluster={cluster}', *_expected(job)]
+  return [*job.command, f'--cluster={cluster}', *expected(job)]
 
 
 def explicit(job: Job, coordinator: str, process: int | str) -> list[str]:
   """The command of one process, told where process 0 listens and which one it is."""
   where = [f'--coordinator={coordinator}', f'--process_id={process}']
-  return [*job.command, *where, *_expected(job)]
+  return [*job.command, *where, *expected(job)]
 
 
-def _expected(job: Job) -> list[str]:
-  return [
-    f'--num_processes={job.processes}',
-    f'--devices_per_process={job.devices_per_process}',
-  ]
+def expected(job: Job) -> list[str]:
+  """Flags by which a process refuses to start in another job than this."""
+  processes = [] if job.elastic else [f'--num_processes={job.processes}']
+  return [*processes, f'--devices_per_process={job.devices_per_process}']
 
 
 def shell_line(command: Sequence[str], variables: dict[str, str]) -> str:

@@ -92,6 +92,7 @@ def manifest(
     UserError: a flag is missing, does not fit the platform, or the topology is of another size.
   """
   _check_nodes(job, accelerator, topology)
+  common.check_fixed(job, 'a JobSet')
   selector = {_ACCELERATOR_LABEL[job.platform]: accelerator} if accelerator else {}
   if topology:
     selector['cloud.google.com/gke-tpu-topology'] = topology

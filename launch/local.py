@@ -6,13 +6,15 @@
 
 Every line they print starts with the process's number. If one ends with an error, the others are
 ended too and its exit code is the job's. SIGTERM and Ctrl-C let them save; a second one does not.
-With this launcher end all of them, however it ended.
+With this launcher end all of them, however it ended. With --elastic every start takes as many as
+there are devices for, cores where these are CPUs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import re
 import signal
@@ -43,7 +45,8 @@ def main(arguments: Sequence[str]) -> int:
   restarts = 0
   while True:
     port = parsed.port or _free_port()
-    processes = [_process(job, port, index) for index in range(job.processes)]
+    now = _with_what_is_there(job)
+    processes = [_process(now, port, index) for index in range(now.processes)]
     if parsed.dry_run:
       common.show(' &\n'.join([common.shell_line(*p) for p in processes]) + ' &\nwait')
       return common.DONE
@@ -52,6 +55,35 @@ def main(arguments: Sequence[str]) -> int:
       return code
     restarts += code not in common.TOLD_TO_STOP
     _say(f'the job ended with exit code {code} and is started again')
+
+
+def _with_what_is_there(job: common.Job) -> common.Job:
+  """The job with as many processes as there are devices for, where that is asked for.
+
+  Raises:
+    UserError: there are too few.
+  """
+  if not job.elastic:
+    return job
+  devices = _devices(job.platform)
+  count = min(job.processes, devices // job.devices_per_process)
+  if count < job.elastic:
+    raise common.UserError(
+      f'there are {devices} devices, too few for --elastic {job.elastic} processes of '
+      f'{job.devices_per_process}; write less'
+    )
+  # Told to every process, since all must know how many they are.
+  return dataclasses.replace(job, processes=count, elastic=0)
+
+
+def _devices(platform: str) -> int:
+  if platform == 'cpu':
+    return len(os.sched_getaffinity(0))
+  try:
+    listed = subprocess.run(['nvidia-smi', '--list-gpus'], capture_output=True, text=True)
+  except FileNotFoundError:
+    raise common.UserError('there is no nvidia-smi here; leave out --elastic') from None
+  return len(listed.stdout.splitlines())
 
 
 def _free_port() -> int:

@@ -54,7 +54,8 @@ def batch_script(
     time, partition: of the job, or ''.
     options: more options of sbatch.
   Raises:
-    UserError: the nodes cannot share the processes, or an option takes more than a line.
+    UserError: the nodes cannot share the processes, all or the least of them, or an option takes
+      more than a line.
   """
   nodes = nodes or job.processes
   if nodes < 1 or job.processes % nodes:
@@ -62,10 +63,15 @@ def batch_script(
       f'--nodes is {nodes}, which cannot share {job.processes} processes equally; write a divisor'
     )
   tasks = job.processes // nodes
+  if job.elastic % tasks:
+    raise common.UserError(
+      f'--elastic is {job.elastic}, but a node has {tasks} processes; write a multiple of them'
+    )
+  least = f'{job.elastic // tasks}-' if job.elastic else ''
   gpus = [f'--gpus-per-node={tasks * job.devices_per_process}'] if job.platform == 'gpu' else []
   all_options = [
     f'--job-name={job.name}',
-    f'--nodes={nodes}',
+    f'--nodes={least}{nodes}',  # Slurm gives what there is, each time that the job is queued
     f'--ntasks-per-node={tasks}',
     *gpus,
     *([f'--time={time}'] if time else []),

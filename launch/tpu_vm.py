@@ -36,6 +36,7 @@ def main(arguments: Sequence[str]) -> int:
   add('--setup', action='store_true', help='copy this repository there and install it first')
   parsed = parser.parse_args(arguments)
   job = common.job(parsed)
+  common.check_fixed(job, 'a TPU VM')
   where = [f'--zone={parsed.zone}', '--worker=all']
   where += [f'--project={parsed.project}'] if parsed.project else []
   setup = setup_commands(job, where) if parsed.setup else []

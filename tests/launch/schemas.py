@@ -77,6 +77,46 @@ JOBSET = _object(
 )
 
 
+# Of SkyPilot's task YAML, as far as its reference (docs.skypilot.co, "SkyPilot YAML") describes the
+# fields that the launcher writes, no others allowed.
+_SCRIPT = {'type': 'string', 'minLength': 1}
+SKYPILOT = _object(
+  ['run'],
+  name={'type': 'string', 'pattern': '^[a-zA-Z0-9]+(?:[._-]{1,2}[a-zA-Z0-9]+)*$'},
+  num_nodes={'type': 'integer', 'minimum': 1},
+  workdir=_SCRIPT,
+  resources=_object(
+    [],
+    infra={'type': 'string', 'pattern': '^(\\*|[a-z0-9]+)(/[^/]+){0,2}$'},
+    accelerators={
+      'type': 'object', 'maxProperties': 1, 'additionalProperties': {'type': 'number'},
+    },
+    use_spot={'type': 'boolean'},
+    job_recovery=_object(
+      [],
+      strategy={'type': 'string'},
+      max_restarts_on_errors=_COUNT,
+      recover_on_exit_codes={
+        'type': 'array', 'uniqueItems': True,
+        'items': {'type': 'integer', 'minimum': 0, 'maximum': 255},
+      },
+    ),
+  ),
+  envs={'type': 'object', 'patternProperties': {'^[a-zA-Z_][a-zA-Z0-9_]*$': {'type': 'string'}},
+        'additionalProperties': False},
+  file_mounts={
+    'type': 'object',
+    'additionalProperties': _object(
+      ['source', 'mode'],
+      source=_SCRIPT,
+      mode={'enum': ['MOUNT', 'COPY', 'MOUNT_CACHED']},
+    ),
+  },
+  setup=_SCRIPT,
+  run=_SCRIPT,
+)  # fmt: skip
+
+
 def check_jobset(manifest: dict) -> None:
   """Raises a ValidationError that names the field."""
   jsonschema.validate(manifest, JOBSET)

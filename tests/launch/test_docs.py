@@ -14,7 +14,9 @@ BLOCKS = re.findall(r'^```\n\$ python (.*?[^\\])\n(.*?)^```$', TEXT, re.M | re.S
 
 def test_every_launcher_is_shown():
   shown = {block[0].split()[0] for block in BLOCKS}
-  assert shown == {f'launch/{name}.py' for name in ('local', 'slurm', 'jobset', 'tpu_vm')}
+  assert shown == {
+    f'launch/{name}.py' for name in ('local', 'slurm', 'jobset', 'tpu_vm', 'skypilot')
+  }
 
 
 @pytest.mark.parametrize(('command', 'output'), BLOCKS, ids=[b[0].split()[0] for b in BLOCKS])

@@ -67,6 +67,11 @@ def test_the_schemas_refuse(path, value):
     schemas.check_jobset(broken)
 
 
+def test_a_jobset_is_not_elastic():
+  with pytest.raises(UserError, match='a JobSet has all of its processes or none; leave it out'):
+    dry_run(jobset, *flags('cpu', '--elastic=2'))
+
+
 def test_tpu_slice():
   spec = manifest('tpu')
   pod, train = container(spec)

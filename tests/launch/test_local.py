@@ -185,3 +185,30 @@ def test_help_names_the_flags_of_every_launcher():
     assert done.returncode == 0
     for flag in ('--processes', '--devices-per-process', '--max-restarts', '--grace', '--dry-run'):
       assert flag in done.stdout
+
+
+def test_a_job_starts_again_with_what_is_there(tmp_path, monkeypatch):
+  """Of four devices one is lost with the crash; three processes, which know that they are three."""
+  import local
+
+  left = iter([4, 3])
+  monkeypatch.setattr(local, '_devices', lambda platform: next(left))
+  note = f'echo "$*" >> {tmp_path}/started; [ -e {tmp_path}/again ] || '
+  crash = f'if [ $PROCESS = 1 ]; then sleep 0.5; touch {tmp_path}/again; exit 9; fi'
+  script = f'{_SHELL}{note}{{ {crash}; sleep 60; }}'
+  flags = ['--processes=6', '--devices-per-process=1', '--elastic=2', '--max-restarts=3']
+  assert local.main([*flags, '--', 'sh', '-c', script, 'sh']) == 0
+  lines = (tmp_path / 'started').read_text().splitlines()
+  counts = [line.split('--num_processes=')[1].split()[0] for line in lines]
+  assert sorted(counts) == ['3'] * 3 + ['4'] * 4
+
+
+def test_too_few_devices_are_a_sentence(monkeypatch):
+  import local
+
+  monkeypatch.setattr(local, '_devices', lambda platform: 3)
+  sizes = ['--processes=4', '--devices-per-process=2']
+  with pytest.raises(local.common.UserError, match='there are 3 devices, too few for --elastic 2'):
+    local.main([*sizes, '--elastic=2', '--', 'x'])
+  with pytest.raises(local.common.UserError, match='elastic is 5; write at most --processes = 4'):
+    local.main([*sizes, '--elastic=5', '--', 'x'])

@@ -13,6 +13,7 @@ import common
 import jobset
 import local
 import pytest
+import skypilot
 import slurm
 import tpu_vm
 import yaml
@@ -142,6 +143,18 @@ def test_jobset(words):
   command = [filled_in(word, variables) for word in container['command']]
   coordinator = '--coordinator=armd-slice-job-0-0.armd:8476'
   assert command == ['program', *words, coordinator, '--process_id=0', *EXPECTED]
+
+
+@bounded
+@given(UTF8.filter(encodable))
+@all_hard
+def test_skypilot(words):
+  """sky reads the file that was written, and a node's shell runs its lines."""
+  text = printed(skypilot, '--platform=cpu', words=words)
+  _, task = pasted(text, {'sky': 'for file; do :; done; cat "$file" > {folder}/input'})
+  lines = 'SKYPILOT_NODE_RANK=0 SKYPILOT_NODE_IPS=10.0.0.1\n' + yaml.safe_load(task)['run']
+  words_seen, _ = pasted(os.fsencode(lines), {})
+  assert words_seen == [*words, '--coordinator=10.0.0.1:8476', '--process_id=0', *EXPECTED]
 
 
 @bounded

@@ -9,9 +9,11 @@ import sys
 
 import local
 import pytest
+import skypilot
 import slurm
 import tiny_run
 import tpu_vm
+import yaml
 from called import dry_run
 
 COMMAND = ['--', 'python', '-m', 'armd_jax.train', '--workdir=/runs/a b']
@@ -37,7 +39,16 @@ def docker_lines():
   return [f'JAX=tpu\n{line}' for line in lines]
 
 
+def sky_scripts():
+  """What launch/skypilot.py prints, and what nodes run before and in its job."""
+  text = printed(skypilot, '--accelerator=H100')
+  found = yaml.safe_load('\n'.join(text.splitlines()[1:-2]))
+  known = 'export SKYPILOT_NODE_RANK SKYPILOT_NODE_IPS\n'
+  return [text, found['setup'], known + found['run']]
+
+
 SCRIPTS = {
+  'skypilot': sky_scripts,
   'local': lambda: [printed(local)],
   'slurm': lambda: ['\n'.join(printed(slurm).splitlines()[1:-1])],
   'tpu_vm': remote_lines,

@@ -44,6 +44,14 @@ def test_asks_for_the_nodes_and_to_be_told():
   assert not alone.keys() & {'gpus-per-node', 'time', 'partition'}
 
 
+def test_an_elastic_job_takes_the_nodes_there_are():
+  script = slurm.batch_script(job(elastic=2), 2, '', '', [])
+  assert options(script)['nodes'] == '1-2' and '--num_processes' not in script
+  assert '--cluster=slurm --devices_per_process=2' in script
+  with pytest.raises(UserError, match='a node has 2 processes; write a multiple of them'):
+    slurm.batch_script(job(elastic=3), 2, '', '', [])
+
+
 @pytest.mark.parametrize(
   ('code', 'restarts', 'state', 'requeued'),
   [

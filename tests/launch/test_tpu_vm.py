@@ -13,6 +13,8 @@ import tiny_run
 import tpu_vm
 from called import dry_run
 
+from armd_jax.errors import UserError
+
 TPU_VM = [sys.executable, str(tiny_run.ROOT / 'launch' / 'tpu_vm.py')]
 FLAGS = ['--processes=2', '--devices-per-process=4', '--name=mine', '--zone=us-east5-a']
 
@@ -20,6 +22,11 @@ FLAGS = ['--processes=2', '--devices-per-process=4', '--name=mine', '--zone=us-e
 def commands(*flags, command=('python', '-m', 'armd_jax.train', '--workdir=/runs/a b')):
   printed = dry_run(tpu_vm, *FLAGS, *flags, '--', *command)
   return [shlex.split(line) for line in printed.splitlines()]
+
+
+def test_a_slice_is_not_elastic():
+  with pytest.raises(UserError, match='a TPU VM has all of its processes or none; leave it out'):
+    dry_run(tpu_vm, *FLAGS, '--elastic=1', '--', 'x')
 
 
 def fake(folder, name, body):
