@@ -380,6 +380,7 @@ def together(work: Callable[[], T]) -> T:
 
 def leave_after_another() -> NoReturn:
   """Ends a process that has nothing to tell, as soon as the one at fault has told it."""
+  ends.expect(USER_ERROR)
   time.sleep(_SECONDS_TO_TELL)  # before which `others.Touch` ends it
   ends.leave(USER_ERROR)
 

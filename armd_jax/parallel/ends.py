@@ -66,7 +66,7 @@ def leave_if_aborted(sentence: str) -> None:
   another process is lost, and offers Python no other way to hear of it.
 
   Args:
-    sentence: printed to stderr, unless the process is being ended already.
+    sentence: printed to stderr, unless the process is being ended already, or expects to be.
   """
 
   @ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -80,6 +80,13 @@ def leave_if_aborted(sentence: str) -> None:
   libc = ctypes.CDLL(None)
   libc.signal.restype = ctypes.c_void_p
   libc.signal(int(signal.SIGABRT), handler)
+
+
+def expect(code: int) -> None:
+  """From now on the end of another process is the end of this one, with this code and no sentence:
+  that one has told, or will. It may be gone before this one has left by itself."""
+  global _code
+  _code = code
 
 
 # ----- Ctrl-C

@@ -81,6 +81,12 @@ ends.leave(1, 'error: bad')
   assert end(start(script)) == (1, '', 'error: bad\n')
 
 
+def test_the_end_of_a_job_whose_error_another_process_tells_is_silent():
+  """Also where that one is gone before this one has left by itself, and jax aborts."""
+  script = 'ends.leave_if_aborted("error: lost")\nends.expect(1)\nos.abort()'
+  assert end(start(script)) == (1, '', '')
+
+
 # ----- Ctrl-C
 
 # Main threads get less time to unwind than those of users.
