@@ -148,6 +148,9 @@ class DataConfig:
 
   # A prepared corpus's folder, or a source as in armd_jax.data.sources.
   source: str = field('stdlib', host_only=True, is_path=True, resumable=True)
+  # Several such corpora in place of `source`, and how often each is drawn from; (): all alike.
+  mixture: tuple[str, ...] = field((), host_only=True, is_path=True, resumable=True)
+  weights: tuple[float, ...] = field((), above=0, host_only=True)
   tokenizer: str = field('bytes', host_only=True)  # of armd_jax.data.tokenizers
   packing: str = one_of('joined', 'wrapped', 'documents')  # see armd_jax.data.packing
   # Column of files with a prompt to each document, seen and not scored; '': none.
@@ -162,9 +165,10 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """AdamW with clipping, warm-up to a constant rate, and an exponential moving average."""
+  """Clipped gradients, a rate that warms up and may fall, and an exponential moving average."""
 
-  learning_rate: float = field(3e-4, at_least=0)
+  kind: str = one_of('adamw', 'muon', 'adafactor')  # see armd_jax.training.optimizers
+  learning_rate: float = field(3e-4, at_least=0)  # after the warm-up
   beta1: float = field(0.9, at_least=0, below=1)
   beta2: float = field(0.999, at_least=0, below=1)
   eps: float = field(1e-8, at_least=1e-30)
@@ -172,6 +176,11 @@ class OptimizerConfig:
   clip_norm: float = field(1.0, above=0)
   skip_above: float = field(0.0, at_least=0)  # x the median of recent gradient norms; 0: never
   warmup_steps: int = field(2500, at_least=0)
+  schedule: str = one_of('constant', 'cosine', 'linear', 'warmup_stable_decay')
+  schedule_steps: int = field(-1, at_least=1)  # where it ends; -1: at config.train.steps
+  decay_steps: int = field(-1, at_least=1)  # of warmup_stable_decay, its last ones; -1: a fifth
+  final_share: float = field(0.0, at_least=0, at_most=1)  # of the rate, where the schedule ends
+  schedule_restarts: bool = field(False)  # after init_from warm-up and schedule begin anew
   ema_decay: float = field(0.9999, at_least=0, at_most=1)
   trained: str = field('')  # regular expression found in the names of what is trained; '': all is
   lora_rank: int = field(0, at_least=0, at_most=2**16)  # of adapters, in place of matrices; 0: none
@@ -187,6 +196,7 @@ class TrainConfig:
   accumulation: int = field(1, at_least=1)  # micro-batches per step
   loss_chunk: int = field(0, at_least=0, resumable=True)  # positions with logits at once; 0: auto
   log_every: int = _of_loop(100, at_least=1)
+  log_layers: bool = field(False, resumable=True)  # norms of gradients and updates, layer by layer
   eval_every: int = _of_loop(5_000, at_least=1)
   eval_windows: int = _of_loop(512, at_least=1)  # held-out sequences per evaluation in training
   eval_streams: tuple[int, ...] = _of_loop((), at_least=1)  # S of strided orders measured as well
@@ -217,6 +227,7 @@ class Config:
   seed: int = field(0, at_least=0)
   # Work directory whose last checkpoint a new run continues from.
   init_from: str = field('', host_only=True, is_path=True)
+  init_step: int = field(-1, at_least=0, host_only=True)  # another one of its checkpoints
   model: ModelConfig = ModelConfig()
   order: OrderConfig = OrderConfig()
   data: DataConfig = DataConfig()
@@ -345,12 +356,9 @@ def _hint(name: str, known: Mapping[str, Any]) -> str:
 
 def _value(known: dataclasses.Field[Any], kind: Any, value: Any, where: str) -> Any:
   """The value in the field's own type, if it may have it."""
-  is_tuple = isinstance(kind, types.GenericAlias)  # the only one is tuple[int, ...]
+  is_tuple = isinstance(kind, types.GenericAlias)  # tuple[int, ...] and the like
   if is_tuple:
-    value = (value,) if type(value) is int else value
-    if not isinstance(value, tuple | list) or not all(type(v) is int for v in value):
-      raise UserError(f'{where} is {value!r} but must be a tuple of whole numbers, like (1, 2, 4)')
-    value = tuple(value)
+    value = config_rules.as_tuple(typing.get_args(kind)[0], value, where)
   elif type(value) is not kind and (kind, type(value)) != (float, int):
     raise UserError(f'{where} is {value!r} but must be of type {kind.__name__}')
   allowed, choices = known.metadata.get('range'), known.metadata['one_of']
@@ -359,7 +367,7 @@ def _value(known: dataclasses.Field[Any], kind: Any, value: Any, where: str) -> 
   if allowed and value != known.default:
     numbers = value if is_tuple else (value,)
     if any(number not in allowed for number in numbers):
-      what = 'whole numbers' if is_tuple else 'a number' if kind is float else 'a whole number'
+      what = config_rules.NUMBERS.get(kind, 'whole numbers')
       is_special = not is_tuple and known.default not in allowed
       raise UserError(
         f'{where} is {value!r}; write {what} {allowed}{f", or {known.default}" * is_special}'
@@ -385,7 +393,8 @@ def _resolve(config: Config) -> Config:
     order = dataclasses.replace(order, segments_cuts=max(1, model.num_slots // 8))
   if model.orders == 'left_to_right':
     order = dataclasses.replace(order, max_shuffled=0, segments_prob=0.0)
-  return dataclasses.replace(config, model=dataclasses.replace(model, **unset), order=order)
+  model, rate = dataclasses.replace(model, **unset), config_rules.with_ends(config)
+  return dataclasses.replace(config, model=model, order=order, optimizer=rate)
 
 
 def _contradictions(config: Config) -> Iterator[str]:
@@ -393,6 +402,8 @@ def _contradictions(config: Config) -> Iterator[str]:
   m, o, t = config.model, config.order, config.train
   yield from config_rules.of_documents(config)
   yield from config_rules.of_adapting(config)
+  yield from config_rules.of_schedule(config)
+  yield from config_rules.of_mixture(config.data)
   if m.num_two_stream_layers > m.num_layers:
     yield (
       f'config.model.num_two_stream_layers is {m.num_two_stream_layers}; '

@@ -44,7 +44,8 @@ def field(
   """A field of a config, and what is known of it.
 
   Args:
-    default: always allowed, so that -1 may stand for a value that is derived.
+    default: always allowed, so that -1 may stand for a value that is derived; a tuple without a
+      lower end is of texts.
     at_least, above: lower end of a number or, in a tuple, of each; one of them is needed.
     at_most, below: upper end; left out, what the number's type holds on a device.
     one_of: the allowed texts; (): any.
@@ -54,7 +55,8 @@ def field(
     is_path: a place of files, which decides nothing but by what they hold.
   """
   known = dict(one_of=one_of, resumable=resumable, host_only=host_only, is_path=is_path)
-  if not isinstance(default, bool | str):
+  is_number = not isinstance(default, bool | str)
+  if is_number and not (default == () and at_least is above is None):  # which holds texts
     low, high = (at_least if above is None else above), (at_most if below is None else below)
     if low is None:
       raise TypeError('a number needs a lower end')

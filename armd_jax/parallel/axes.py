@@ -48,6 +48,7 @@ PARAMETER_AXES = {
   'down/kernel': ('mlp', 'embed'),
   'scale': (None,),
   'norms': (None,),  # of the optimizer
+  'ns_coeffs': (None,),  # of Muon
   # Of GPT-2's style, and of some Llamas.
   'query/bias': ('heads', None),
   'key_value/bias': (None, 'kv_heads', None),
@@ -92,7 +93,12 @@ def of_parameter(path: Any, x: Any) -> Axes:
   """
   if not x.shape:
     return ()
-  names = row_of(path_name(path))
+  name = path_name(path)
+  # Adafactor's means over an axis, and what stands for a mean that it does not keep.
+  parts = set(name.split('/'))
+  if parts & {'v_row', 'v_col'} or ('v' in parts and x.shape == (1,)):
+    return (None,) * len(x.shape)
+  names = row_of(name)
   names = (None,) * (len(x.shape) - len(names)) + names
   pairs = zip(names, x.shape, strict=True)
   return tuple(kv_heads(count) if name == 'kv_heads' else name for name, count in pairs)

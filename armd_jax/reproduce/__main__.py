@@ -32,9 +32,9 @@ from armd_jax.reproduce.place import Place
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
   config: ConfigDict = experiment('experiments/miniature.py')
-  workdir: str = flag('Results, runs and logs.')
+  workdir: str = flag('Results, runs and logs.', is_path=True)
   text: str | None = flag('A file or glob of UTF-8 text to train on.', None)
-  out: str = flag('Folder of the page.', 'docs')
+  out: str = flag('Folder of the page.', 'docs', is_path=True)
   only: str = flag('A regular expression of the names of pieces.', '')
   list: bool = flag('Print the names of the pieces only.', False)
   page_only: bool = flag('Run nothing; write the page.', False)

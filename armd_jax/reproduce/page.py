@@ -93,6 +93,7 @@ def text(results: Results, drawn: Sequence[tuple[str, str]]) -> str:
     'Layers with two streams': tables.depths(results),
     'Ablations': tables.ablations(results),
     'Learning rates': tables.rates(results),
+    'Optimizers and schedules': tables.optimizers(results),
   }
   parts = [_head(results)]
   parts += [f'![{shown}]({name})' for name, shown in drawn]

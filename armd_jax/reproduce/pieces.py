@@ -45,6 +45,15 @@ NO_SEGMENTS = {'order.segments_prob': 0.0}
 # Of what is timed: segments are singletons as shuffled orders are, but drawn by a coin, which the
 # count of visible keys does not see through.
 _COUNTED = NO_SEGMENTS
+# Of ARMD, beside AdamW at a constant rate.
+OPTIMIZERS = {
+  'cosine': {'optimizer.schedule': 'cosine'},
+  'linear': {'optimizer.schedule': 'linear'},
+  'warmup_stable_decay': {'optimizer.schedule': 'warmup_stable_decay'},
+  'muon': {'optimizer.kind': 'muon'},
+  'muon, linear': {'optimizer.kind': 'muon', 'optimizer.schedule': 'linear'},
+  'adafactor': {'optimizer.kind': 'adafactor'},
+}
 SIZES = {'8 x 192': (8, 192, 6), '12 x 256': (12, 256, 8)}  # layers, width, heads; beside the own
 # Tokens of several letters, of which a stream's first ones cost more without the text before them.
 TOKENIZER = 'gpt2'
@@ -189,6 +198,7 @@ def all_pieces(config: ml_collections.ConfigDict) -> list[Piece]:
     *_tokens(config),
     *_depths(config),
     *_ablations(config),
+    *_optimizers(config),
   ]
 
 
@@ -414,6 +424,21 @@ def _ablations(config):
   }  # fmt: skip
   own = core_name('armd', 0)
   return [*pieces, *_tuned(ONE_BY_ONE, own, overrides, (base + last,), last, WINDOWS)]
+
+
+def optimizer_name(name: str) -> str:
+  """Of the training piece with one of `OPTIMIZERS`."""
+  return f'optimizer.{name.replace(", ", "_")}'
+
+
+def _optimizers(config):
+  """ARMD of the core, by other optimizers and schedules that end with the run."""
+  read = (config.train.steps,)
+  pieces = []
+  for name, change in OPTIMIZERS.items():
+    overrides = SYSTEMS['armd'] | {'train.steps': config.train.steps} | change
+    pieces += _trained(optimizer_name(name), overrides, read)
+  return pieces
 
 
 def checkpoint_every(steps: tuple[int, ...]) -> int:

@@ -323,6 +323,22 @@ def ablations(results: Results) -> str:
 _KINDS = ('exact', 'bound')
 
 
+def optimizers(results: Results) -> str:
+  """Other optimizers and schedules, against AdamW at a constant rate."""
+  step = results.config.train.steps
+  runs = {'AdamW at a constant rate': p.core_name('armd', 0)}
+  runs |= {name: p.optimizer_name(name) for name in p.OPTIMIZERS}
+  rows = []
+  for name, run in runs.items():
+    scores = [results.score(run, step, kind) for kind in _KINDS]
+    rows.append((name, *(score and f'{score["nats_per_byte"]:.4f}' for score in scores)))
+  header = ('ARMD, trained with', 'left-to-right, exact', 'uniform orders, bound')
+  return (
+    f'Seed 0, {step} steps, the learning rate of the sweep for all; nats per byte. A schedule ends '
+    f'with the run, at a rate of 0.\n\n{markdown(header, rows)}'
+  )
+
+
 def _against_ar(results):
   """What the network and the shuffled orders each have over AR, left-to-right."""
   at = {name: step for name, step in p.fractions(results.config).items() if name != 'a third'}

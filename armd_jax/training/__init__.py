@@ -21,7 +21,7 @@ from armd_jax.models.params import Params
 from armd_jax.objectives import armd
 from armd_jax.order import progressive_budget
 from armd_jax.parallel import axes, sharding
-from armd_jax.training import adapters
+from armd_jax.training import adapters, by_layer, optimizers
 
 Array = jax.Array
 
@@ -47,17 +47,18 @@ class TrainState:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-  """Clip by global norm, AdamW, linear warm-up to a constant rate (recipe of SEDD and MDLM).
+  """Clip by global norm, AdamW, linear warm-up to a constant rate (recipe of SEDD and MDLM), or
+  another optimizer or schedule.
 
   Weights decay in the matrices of the layers alone: not in norms, biases and embeddings.
   """
-  adamw = optax.chain(
-    optax.scale_by_adam(config.beta1, config.beta2, config.eps),
+  moved = optax.chain(
+    optimizers.direction(config),
     decayed_kernels(config.weight_decay),
     optax.scale_by_learning_rate(learning_rate_at(config)),
   )
   clip = optax.clip_by_global_norm(config.clip_norm)
-  return optax.chain(recent_norms(), clip, adamw) if config.skip_above else optax.chain(clip, adamw)
+  return optax.chain(recent_norms(), clip, moved) if config.skip_above else optax.chain(clip, moved)
 
 
 class RecentNorms(NamedTuple):
@@ -75,6 +76,29 @@ def recent_norms(count: int = 64) -> optax.GradientTransformation:
     return gradients, RecentNorms(jnp.append(state.norms[1:], norm))
 
   return optax.GradientTransformation(lambda _: RecentNorms(jnp.full(count, jnp.nan)), update)
+
+
+def taken_over(
+  config: Config, other: OptimizerConfig, state: TrainState, vocab_size: int, mesh: Mesh
+) -> TrainState:
+  """The state of another run, with this config's optimizer at its place of the schedule.
+
+  Args:
+    config: of the run that goes on from it.
+    other: of the run that it is from; if it is of another kind, a new optimizer begins.
+    state: as that run's checkpoint has it.
+    vocab_size: V.
+    mesh: where the state is.
+  """
+  opt_state = with_guard(config.optimizer, state.opt_state, mesh)
+  if config.optimizer.kind != other.kind:
+    abstract = abstract_state(config, vocab_size, mesh).opt_state
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    init = jax.jit(make_optimizer(config.optimizer).init, out_shardings=shardings)
+    opt_state = init(adapters.trained(config.optimizer, state.params))
+  count = 0 if config.optimizer.schedule_restarts else int(state.step) - int(state.skipped)
+  taken = sharding.put(np.asarray(count, np.int32), sharding.replicated(mesh))
+  return state.replace(opt_state=optimizers.with_steps_taken(opt_state, taken))
 
 
 def with_guard(config: OptimizerConfig, opt_state: Any, mesh: Mesh) -> Any:
@@ -107,8 +131,9 @@ def decayed_kernels(rate: float) -> optax.GradientTransformation:
 
 def learning_rate_at(config: OptimizerConfig) -> optax.Schedule:
   """Learning rate as a function of the step; step 0 already moves."""
-  warmup = max(config.warmup_steps, 1)
-  return lambda step: config.learning_rate * jnp.minimum(1.0, (step + 1) / warmup)
+  warmup, fall = max(config.warmup_steps, 1), optimizers.fall(config)
+  rate = lambda step: config.learning_rate * jnp.minimum(1.0, (step + 1) / warmup)
+  return (lambda step: rate(step) * fall(step)) if fall else rate
 
 
 def ema_decay_at(config: OptimizerConfig, step: Array) -> Array:
@@ -257,7 +282,8 @@ def train_step(config: Config, vocab_size: int, mesh: Mesh) -> jax.stages.Wrappe
 
   Metrics are float32 on the device: the scalars loss (nats per token), gradient_norm,
   learning_rate, shuffled (k of this step, 0 once orders are strided), skipped (steps so far that
-  only counted) and finite (0 if this one did), and kinds_2xK of `loss_and_gradients`.
+  only counted) and finite (0 if this one did), and kinds_2xK of `loss_and_gradients`; if they are
+  asked for, also layers of `by_layer.measured`.
   """
   # How long to train and when to look does not change the step: one program serves all.
   return _train_step(config_lib.reset(config, 'host_only'), vocab_size, mesh)
@@ -265,7 +291,7 @@ def train_step(config: Config, vocab_size: int, mesh: Mesh) -> jax.stages.Wrappe
 
 @functools.lru_cache(maxsize=8)
 def _train_step(config: Config, vocab_size: int, mesh: Mesh) -> jax.stages.Wrapped:
-  optimizer = make_optimizer(config.optimizer)
+  optimizer, restarts = make_optimizer(config.optimizer), config.optimizer.schedule_restarts
   guarded, order = bool(config.optimizer.skip_above), config.order
 
   def step(state: TrainState, text_BxN: Array) -> tuple[TrainState, dict[str, Array]]:
@@ -292,17 +318,21 @@ def _train_step(config: Config, vocab_size: int, mesh: Mesh) -> jax.stages.Wrapp
     shuffled = progressive_budget(state.step, order.ar_steps, order.perm_steps, order.max_shuffled)
     if order.strided_start >= 0:
       shuffled = jnp.where(state.step >= order.strided_start, 0, shuffled)
+    # The optimizer counts the steps that it takes, which skipped ones are not.
+    taken = optimizers.steps_taken(state.opt_state) if restarts else state.step - state.skipped
     metrics = {
       'loss': loss,
       'gradient_norm': gradient_norm,
-      # The optimizer counts the steps that it takes, which skipped ones are not.
-      'learning_rate': learning_rate_at(config.optimizer)(state.step - state.skipped),
+      'learning_rate': learning_rate_at(config.optimizer)(taken),
       'shuffled': shuffled,
       'skipped': skipped,
       'finite': is_finite,
       'kinds_2xK': kinds_2xK,
     }
     metrics = {name: jnp.float32(value) for name, value in metrics.items()}
+    if config.train.log_layers:
+      before = adapters.trained(config.optimizer, state.params)
+      metrics['layers'] = by_layer.measured(gradients, updates, before)
     return jax.tree.map(functools.partial(jnp.where, is_finite), new, counted), metrics
 
   state_sharding = jax.tree.map(lambda x: x.sharding, abstract_state(config, vocab_size, mesh))

@@ -17,6 +17,7 @@ def config():
   raw = runpy.run_path(str(ROOT / 'experiments' / 'miniature.py'))['get_config']()
   raw.model.update(length=32, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=16)
   raw.order.update(ar_steps=1, perm_steps=3)
+  raw.optimizer.warmup_steps = 4
   raw.train.update(steps=24, batch_size=4, loss_chunk=32, log_every=4, eval_every=24)
   return raw
 

@@ -171,6 +171,13 @@ def test_what_shuffled_orders_cost_is_told_apart(numbers):
   assert ends[:3] == ['+0.00 %', '+1.01 %', '+2.02 %']
 
 
+def test_a_decay_is_read_at_the_end_of_its_run(numbers):
+  name = p.optimizer_name('linear')
+  rows = tables.optimizers(Results(change(numbers, name, 1.5, 'exact'))).splitlines()
+  (line,) = (row for row in rows if row.startswith('| linear |'))
+  assert '| 1.5000 |' in line and len(rows) == 4 + 1 + len(p.OPTIMIZERS)
+
+
 def test_the_committed_page_is_what_its_numbers_say(tmp_path):
   docs = synthetic.ROOT / 'docs'
   if known_stale.is_listed('reproduction.json', 'reproduction.md'):
