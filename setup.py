@@ -54,6 +54,7 @@ setuptools.setup(
     'aot': ['jax[tpu]', 'jax-cuda12-pjrt', 'jax-cuda12-plugin', 'nvidia-cuda-nvcc-cu12'],
     'eval': ['lm-eval>=0.4.9', 'rouge-score>=0.1.2'],  # EleutherAI's harness; ROUGE of gaps
     'gcs': ['gcsfs>=2024.6'],  # texts and corpora on gs://
+    'hf': ['datasets>=3.0'],  # hf:NAME as a source of prepare
     # Hugging Face models that judge generated texts, GGUF files included, and MAUVE.
     'judge': [
       'accelerate>=1.0',
@@ -64,6 +65,9 @@ setuptools.setup(
     ],
     'prepare': ['tensorflow>=2.18'],  # for tensorflow-datasets that come as archives
     'test': [
+      'datasets>=3.0',
+      'gcp-storage-emulator>=2024.8',
+      'gcsfs>=2024.6',
       'hypothesis>=6.100',
       'jsonschema>=4.20',
       'kubernetes-validate>=1.31',

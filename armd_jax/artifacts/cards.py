@@ -9,6 +9,7 @@ from typing import Any
 
 from armd_jax.artifacts import parameters, standalone
 from armd_jax.artifacts.standalone import Export
+from armd_jax.data import mixture
 from armd_jax.errors import UserError
 from armd_jax.files import paths, whole
 from armd_jax.models.params import Params
@@ -92,7 +93,7 @@ def _head(export, params):
 
 {model.num_layers} layers x {model.embed_dim}, {model.num_heads} heads, {model.length} tokens of
 the vocabulary {_code(export.tokenizer.name)}; {average} weights of step {export.step},
-trained on {_code(data.source)}."""
+trained on {', '.join(map(_code, mixture.sources(data)))}."""
 
 
 def _tables(measured):
@@ -162,7 +163,7 @@ def measured_in(path: str | os.PathLike[str], step: int) -> list[Mapping[str, An
 
 def _held_out(workdir, step):
   """The last number of the run's own log, as rows."""
-  path = paths.given(workdir, '--workdir') / 'metrics.jsonl'
+  path = paths.kept(workdir, '--workdir') / 'metrics.jsonl'
   records = history.read(path) if path.exists() else {}
   rows = {s: record['held_out'] for s, record in records.items() if record.get('held_out')}
   last = max((s for s in rows if s <= step), default=None)

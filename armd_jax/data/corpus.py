@@ -1,16 +1,21 @@
-"""A run's text: a prepared corpus, or one loaded, split by document, tokenised and packed here."""
+"""A run's text: a prepared corpus, or one loaded, split by document, tokenised and packed here; or
+a mixture of several such."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from armd_jax.config import DataConfig
 from armd_jax.data import documents
-from armd_jax.data.packing import get_packing, pack
+from armd_jax.data.mixture import Mixture, names
+from armd_jax.data.packing import Packing, get_packing, pack
 from armd_jax.data.prepared import Prepared, is_prepared
 from armd_jax.data.sources import load_documents, split_documents
 from armd_jax.data.tokenizers import Tokenizer, get_tokenizer
@@ -23,12 +28,14 @@ class Corpus:
 
   Attributes:
     train_WxN, held_out_WxN: unsigned token ids, or int32 ones with marks (`documents`); an array,
-      or one that is read from files as it is indexed (`prepared.Windows`). No document stands on
-      both sides.
+      or one that is read from files as it is indexed (`prepared.Windows`, `mixture.Mixture`). No
+      document stands on both sides, except in two corpora of a mixture.
     tokenizer: what made the ids.
     description: where the text comes from, in words.
     sha256: of the text, hex: the same wherever it is and whatever it is called. A run and every
       number that was measured on the text store it; `check_same` compares.
+    statistics: of each prepared corpus in it, by its name ('' of a single one), as
+      `data.statistics` reads them.
   """
 
   train_WxN: np.ndarray | Sequence[np.ndarray]
@@ -36,6 +43,7 @@ class Corpus:
   tokenizer: Tokenizer
   description: str
   sha256: str
+  statistics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def load(config: DataConfig, length: int) -> Corpus:
@@ -49,8 +57,37 @@ def load(config: DataConfig, length: int) -> Corpus:
   tokenizer = get_tokenizer(config.tokenizer)
   apart = config.packing == documents.PACKING
   packing = None if apart else get_packing(config.packing, length, tokenizer)
-  if is_prepared(config.source):
-    prepared = Prepared(config.source)
+  one = functools.partial(_load, config, length, tokenizer, packing)
+  if not config.mixture:
+    return one(config.source)
+  corpora = [*map(one, config.mixture)]
+  weights = config.weights or (1.0,) * len(corpora)
+  side = lambda name: Mixture(
+    dict(zip(names(config.mixture), (getattr(one, name) for one in corpora), strict=True)), weights
+  )
+  shares = [weight / sum(weights) for weight in weights]
+  return Corpus(
+    train_WxN=side('train_WxN'),
+    held_out_WxN=side('held_out_WxN'),
+    tokenizer=tokenizer,
+    description='; '.join(
+      f'{share:.1%} {one.description}' for share, one in zip(shares, corpora, strict=True)
+    ),
+    sha256=hashlib.sha256(' '.join(one.sha256 for one in corpora).encode()).hexdigest(),
+    statistics={
+      name: one.statistics['']
+      for name, one in zip(names(config.mixture), corpora, strict=True)
+      if one.statistics
+    },
+  )
+
+
+def _load(
+  config: DataConfig, length: int, tokenizer: Tokenizer, packing: Packing | None, source: str
+) -> Corpus:
+  """A single corpus; without a packing, a document a window."""
+  if is_prepared(source):
+    prepared = Prepared(source)
     prepared.check_prompt(config.prompt)
     prepared.check_files(jax.process_index(), jax.process_count())
     windows = lambda side: (
@@ -64,8 +101,9 @@ def load(config: DataConfig, length: int) -> Corpus:
       tokenizer=tokenizer,
       description=prepared.description,
       sha256=prepared.sha256,
+      statistics={'': found} if (found := prepared.manifest.get('statistics')) else {},
     )
-  loaded = load_documents(config.source, config.bad_rows, config.prompt)
+  loaded = load_documents(source, config.bad_rows, config.prompt)
   train_texts, held_out_texts = split_documents(loaded, config.held_out)
   cut = lambda texts, what: (
     pack(texts, tokenizer, packing, what)

@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from armd_jax.data import rows, sources
+from armd_jax.data import rows, sources, statistics
 from armd_jax.data.prepared import SIDES, UNFINISHED, Shard, read_shard, stamp
 from armd_jax.data.readers import Span
 from armd_jax.data.rows import OnBad
@@ -145,7 +145,8 @@ def note_path(folder: epath.Path, number: int) -> epath.Path:
 def read_note(folder: epath.Path, number: int) -> dict[str, Any] | None:
   """What the files of a part are; None if it has to be done, or its note or a file is damaged."""
   try:
-    note = whole.read_json(note_path(folder, number), {'left_out': {str: int}}, '')
+    form = {'left_out': {str: int}, 'statistics': statistics.FORM}
+    note = whole.read_json(note_path(folder, number), form, '')
     if note.pop('sha256', None) != whole.sha256(note):
       return None
     shards: list[Shard] = [read_shard(note[side]) for side in SIDES if side in note]

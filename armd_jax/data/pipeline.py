@@ -1,8 +1,9 @@
 """From windows to training batches.
 
 The example at global index i is a pure function of (seed, i): window `shuffle(seed, i // W)[i % W]`
-of the W windows. So the next global index is all there is to save, and it still holds after the
-batch size or the number of processes changes.
+of the W windows; in a mixture, of those of the corpus whose turn it is, with the number of the
+corpus's examples so far for i (`Mixture.turn`). So the next global index is all there is to save,
+and it still holds after the batch size or the number of processes changes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from armd_jax.data import workers
+from armd_jax.data.mixture import Mixture, parts_of
 from armd_jax.errors import UserError
 
 # Batches ready beyond these only cost memory.
@@ -77,6 +79,8 @@ def training_batches(
 ) -> TrainingBatches:
   """Shuffled batches for ever, each window once an epoch, every epoch in another order.
 
+  Each corpus of a mixture has epochs of its own.
+
   A batch holds the examples `[i, i + batch_size)`, over the end of an epoch too; process p of P
   gets the p-th of P equal runs of them.
 
@@ -112,13 +116,22 @@ def training_batches(
   start_index = int(start_index)  # a restored one may be an array, and the indices are Python's
   # grain shuffles epoch e by `shuffle seed + e`; `.seed` hashes ours first, without which seed 1
   # would be seed 0 one epoch late.
-  examples = grain.MapDataset.source(windows_WxN).seed(seed).shuffle().repeat()
+  examples_of = [
+    grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
+    for windows in parts_of(windows_WxN).values()
+  ]
+  turn = windows_WxN.turn if isinstance(windows_WxN, Mixture) else lambda index: (0, index)
+
+  def example(index: int) -> np.ndarray:
+    corpus, place = turn(index)
+    return examples_of[corpus][place]
+
   local_size = batch_size // process_count
   local_B = process_index * local_size + np.arange(local_size)
 
   def local_batch(first_index: int) -> Batch:
     index_B = first_index + local_B
-    return Batch(np.stack([examples[int(i)] for i in index_B]).astype(np.int32), index_B)
+    return Batch(np.stack([example(int(i)) for i in index_B]).astype(np.int32), index_B)
 
   # One element a batch, so that neither the start nor an epoch need be a multiple of its size.
   starts = grain.MapDataset.range(start_index, sys.maxsize - batch_size, batch_size)

@@ -31,12 +31,12 @@ from tqdm import tqdm
 
 from armd_jax.data import documents as documents_lib
 from armd_jax.data import parts as parts_lib
-from armd_jax.data import prepared, progress, rows, sources, workers
+from armd_jax.data import prepared, progress, rows, sources, statistics, workers
 from armd_jax.data.packing import token_dtype
 from armd_jax.data.prepared import FORMAT, MANIFEST, RECORD_TOKENS, SIDES, UNFINISHED, Shard
 from armd_jax.data.tokenizers import Tokenizer, get_tokenizer
 from armd_jax.errors import UserError, sentence
-from armd_jax.files import lock, whole
+from armd_jax.files import lock, paths, whole
 from armd_jax.flags import flag
 
 _MIB = 2**20
@@ -46,6 +46,7 @@ _PLAN = 'plan.json'
 _PLACES = ('source', 'description', 'held_out_source', 'files')
 # Documents that are in no file, by the reason.
 _LEFT_OUT, _BAD, _ON_BOTH_SIDES = 'left_out', 'bad rows', 'held out as well'
+_STATISTICS = 'statistics'
 
 
 def prepare(
@@ -81,7 +82,7 @@ def prepare(
   Raises:
     UserError: bad source, text or folder; or the folder holds another corpus.
   """
-  tokenizer, folder = get_tokenizer(tokenizer_name), prepared.place(out, '--out')
+  tokenizer, folder = get_tokenizer(tokenizer_name), paths.readable(out, '--out')
   if held_out_source:
     held_out = 0.0
   elif not 0 < held_out < 1:
@@ -203,7 +204,8 @@ def _run(
     bar.update(sizes[i])
     lines.update(sizes[i])
 
-  job = lambda i: (parts[i], i, os.fspath(folder))
+  every = statistics.compared_every(sum(sizes))
+  job = lambda i: (parts[i], i, os.fspath(folder), every)
   worker = tokenizer_name, split.held_out, split.held_out_set, bad_rows, documents
   with bar:
     if num_workers == 1:
@@ -255,19 +257,23 @@ def _start_worker(
   _split = parts_lib.Split(held_out, held_out_set, rows.on_bad(bad_rows))
 
 
-def _write_part(part: parts_lib.WorkItem, number: int, out: str) -> None:
+def _write_part(part: parts_lib.WorkItem, number: int, out: str, every: int) -> None:
   """Writes the files of a part, then the note that they are whole."""
   folder = epath.Path(out)
   with _plain_errors(folder), _scratch(folder) as scratch:
     writers = {side: _Writer(scratch / parts_lib.file_name(side, number)) for side in SIDES}
     on_both_sides, bad_before = 0, getattr(_split.on_bad, 'count', 0)
+    counted = statistics.Counted(every)
     for side, text, digest in _split.documents(part):
       if side:
-        writers[side].add(text, digest)
+        counted.add(digest, writers[side].add(text, digest))
       else:
         on_both_sides += 1
     bad = getattr(_split.on_bad, 'count', 0) - bad_before
-    shards = {_LEFT_OUT: {_BAD: bad, _ON_BOTH_SIDES: on_both_sides}}
+    shards: dict[str, Any] = {
+      _LEFT_OUT: {_BAD: bad, _ON_BOTH_SIDES: on_both_sides},
+      _STATISTICS: counted.json(),
+    }
     for side, writer in writers.items():
       shard = writer.close()
       if shard.tokens:
@@ -290,7 +296,8 @@ class _Writer:
     self._documents = self._text_bytes = self._tokens = 0
     self._hash = hashlib.sha256()
 
-  def add(self, text: str, digest: bytes) -> None:
+  def add(self, text: str, digest: bytes) -> int:
+    """Returns the tokens of the document, with EOS."""
     self._documents += 1
     self._text_bytes += len(text.encode('utf-8'))
     self._hash.update(digest)
@@ -298,7 +305,7 @@ class _Writer:
       document_n = documents_lib.encode(text, _tokenizer)
       self._tokens += len(document_n)
       self._file.write(document_n.tobytes())
-      return
+      return len(document_n)
     ids = _tokenizer.encode(text)
     self._rest += ids.astype(self._dtype).tobytes() + self._eos
     self._tokens += len(ids) + 1
@@ -307,6 +314,7 @@ class _Writer:
     for begin in range(0, whole, size):
       self._file.write(bytes(self._rest[begin : begin + size]))
     del self._rest[:whole]
+    return len(ids) + 1
 
   def close(self) -> Shard:
     if self._rest:
@@ -362,6 +370,7 @@ def _finish(
       'plan': plan,
       'text_sha256': digest.hexdigest(),
       'totals': totals,
+      _STATISTICS: statistics.total((note[_STATISTICS] for note in notes), totals),
       _LEFT_OUT: {
         reason: sum(note[_LEFT_OUT][reason] for note in notes) for reason in (_BAD, _ON_BOTH_SIDES)
       },
@@ -430,6 +439,8 @@ def _report(manifest: dict[str, Any], out: str) -> None:
   for reason, count in manifest[_LEFT_OUT].items():
     if count:
       print(f'left out  {count:,} documents: {reason}')
+  if _STATISTICS in manifest:  # a corpus of version 0.2 has none
+    print('\n'.join(statistics.read(manifest[_STATISTICS]).lines()))
   print(f'tokenizer {plan["tokenizer"]}, {plan["fingerprint"][:16]}')
   print(f'text      sha256 {manifest["text_sha256"][:16]}')
   packing = f' --config.data.packing={documents_lib.PACKING}' if 'documents' in plan else ''
@@ -440,7 +451,7 @@ def _report(manifest: dict[str, Any], out: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  source: str = flag('The corpus: stdlib, tfds:NAME or a path or glob.')
+  source: str = flag('The corpus: stdlib, tfds:NAME, hf:NAME/CONFIG#SPLIT or a path or glob.')
   tokenizer: str = flag('bytes, gpt2 or bert-base-uncased.')
   out: str = flag('Folder of the prepared corpus.')
   column: str = flag('Where tables and tfds hold the document.', '')

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -29,13 +31,14 @@ from array_record.python import array_record_data_source
 from etils import epath
 from tqdm import tqdm
 
-from armd_jax.data import documents
+from armd_jax.data import documents, statistics
 from armd_jax.data.packing import Packing, check_not_short, token_dtype
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.errors import UserError, sentence
-from armd_jax.files import paths, whole
+from armd_jax.files import buckets, paths, whole
 
 MANIFEST = 'manifest.json'
+FOLDER_VARIABLE = 'ARMD_JAX_CORPORA'
 UNFINISHED = 'unfinished'  # folder of what a preparation has done so far
 RECORD_TOKENS = 1024
 FORMAT = 1
@@ -134,21 +137,9 @@ def note_checked(folder: epath.Path, shard: Shard) -> None:
     )
 
 
-def place(folder: str, what: str) -> epath.Path:
-  """A folder that a user named, on a disk or in a bucket.
-
-  Args:
-    folder: as written.
-    what: where it was written, such as '--out'.
-  Raises:
-    UserError: it names nothing.
-  """
-  return epath.Path(folder if folder.startswith('gs://') else paths.given(folder, what))
-
-
 def is_prepared(folder: str) -> bool:
   """Whether a source is the folder of a prepared corpus, finished or not."""
-  path = place(folder, 'config.data.source')
+  path = paths.readable(folder, 'the text')
   return (path / MANIFEST).exists() or (path / UNFINISHED).exists()
 
 
@@ -165,7 +156,7 @@ class Prepared:
     Raises:
       UserError: the corpus is not finished, is of another version, or a file of it is missing.
     """
-    self._folder = place(folder, 'config.data.source')
+    self._folder = paths.readable(folder, 'the text')
     self.manifest = self._read(folder)
     self._shards = {
       side: [read_shard(shard) for shard in self.manifest['shards'][side]] for side in SIDES
@@ -191,6 +182,8 @@ class Prepared:
     unsealed = {name: value for name, value in manifest.items() if name != 'sha256'}
     try:
       whole.check_form(manifest, _FORM)
+      if 'statistics' in manifest:  # of version 0.2 there are none
+        whole.check_form(manifest['statistics'], statistics.TOTAL_FORM, 'statistics')
       # Manifests of version 0.1 have no digest.
       is_old = manifest.keys() == _FORM.keys() | {'format'}
       if not is_old and manifest.get('sha256') != whole.sha256(unsealed):
@@ -201,6 +194,35 @@ class Prepared:
       raise UserError(f'{path} is damaged (it {error}); {fix}') from None
     return manifest
 
+  @functools.cached_property
+  def _on_disk(self) -> epath.Path:
+    """Where the files are read: ArrayRecord reads none in a bucket, so those are copied, once."""
+    if not buckets.is_bucket(self._folder):
+      return self._folder
+    cache = os.environ.get(FOLDER_VARIABLE) or '~/.cache/armd_jax/corpora'
+    name = whole.sha256(self.manifest)[:16]
+    folder = epath.Path(paths.given(cache, FOLDER_VARIABLE) / name)
+    shards = [*itertools.chain(*self._shards.values())]
+    size = sum(shard.num_bytes for shard in shards)
+    with tqdm(total=size, unit='B', unit_scale=True, desc='copy the corpus', delay=5) as bar:
+      for shard in shards:
+        here = folder / shard.file
+        if not here.exists() or here.stat().length != shard.num_bytes:
+          try:
+            with (
+              whole.replacing(here) as part,
+              (self._folder / shard.file).open('rb') as file,
+              part.open('wb') as copy,
+            ):
+              shutil.copyfileobj(file, copy, 2**22)
+          except OSError as error:
+            raise UserError(
+              f'cannot copy {self._folder / shard.file} to {folder} ({error.strerror or error}); '
+              f'free space, or set {FOLDER_VARIABLE} to another folder'
+            ) from error
+        bar.update(shard.num_bytes)
+    return folder
+
   def check_files(self, index: int = 0, count: int = 1) -> None:
     """Compares files with the manifest's SHA-256, unless they are known to be what they were.
 
@@ -209,13 +231,14 @@ class Prepared:
     Raises:
       UserError: a file is damaged or another one.
     """
+    folder = self._on_disk
     shards = [*itertools.chain(*self._shards.values())][index::count]
-    shards = [shard for shard in shards if not _is_checked(self._folder, shard)]
+    shards = [shard for shard in shards if not _is_checked(folder, shard)]
     size = sum(shard.num_bytes for shard in shards)
     # Without a bar where it takes no time.
     with tqdm(total=size, unit='B', unit_scale=True, desc='check the corpus', delay=5) as bar:
       for shard in shards:
-        path, digest = self._folder / shard.file, hashlib.sha256()
+        path, digest = folder / shard.file, hashlib.sha256()
         with path.open('rb') as file:
           while chunk := file.read(2**22):
             digest.update(chunk)
@@ -224,7 +247,7 @@ class Prepared:
           raise UserError(
             f'{path} is damaged (it has other bytes than were written); prepare the corpus anew'
           )
-        note_checked(self._folder, shard)
+        note_checked(folder, shard)
 
   @property
   def description(self) -> str:
@@ -285,7 +308,7 @@ class Prepared:
       )
     if not self._shards[side]:
       raise UserError(f'{self._folder} holds no {side} documents; prepare more text')
-    return DocumentWindows(self._folder, self._shards[side], length, tokenizer)
+    return DocumentWindows(self._on_disk, self._shards[side], length, tokenizer)
 
   def windows(self, side: str, tokenizer: Tokenizer, packing: Packing) -> Windows:
     """The windows of one side.
@@ -305,7 +328,7 @@ class Prepared:
     shards = self._shards[side]
     most = max((shard.tokens for shard in shards), default=0)
     check_not_short(most, packing, f'the longest {side} file of {self._folder}')
-    return Windows(self._folder, shards, packing, tokenizer)
+    return Windows(self._on_disk, shards, packing, tokenizer)
 
 
 class Windows(Sequence):

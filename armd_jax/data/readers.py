@@ -13,11 +13,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
-from armd_jax.data import rows, stdlib_text
+from armd_jax.data import packed_files, rows, stdlib_text
 from armd_jax.data.rows import Choose, OnBad, pick_column, pick_prompted
 from armd_jax.data.table_files import csv_span, json_lines_span, json_span, parquet_span
 from armd_jax.data.text_files import text_span
 from armd_jax.errors import UserError, sentence
+from armd_jax.files import paths
 
 # Readers of files with columns, by the ends of names in lower case.
 _TABLES = {
@@ -30,7 +31,7 @@ _TABLES = {
 }
 # Others that are not text either.
 _NOT_READ = (
-  '.gz', '.tgz', '.zst', '.bz2', '.xz', '.7z', '.zip', '.tar', '.arrow', '.feather', '.avro',
+  '.tgz', '.bz2', '.xz', '.7z', '.zip', '.tar', '.arrow', '.feather', '.avro',
   '.orc', '.array_record', '.tfrecord', '.npy', '.npz', '.pkl', '.pdf', '.docx', '.xlsx',
 )  # fmt: skip
 
@@ -121,7 +122,8 @@ def file_span(
   Args:
     path: `.jsonl` and `.ndjson` hold a JSON object a line; `.json` these as well, or a list of
       objects or texts, or an object with a list `texts`; `.csv` and `.tsv` have the names of their
-      columns in the first row; `.parquet`; any other is text.
+      columns in the first row; `.parquet`; any other is text. Behind all but `.parquet` may be
+      `.gz` or `.zst`.
     column: that holds the documents; '': 'text' if there is one, else the only one that holds text.
     by_line: whether each line of a file of text is a document; None: unless blank lines separate
       at least two.
@@ -142,8 +144,13 @@ def file_span(
 
 def rows_span(path: str, choose: Choose, by_line: bool | None = None) -> FileSpan:
   """As `file_span`, with the columns that `choose` chooses."""
-  path = os.path.expanduser(path)
-  suffix = os.path.splitext(path)[1].lower()
+  path = os.fspath(paths.readable(path, 'the text'))
+  inner = packed_files.without_packing(path)
+  suffix = os.path.splitext(inner)[1].lower()
+  if inner != path and suffix in ('.parquet', *packed_files.KINDS):
+    raise UserError(
+      f'the text {path!r} is compressed twice, which cannot be read in pieces; unpack it first'
+    )
   if suffix in _NOT_READ:
     raise UserError(
       f'the text {path!r} is a {suffix} file; unpack it, or convert it to .txt, .jsonl, .csv or '

@@ -6,6 +6,8 @@ its column. A reader hands every bad row, in words, to a function which raises o
 
 from __future__ import annotations
 
+import functools
+import io
 import os
 import re
 import sys
@@ -14,6 +16,7 @@ from typing import Any, BinaryIO
 
 from etils import epath
 
+from armd_jax.data import packed_files
 from armd_jax.errors import UserError
 
 CHUNK = 1 << 20  # bytes read at a time in search of something
@@ -179,12 +182,14 @@ def whole(text: str) -> str:
 
 
 def open_file(path: str) -> BinaryIO:
-  """A file, local or `gs://`, to read bytes from.
+  """A file, local or `gs://`, to read bytes from; of a compressed one, those of its text.
 
   Raises:
     UserError: it cannot be read.
   """
   try:
+    if packed_files.is_packed(path):
+      return io.BufferedReader(packed_files.Unpacked(path), CHUNK)
     return epath.Path(path).open('rb')
   except OSError as error:
     raise UserError(
@@ -199,14 +204,27 @@ def read(path: str, begin: int, end: int) -> bytes:
   Raises:
     UserError: it cannot be read, or has become shorter.
   """
-  with open_file(path) as file:
+  if packed_files.is_packed(path):
+    about = epath.Path(path).stat()
+    file = _kept_open(path, about.length, about.mtime)
     file.seek(begin)
     data = file.read(end - begin)
+  else:
+    with open_file(path) as file:
+      file.seek(begin)
+      data = file.read(end - begin)
   if len(data) < end - begin:
     raise UserError(
       f'the text {path!r} has become shorter; leave it as it is while it is read, and start again'
     )
   return data
+
+
+@functools.lru_cache(maxsize=1)
+def _kept_open(path: str, length: int, mtime: int) -> BinaryIO:
+  """The compressed file that was read last, so that pieces read in order are unpacked once."""
+  del length, mtime  # of what it is
+  return open_file(path)
 
 
 def size_of(file: BinaryIO) -> int:

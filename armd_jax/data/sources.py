@@ -4,6 +4,7 @@ A source is written as one of
 
   stdlib                     real English that needs no download: the prose inside CPython
   tfds:NAME, tfds:NAME#SPLIT a tensorflow-datasets set: tfds:lm1b#test, tfds:c4/en, tfds:pg19
+  hf:NAME[/CONFIG]#SPLIT     a set that Hugging Face's `datasets` reads, for `prepare` alone
   NAME:REST                  a source that armd_jax.register knows
   PATH                       files of text, JSON, CSV or parquet: a path or glob, local or gs://
 """
@@ -18,15 +19,13 @@ import platform
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from etils import epath
-
-from armd_jax.data import readers, rows, stdlib_text, tfds_reader
+from armd_jax.data import hf_reader, readers, rows, stdlib_text, tfds_reader
 from armd_jax.data.text_files import TextSpan
 from armd_jax.errors import UserError
 from armd_jax.files import paths
 
 STDLIB = 'stdlib'
-TFDS = 'tfds:'
+TFDS, HF = 'tfds:', 'hf:'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +75,13 @@ def open_source(source: str, column: str = '', prepare: bool = False, prompt: st
       them has one document a line instead, and the description says so.
     column: where files with columns and tensorflow-datasets hold the document; '': 'text' if there
       is one, else the only one that holds text.
-    prepare: download and prepare a tensorflow-datasets set that is not there.
+    prepare: download and prepare a set that is not there.
     prompt: column of files that holds a prompt before each document; '': there are none.
   Raises:
     UserError: no such file, set, split or column.
   """
-  if prompt and (source == STDLIB or source.partition(':')[0] in ('tfds', *readers.REGISTERED)):
+  kinds = ('tfds', 'hf', *readers.REGISTERED)
+  if prompt and (source == STDLIB or source.partition(':')[0] in kinds):
     raise UserError(
       f'the text {source!r} has no column of prompts, which are read from files alone; leave out '
       f'the prompt {prompt!r}'
@@ -92,6 +92,15 @@ def open_source(source: str, column: str = '', prepare: bool = False, prompt: st
     name, _, split = source.removeprefix(TFDS).partition('#')
     span = tfds_reader.tfds_span(name, split or 'train', column, prepare)
     return Source([span], f'tensorflow-datasets {name}, {span.split_name}, column {span.column!r}')
+  if source.startswith(HF):
+    name, _, split = source.removeprefix(HF).partition('#')
+    if not prepare:
+      raise UserError(
+        f'the text {source!r} is read by armd prepare alone; prepare it, and name the folder'
+      )
+    rows_of = hf_reader.hf_span(name, split or 'train', column)
+    told = f'Hugging Face {name}, {rows_of.split_name}, column {rows_of.column!r}'
+    return Source([rows_of], told)
   kind, colon, rest = source.partition(':')
   if colon and kind in readers.REGISTERED:
     return Source([readers.RegisteredSpan(kind, rest)], f'{source}: documents as they are read')
@@ -197,8 +206,8 @@ def _rule(spans: Iterable[readers.Span]) -> str:
 
 def _match(source: str) -> list[str]:
   """The files a path or a glob names, sorted."""
-  pattern = source if source.startswith('gs://') else os.fspath(paths.given(source, 'the text'))
-  path = epath.Path(pattern)
+  path = paths.readable(source, 'the text')
+  pattern = os.fspath(path)
   if path.is_dir():
     example = os.path.join(source, '*.txt')
     raise UserError(f'the text {source!r} is a directory; name its files, such as {example!r}')

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import pyarrow
 from pyarrow import parquet
 
-from armd_jax.data import rows
+from armd_jax.data import packed_files, rows
 from armd_jax.data.rows import BadRow, Choose, OnBad, joined
 from armd_jax.errors import UserError, sentence
 
@@ -245,7 +245,7 @@ def csv_span(path: str, file: BinaryIO, choose: Choose) -> CsvSpan:
   Raises:
     UserError: the columns will not do, or their names cannot be read.
   """
-  delimiter = _DELIMITERS[os.path.splitext(path)[1].lower()]
+  delimiter = _DELIMITERS[os.path.splitext(packed_files.without_packing(path))[1].lower()]
   size = rows.size_of(file)
   _, names = next(_csv_rows(file, delimiter), (1, ['text']))  # an empty file has any column
   if isinstance(names, BadRow):

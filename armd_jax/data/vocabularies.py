@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 
 from armd_jax.errors import UserError
+from armd_jax.files import paths
 
 FOLDER_VARIABLE = 'ARMD_JAX_VOCABULARIES'
 
@@ -108,4 +109,4 @@ BERT_BASE_UNCASED = Vocabulary(
 
 def _folder() -> pathlib.Path:
   folder = os.environ.get(FOLDER_VARIABLE) or '~/.cache/armd_jax/vocabularies'
-  return pathlib.Path(folder).expanduser()
+  return paths.given(folder, FOLDER_VARIABLE)

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from armd_jax.config import Config
 from armd_jax.data import corpus as corpus_lib
+from armd_jax.data.mixture import parts_of
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.decode.requests import Decoder
 from armd_jax.errors import UserError
@@ -54,7 +55,7 @@ def likelihood_task(
     config: of the run.
     streams: stride counts S.
     orders: K, random orders per window.
-    num_windows: of the first ones; 0: all.
+    num_windows: of the first ones, of every corpus of a mixture; 0: all.
     text_sha256: of the text that the run was trained on, '' if that is not known.
   Raises:
     UserError: an S is more than the tokens, or the text is not there or another one.
@@ -65,16 +66,20 @@ def likelihood_task(
   corpus = corpus_lib.load(config.data, config.model.length)
   if text_sha256:
     corpus_lib.check_same(text_sha256, corpus, 'the run')
-  windows_WxN: Any = corpus.held_out_WxN[: num_windows or None]
+  sides: dict[str, Any] = {
+    name: windows[: num_windows or None] for name, windows in parts_of(corpus.held_out_WxN).items()
+  }
   parts = [
-    scores.ScoredWindows(protocol, windows_WxN, orders=1 if protocol.streams else orders)
+    scores.ScoredWindows(protocol, windows_WxN, name, 1 if protocol.streams else orders)
+    for name, windows_WxN in sides.items()
     for protocol in suite
   ]
+  counts = ', '.join(f'{len(windows)} {name}'.strip() for name, windows in sides.items())
   described = (
     f'held out of {corpus.description}, sha256 {corpus.sha256[:16]}',
-    f'{len(windows_WxN)} windows of {config.model.length} tokens, BOS before each',
+    f'{counts} windows of {config.model.length} tokens, BOS before each',
   )
-  return Suite(described, scores.fingerprint([windows_WxN]), parts=tuple(parts))
+  return Suite(described, scores.fingerprint(sides.values()), parts=tuple(parts))
 
 
 def zero_shot_task(

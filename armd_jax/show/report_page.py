@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from armd_jax.config import Config
+from armd_jax.data.statistics import Statistics
 from armd_jax.errors import UserError, sentence
 from armd_jax.evaluation.infilling import MEASURES
 from armd_jax.evaluation.scores import SCORE, perplexity
@@ -160,8 +161,10 @@ def _read(name: str) -> str:
   return (_FILES / name).read_text('utf-8')
 
 
-def training_section(config: Config, records: Mapping[int, history.Record]) -> str:
-  """Curves and the table that training ends with."""
+def training_section(
+  config: Config, records: Mapping[int, history.Record], goodput: str = ''
+) -> str:
+  """Curves and the table that training ends with, and where its time went."""
   drawings = [
     ('Loss', plots.svg(lambda axes: plots.loss_panel(axes, records, config.order), 'Loss by step'))
   ]
@@ -183,7 +186,28 @@ def training_section(config: Config, records: Mapping[int, history.Record]) -> s
       named=named,
     )
     drawings.append((title, plots.svg(draw, f'{title} by step')))
-  return section('Training', figures(drawings, 'pairs'), table(history.overview(records)))
+  where = [note(goodput)] if goodput else []
+  return section('Training', figures(drawings, 'pairs'), table(history.overview(records)), *where)
+
+
+def text_section(statistics: Mapping[str, Statistics]) -> str:
+  """How long the documents of each corpus are, and how many are there twice."""
+  rows = []
+  for name, found in statistics.items():
+    count = sum(found.lengths.values())
+    row: dict[str, Any] = {'corpus': name} if len(statistics) > 1 else {}
+    rows.append(
+      row
+      | {
+        'documents': count,
+        'tokens of half of them, at most': found.at_most(0.5),
+        'of 90 %': found.at_most(0.9),
+        'of the longest': found.at_most(1),
+        'repeated': f'{found.duplicates / max(1, count):.1%}',
+        'held out, of the bytes': f'{found.held_out:.2%}',
+      }
+    )
+  return section('Text', table(rows))
 
 
 def decoding_section(source: str, numbers: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Which text a run is of, beside its config.json, so that no other takes its place unseen.
 
-text.json   sha256 of the text, its description, and the fingerprint of the tokenizer
+text.json   sha256 of the text, its description and statistics, and the tokenizer's fingerprint
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 from armd_jax.config import Config
 from armd_jax.data import corpus as corpus_lib
+from armd_jax.data import statistics
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.errors import UserError
 from armd_jax.files import paths, whole
@@ -24,17 +25,18 @@ def keep(workdir: str | pathlib.Path, config: Config, corpus: corpus_lib.Corpus)
 
   Args:
     workdir: of the run.
-    config: of the run, which has read `corpus` from `config.data.source`.
+    config: of the run, which has read `corpus` from where `config.data` says.
     corpus: the text.
   Raises:
     UserError: it is another text.
   """
   started = workdir_lib.read_config(workdir)
-  moved = started.data.source != config.data.source
+  places = lambda data: {'source': data.source, 'mixture': data.mixture}
+  moved = places(started.data) != places(config.data)
   if sha256_of(workdir):
     check(workdir, corpus)
     if moved:  # so that evaluations find it there, too
-      data = dataclasses.replace(started.data, source=config.data.source)
+      data = dataclasses.replace(started.data, **places(config.data))
       workdir_lib.write_config(workdir, dataclasses.replace(started, data=data))
     return
   if moved:
@@ -42,11 +44,12 @@ def keep(workdir: str | pathlib.Path, config: Config, corpus: corpus_lib.Corpus)
       f'{workdir} was started with config.data.source = {started.data.source!r}, not '
       f'{config.data.source!r}, and before the text was stored; give it under its first name once'
     )
-  path = paths.given(workdir, '--workdir') / FILE
+  path = paths.kept(workdir, '--workdir') / FILE
   text = {
     'sha256': corpus.sha256,
     'description': corpus.description,
     'tokenizer': corpus.tokenizer.fingerprint,
+    'statistics': dict(corpus.statistics),
   }
   whole.write_json(path, text)
 
@@ -85,8 +88,23 @@ def sha256_of(workdir: str | pathlib.Path) -> str:
   return _read(workdir).get('sha256', '')
 
 
+def statistics_of(workdir: str | pathlib.Path) -> dict[str, statistics.Statistics]:
+  """Of the run's prepared corpora, by name; none of other texts and of older runs.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  found = _read(workdir).get('statistics', {})
+  try:
+    whole.check_form(found, {str: statistics.TOTAL_FORM}, 'statistics')
+    return {name: statistics.read(one) for name, one in found.items()}
+  except ValueError as error:
+    path = paths.kept(workdir, '--workdir') / FILE
+    raise UserError(f'{path} is damaged (it {error}); delete its statistics') from None
+
+
 def _read(workdir: str | pathlib.Path) -> dict[str, Any]:
-  path = paths.given(workdir, '--workdir') / FILE
+  path = paths.kept(workdir, '--workdir') / FILE
   fix = 'delete it if the text is the one that the run was started with'
   try:
     found = whole.read_json(path, {'sha256': str}, fix)

@@ -306,8 +306,8 @@ def test_a_text_that_changes_while_it_is_read(tmp_path, monkeypatch):
   source = corpora.write_text(tmp_path / 'a.txt', TEXTS)
   write = prepare._write_part
 
-  def and_change(part, number, out):
-    write(part, number, out)
+  def and_change(part, number, *rest):
+    write(part, number, *rest)
     if number == 3:
       corpora.write_text(tmp_path / 'a.txt', [text.replace('last', 'lost') for text in TEXTS])
 

@@ -201,7 +201,8 @@ def test_skip_tells_the_first_and_counts_all(tmp_path, capsys):
     ('a.json', b'{"a": ', 'is no JSON'),
     ('a.json', b'7', 'holds no rows but a int'),
     ('a.json', b'[[' * 99_999, 'nested too deeply'),
-    ('a.txt.gz', b'\x1f\x8b', r'is a .gz file; unpack it'),
+    ('a.tar.gz', b'\x1f\x8b', r'is a .tar file; unpack it'),
+    ('a.txt.bz2', b'BZ', r'is a .bz2 file; unpack it'),
     ('A.ZIP', b'PK', r'is a .zip file; unpack it'),
   ],
 )
