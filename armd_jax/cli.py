@@ -22,6 +22,7 @@ from armd_jax import flags
 from armd_jax.config import MeshConfig
 from armd_jax.errors import CRASHED, USER_ERROR, MetByAll, UserError, sentence
 from armd_jax.files import paths, whole
+from armd_jax.hardware import kept_programs, starts
 from armd_jax.parallel import ambient, distributed, ends
 
 
@@ -43,12 +44,14 @@ def run(main: Callable[[flags.Options], None], options: type[flags.Options]) -> 
   ambient.settle()
   ends.limit_interrupts()
 
+  starts.program_begins()
   given = []
 
   def parse(argv):
     load_plugins()
     # Beside the flags of libraries, such as absl's --flagfile.
     given.append(flags.parse(options, argv, absl_flags.FLAGS))
+    kept_programs.keep(absl_flags.FLAGS[flags.CACHE].value)
     return argv[:1]
 
   try:
@@ -185,7 +188,7 @@ def mesh() -> Any:
 
 def json_file() -> Any:
   """The field of --json, where a program also writes its numbers, or None."""
-  return flags.flag('Also write the numbers to this file.', None)
+  return flags.flag('Also write the numbers to this file.', None, is_path=True)
 
 
 def write_json(path: str | pathlib.Path, numbers: Any) -> None:

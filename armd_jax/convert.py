@@ -26,12 +26,14 @@ from armd_jax.flags import flag
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  workdir: str = flag('Where the new run goes.')
-  hf: str | None = flag("Folder of an open model, as Hugging Face keeps it, or GGUF's file.", None)
+  workdir: str = flag('Where the new run goes.', is_path=True)
+  hf: str | None = flag(
+    "Folder of an open model, as Hugging Face keeps it, or GGUF's file.", None, is_path=True
+  )
   source: str = flag('With --hf: config.data.source.', DataConfig.source)
   tokenizer: str = flag("With --hf: its tokenizer, if it is not the folder's own.", '')
   length: int = flag('With --hf: tokens of a text; 0: up to 1024.', 0, at_least=0)
-  warm_start: str | None = flag('An AR run, to go on from as ARMD.', None)
+  warm_start: str | None = flag('An AR run, to go on from as ARMD.', None, is_path=True)
   two_stream_layers: int = flag(
     'With --warm_start: layers with a content stream; -1: half of them.', -1
   )

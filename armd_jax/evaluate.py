@@ -23,7 +23,6 @@ from armd_jax.decode.requests import Decoder
 from armd_jax.errors import check_seed
 from armd_jax.evaluation import journal as journal_lib
 from armd_jax.evaluation import scores, suites
-from armd_jax.files import paths
 from armd_jax.flags import flag
 from armd_jax.parallel import distributed, sharding
 from armd_jax.show import header
@@ -31,7 +30,7 @@ from armd_jax.show import header
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(cli.OnCluster):
-  workdir: str = flag('A training run, or an export.')
+  workdir: str = flag('A training run, or an export.', is_path='or a bucket')
   suite: str = flag('What to measure.', suites.LIKELIHOOD, choices=suites.SUITES)
   texts: tuple[str, ...] = flag(
     'Texts of a zero-shot suite: NAME=FILE with any name, or NAME to read it by '
@@ -50,7 +49,10 @@ class Options(cli.OnCluster):
   seed: int = flag('Seed of random orders.', 0)
   restart: bool = flag('Drop what a stopped evaluation left.', False)
   partial: str | None = flag(
-    'Where results are kept until all are there; left out: in the workdir.', None
+    'Where results are kept until all are there; left out: in the workdir, of one in a bucket '
+    'nowhere.',
+    None,
+    is_path=True,
   )
   json: str | None = cli.json_file()
   mesh: MeshConfig | None = cli.mesh()
@@ -78,10 +80,7 @@ def main(options: Options) -> None:
   distributed.agree('the text', {'digits of the windows': task.texts})
   model = families.build(config.model, tokenizer.vocab_size)
   mesh = sharding.make_mesh(config.mesh)
-  folder = paths.given(options.workdir, '--workdir')
-  folder = folder if folder.is_dir() else folder.parent  # an export may be one file
-  path = folder / f'evaluate_{options.suite}.partial'
-  path = paths.given(options.partial, '--partial') if options.partial else path
+  path = journal_lib.place(options.partial, options.workdir, options.suite)
   measured = task.identity([step, scores.model_fingerprint(params, mesh)], options.seed)
   with journal_lib.shared(path, measured, restart=options.restart) as journal:
     if distributed.is_first():

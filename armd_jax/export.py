@@ -58,11 +58,11 @@ def load(path: str | pathlib.Path, weights: str) -> tuple[Export, Params]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  workdir: str = flag('A training run, or an export.')
-  out: str = flag('Folder, or .safetensors file, to write.', '')
-  hf: str = flag('Folder to write for transformers, in place of --out.', '')
+  workdir: str = flag('A training run, or an export.', is_path='or a bucket')
+  out: str = flag('Folder, or .safetensors file, to write.', '', is_path=True)
+  hf: str = flag('Folder to write for transformers, in place of --out.', '', is_path=True)
   weights: str = flag('Averaged, or as trained.', 'ema', choices=('ema', 'raw'))
-  scores: tuple[str, ...] = flag('Files of evaluate --json, for the model card.', ())
+  scores: tuple[str, ...] = flag('Files of evaluate --json, for the model card.', (), is_path=True)
   overwrite: bool = flag('Replace an export that is there.', False)
   stablehlo: bool = flag('Write programs that run without armd_jax.', False)
   streams: int = flag('S of these programs.', 4)

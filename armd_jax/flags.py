@@ -32,6 +32,12 @@ from armd_jax.files import paths
 
 HELP = ('--help', '-help', '-h', '-?')
 
+CACHE = 'compilation_cache'  # of every program
+_CACHE_HELP = (
+  'Folder of compiled programs, from which a later start reads them; none: keep none. Left out: '
+  '~/.cache/armd_jax/compiled, or what JAX_COMPILATION_CACHE_DIR says.'
+)
+
 Options = TypeVar('Options')
 
 
@@ -42,6 +48,7 @@ def flag(
   choices: Sequence[str] = (),
   at_least: int | None = None,
   repeated: bool = False,
+  is_path: bool | str = False,
   parse: Callable[[str], Any] | None = None,
 ) -> Any:
   """A field whose flag has the field's name.
@@ -52,10 +59,12 @@ def flag(
     choices: all values that a string may have.
     at_least: the least number that is allowed, alone or in a tuple.
     repeated: a flag of a tuple of texts is given once for each; else it holds them with commas.
+    is_path: True for a place on a disk, 'or a bucket' for one there as well: anything else is
+      refused before the program begins.
     parse: makes the value out of the text of the flag; it raises UserError for a wrong one.
   """
   told = {'help': help_text, 'choices': list(choices), 'at_least': at_least, 'parse': parse}
-  told['repeated'] = repeated
+  told['repeated'], told['is_path'] = repeated, is_path
   return dataclasses.field(default=default, metadata=told)
 
 
@@ -89,6 +98,7 @@ def parse(
   try:
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
       _define(field, kinds[field.name], argv, values)
+    absl_flags.DEFINE_string(CACHE, '', _CACHE_HELP, flag_values=values)
     rest = values(argv)
   except (
     absl_flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError,
@@ -135,6 +145,7 @@ def describe(options: type) -> str:
     fields = {field.name: field for field in dataclasses.fields(options)}
     for name in names:
       lines += _lines(fields[name], kinds[name])
+  lines += ['', 'Of every program:', f'  --{CACHE}', *_wrapped(_CACHE_HELP)]
   return '\n'.join(lines)
 
 
@@ -227,9 +238,14 @@ def _read(options: type, name: str, kind: Any, value: Any) -> Any:
     )
   if value is None or kind is ConfigDict:
     return value
+  (field,) = (field for field in dataclasses.fields(options) if field.name == name)
+  if field.metadata.get('is_path'):
+    check = paths.given if field.metadata['is_path'] is True else paths.kept
+    for path in [value] if isinstance(value, str) else value:
+      if path or _is_required(field):
+        check(path, f'--{name}')
   if typing.get_origin(kind) is tuple:
     return tuple(map(typing.get_args(kind)[0], value))
-  (field,) = (field for field in dataclasses.fields(options) if field.name == name)
   return field.metadata['parse'](value) if field.metadata['parse'] else value
 
 
@@ -255,4 +271,8 @@ def _lines(field: dataclasses.Field, kind: Any) -> Iterator[str]:
     ))  # fmt: skip
   for left, text in flags_and_texts:
     yield f'  {left}'
-    yield from textwrap.wrap(text, 94, initial_indent=' ' * 6, subsequent_indent=' ' * 6)
+    yield from _wrapped(text)
+
+
+def _wrapped(text: str) -> list[str]:
+  return textwrap.wrap(text, 94, initial_indent=' ' * 6, subsequent_indent=' ' * 6)

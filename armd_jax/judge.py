@@ -19,7 +19,7 @@ from armd_jax.flags import flag
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
   samples: str = flag('File of texts.')
-  judge: str = flag('Hugging Face folder or .gguf file.')
+  judge: str = flag('Hugging Face folder or .gguf file.', is_path=True)
   tokenizer: str = flag('What entropy and n-grams count.', 'gpt2')
   references: str | None = flag('File of human texts, for MAUVE.', None)
   json: str | None = cli.json_file()

@@ -28,7 +28,7 @@ from armd_jax.training.quickstart import closing_words, quickstart
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
   config: ConfigDict = experiment('experiments/quickstart.py')
-  workdir: str = flag('Where everything goes.')
+  workdir: str = flag('Where everything goes.', is_path=True)
   text: str | None = flag('A file or glob of UTF-8 text to train on.', None)
 
 

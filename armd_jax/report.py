@@ -18,20 +18,25 @@ from armd_jax.artifacts.cards import measured_in
 from armd_jax.decode.requests import Decoder
 from armd_jax.decode.sampling import Sampling
 from armd_jax.errors import UserError
-from armd_jax.files import paths
+from armd_jax.files import buckets, paths
 from armd_jax.flags import flag
 from armd_jax.parallel import sharding
 from armd_jax.show import compare_page, report_files, run_page
+from armd_jax.training import text
 from armd_jax.training import workdir as workdir_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  workdir: tuple[str, ...] = flag('A training run; several are compared.', repeated=True)
-  out: str | None = flag('The page; left out: report.html in the first workdir.', None)
-  scores: tuple[str, ...] = flag('Files of evaluate --json.', ())
-  decoding: str | None = flag('File of bench.decode --json.', None)
-  judged: tuple[str, ...] = flag('Files of judge --json.', ())
+  workdir: tuple[str, ...] = flag(
+    'A training run; several are compared.', repeated=True, is_path='or a bucket'
+  )
+  out: str | None = flag(
+    'The page; left out: report.html in the first workdir.', None, is_path='or a bucket'
+  )
+  scores: tuple[str, ...] = flag('Files of evaluate --json.', (), is_path=True)
+  decoding: str | None = flag('File of bench.decode --json.', None, is_path=True)
+  judged: tuple[str, ...] = flag('Files of judge --json.', (), is_path=True)
   streams: tuple[int, ...] = flag('Stride counts S of the texts.', (1, 2, 4, 8), at_least=1)
   prompt: str = flag('Text that the generated ones go on from.', '')
   seed: int = flag('Seed of all draws.', 0)
@@ -70,21 +75,21 @@ def _run(options: Options, workdir: pathlib.Path, sampling: Sampling) -> str:
   decoder = Decoder(model, params, tokenizer, sharding.make_mesh(config.mesh))
   return run_page.page(
     workdir, config, step, records, measured, decoder, sampling,
-    streams=options.streams, prompt=options.prompt,
+    streams=options.streams, prompt=options.prompt, statistics=text.statistics_of(workdir),
   )  # fmt: skip
 
 
 def main(options: Options) -> None:
   sampling = Sampling(options.seed, options.temperature, options.top_p)
-  workdirs = [paths.given(workdir, '--workdir') for workdir in options.workdir]
-  out = paths.given(options.out, '--out') if options.out else workdirs[0] / 'report.html'
+  workdirs = [paths.kept(workdir, '--workdir') for workdir in options.workdir]
+  out = paths.kept(options.out, '--out') if options.out else workdirs[0] / 'report.html'
   if len(workdirs) > 1:
     page = _runs(options, workdirs, sampling)
   else:
     page = _run(options, workdirs[0], sampling)
   report_files.write(out, page)
-  size = out.stat().st_size / 1e6
-  print(f'{out.absolute().as_uri()}: {size:.1f} MB, opens in any browser, offline')
+  where = out if buckets.is_bucket(out) else out.absolute().as_uri()
+  print(f'{where}: {len(page.encode()) / 1e6:.1f} MB, opens in any browser, offline')
 
 
 if __name__ == '__main__':

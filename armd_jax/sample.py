@@ -31,7 +31,7 @@ from armd_jax.parallel import distributed, sharding
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(cli.OnCluster):
-  workdir: str = flag('A training run, or an export.')
+  workdir: str = flag('A training run, or an export.', is_path='or a bucket')
   streams: int = flag('S: tokens generated at once.', 4)
   steps: int = flag("Steps of a diffusion baseline's sampler; 0: one per token.", 0, at_least=0)
   sampler: str = flag("Of a diffusion baseline; left out: its family's first.", '')

@@ -92,7 +92,7 @@ def commands(
 class Options:
   sweep: str = flag('FILE:FUNCTION that returns overrides.')
   config: str = flag('Experiment file.')
-  workdir: str = flag('Folder of the work directories.')
+  workdir: str = flag('Folder of the work directories.', is_path=True)
   launcher: str = flag("A launcher's command line; left out: run here.", '')
   dry_run: bool = flag('Print the commands only.', False)
 

@@ -19,7 +19,7 @@ from armd_jax.training.loop import train
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(cli.OnCluster):
   config: ConfigDict = experiment()
-  workdir: str = flag('Where the run is kept.')
+  workdir: str = flag('Where the run is kept.', is_path='or a bucket')
   overwrite: bool = flag('Delete the run in --workdir first.', False)
 
 

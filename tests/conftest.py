@@ -28,7 +28,7 @@ if os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1') == '1':
     flags.append('--xla_cpu_use_fusion_emitters=false')
   os.environ['XLA_FLAGS'] = ' '.join([*flags, os.environ.get('XLA_FLAGS', '')]).strip()
 
-pytest_plugins = ['drills', 'on_device', 'on_mesh']
+pytest_plugins = ['bucket', 'drills', 'on_device', 'on_mesh']
 
 COMPILED = 'ARMD_JAX_COMPILED'
 

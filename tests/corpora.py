@@ -105,6 +105,7 @@ def fake_bucket(monkeypatch):
   """An empty file system of fsspec's, in memory, behind every gs:// path."""
   from etils.epath import backend
   from fsspec.implementations.memory import MemoryFileSystem
+  from fsspec.registry import _registry
 
   class Bucket(MemoryFileSystem):
     protocol = ('gcs', 'gs')
@@ -116,5 +117,6 @@ def fake_bucket(monkeypatch):
       return '/' + path.removeprefix('gs://').strip('/')
 
   bucket = Bucket()
+  monkeypatch.setitem(_registry, 'gcs', Bucket)
   monkeypatch.setattr(type(backend.fsspec_backend), '_get_filesystem', lambda *_: bucket)
   return bucket

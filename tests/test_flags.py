@@ -42,7 +42,9 @@ class Shared:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(Shared):
-  workdir: str = flag('Where the run is kept.')
+  workdir: str = flag('Where the run is kept.', is_path=True)
+  pages: tuple[str, ...] = flag('Files.', (), is_path=True)
+  prompt: str = flag('Text.', '')
   steps: int = flag('How many.', 3, at_least=1)
   rate: float | None = flag('How fast.', None)
   fast: bool = flag('Whether.', False)
@@ -74,6 +76,9 @@ def test_a_command_line_is_the_values_that_a_call_takes():
   ('argv', 'message'),
   [
     ([], r'--workdir is missing \(Where the run is kept\); write --workdir=\.\.\.'),
+    (['--workdir=s3://b/w'], "^--workdir is 's3://b/w', but s3:// is not supported here; write a"),
+    (['--workdir='], '--workdir is empty'),
+    (['--workdir=w', '--pages=a,gs://b'], "^--pages is 'gs://b'"),
     (['--workdir=w', '--step=2'], "Unknown command line flag 'step'; did you mean: steps"),
     (['--workdir=w', '--steps=0'], 'integer >= 1|positive integer'),
     (['--workdir=w', '--steps=x'], "invalid literal for int.*'x'"),
@@ -154,7 +159,7 @@ def test_help_prints_every_flag_and_no_others(name, capsys):
   assert about.strip().startswith((importlib.import_module(name).__doc__ or '').split('\n')[0])
   names = [line.split('=')[0].strip() for line in listed.splitlines() if line.startswith('  --')]
   names = [one.removeprefix('--').removeprefix('[no]') for one in names]
-  expected = {field.name for field in dataclasses.fields(options)}
+  expected = {flags.CACHE, *(field.name for field in dataclasses.fields(options))}
   assert {one for one in names if one != 'config.FIELD'} == expected
   assert len(names) == len(set(names)) == len(expected) + ('config.FIELD' in names)
   assert max(map(len, listed.splitlines())) <= 100

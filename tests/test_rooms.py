@@ -8,8 +8,8 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / 'armd_jax'
 # A module imports from its own line and from those above it.
 LAYERS = (
-  ('errors', 'records', 'config_fields', 'config_rules'),
-  ('hardware', 'files'),
+  ('errors', 'config_fields', 'config_rules'),
+  ('hardware', 'files', 'records'),
   ('config', 'order', 'orders', 'flags'),
   ('parallel', 'cli'),
   ('attention',),

@@ -11,7 +11,7 @@ from typing import Any
 from armd_jax.artifacts import cards, standalone, weights
 from armd_jax.artifacts.standalone import Export
 from armd_jax.errors import UserError
-from armd_jax.files import whole
+from armd_jax.files import paths, whole
 
 FOLDER_VARIABLE = 'ARMD_JAX_MODELS'
 _TIME = (2020, 1, 1, 0, 0, 0)  # of all files, so that equal models make equal archives
@@ -57,7 +57,7 @@ def find(path: str | pathlib.Path) -> str | pathlib.Path:
   if not isinstance(path, str) or not path.isidentifier() or os.path.exists(path):
     return path
   given = os.environ.get(FOLDER_VARIABLE) or '~/.cache/armd_jax/models'
-  folders = pathlib.Path(given).expanduser(), pathlib.Path(__file__).parents[1] / 'trained'
+  folders = paths.given(given, FOLDER_VARIABLE), pathlib.Path(__file__).parents[1] / 'trained'
   for folder in folders:
     for found in (folder / path, folder / f'{path}.safetensors'):
       if found.exists() and standalone.is_export(found):

@@ -33,7 +33,7 @@ import safetensors.numpy
 from armd_jax import config as config_lib
 from armd_jax.data.tokenizers import Tokenizer, get_tokenizer
 from armd_jax.errors import UserError, sentence
-from armd_jax.files import lock, paths, whole
+from armd_jax.files import buckets, lock, paths, whole
 from armd_jax.models.params import Params
 from armd_jax.parallel import sharding
 from armd_jax.parallel.axes import path_name
@@ -71,9 +71,11 @@ class Export:
 
 
 def is_export(path: str | os.PathLike[str]) -> bool:
-  """Whether a path is an export's (or a damaged one's) and not a run's."""
-  path = paths.given(path, 'the path of a run or an export')
-  return path.suffix == '.safetensors' or (path / _MANIFEST).exists()
+  """Whether a path is an export's (or a damaged one's) and not a run's; in a bucket are runs."""
+  found = paths.kept(path, 'the path of a run or an export')
+  if buckets.is_bucket(found):
+    return False
+  return found.suffix == '.safetensors' or (found / _MANIFEST).exists()
 
 
 @contextlib.contextmanager

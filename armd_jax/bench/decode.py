@@ -298,7 +298,7 @@ def _nearest(row, side):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(timing.ModelShape):
-  workdir: str | None = flag('A run or export whose weights are used.', None)
+  workdir: str | None = flag('A run or export whose weights are used.', None, is_path=True)
   streams: tuple[int, ...] = flag('Stride counts S.', (1, 2, 4, 8, 16, 32), at_least=1)
   batch_sizes: tuple[int, ...] = flag('Texts generated together, like 1,8,64.', (1,), at_least=1)
   mdlm: tuple[int, ...] = flag('Also MDLM, in so many steps: 1024,256,64.', (), at_least=1)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from armd_jax.errors import MetByAll, UserError
-from armd_jax.files import lock, whole
+from armd_jax.files import buckets, lock, paths, whole
 from armd_jax.parallel import distributed
 
 
@@ -113,16 +113,37 @@ class Journal:
       ) from error
 
 
+def place(partial: str | None, workdir: str, suite: str) -> pathlib.Path | None:
+  """Where results are kept: what --partial says, or beside the weights; None in a bucket, where
+  nothing can be added to a file.
+
+  Raises:
+    UserError: it names nothing on a disk.
+  """
+  if partial:
+    return paths.given(partial, '--partial')
+  folder = paths.kept(workdir, '--workdir')
+  if buckets.is_bucket(folder):
+    return None
+  folder = folder if folder.is_dir() else folder.parent  # an export may be one file
+  return folder / f'evaluate_{suite}.partial'
+
+
 @contextlib.contextmanager
-def shared(path: pathlib.Path, measured: Mapping[str, Any], *, restart: bool) -> Iterator[Journal]:
+def shared(
+  path: pathlib.Path | None, measured: Mapping[str, Any], *, restart: bool
+) -> Iterator[Journal]:
   """A journal that all processes of a job have read alike, that one of them writes, and that no
   other job writes as long as the block runs.
 
   Args:
-    path, measured, restart: see `Journal`.
+    path, measured, restart: see `Journal`; None keeps nothing.
   Raises:
     UserError: as `Journal`; another job has it, or the processes do not read the same.
   """
+  if path is None:
+    yield Journal()
+    return
   is_first = distributed.is_first()
   with contextlib.ExitStack() as stack:
     held = lock.held(lock.beside(path), f'--partial {path}')

@@ -8,8 +8,13 @@ import pathlib
 import re
 import shutil
 import tempfile
+from typing import Any
 
 from armd_jax.errors import UserError
+from armd_jax.files import buckets
+
+# What begins an address, of a store or of a file.
+_ADDRESS = re.compile(r'([A-Za-z][\w+.-]*):/', re.ASCII)
 
 # What no library takes for a pattern, an escape, or an address.
 _PLAIN = re.compile(r'[\w/.,=+@ -]*', re.ASCII)
@@ -37,15 +42,50 @@ def given(path: str | os.PathLike[str], what: str) -> pathlib.Path:
     raise UserError(f'{what} is empty; write the name of a folder or a file')
   if '\0' in text or not _may_be(text):
     raise UserError(f'{what} is {text!r}, which no file system takes; write another name')
-  if scheme := re.match(r'(\w+):/', text):
+  if scheme := _ADDRESS.match(text):
+    if scheme[1].lower() == 'file':
+      raise UserError(f'{what} is {text!r}, the address of a file; write its path alone')
     raise UserError(
-      f'{what} is {text!r}, but {scheme[1]}:// is not supported here; write a path on a disk, such '
-      'as one where that store is mounted'
+      f'{what} is {text!r}, but {scheme[1]}:// is not supported here; write a path on a disk, and '
+      'mount that store there, or copy'
     )
   try:
     return pathlib.Path(text).expanduser()
   except RuntimeError as error:
     raise UserError(f'{what} is {text!r}, but there is no such home; write a path') from error
+
+
+def readable(path: str | os.PathLike[str], what: str) -> Any:
+  """A path that a user wrote of texts and prepared corpora, which may be in a bucket, too.
+
+  Args:
+    path: as written.
+    what: where it was written, such as 'config.data.source'.
+  Returns:
+    An `epath.Path`.
+  Raises:
+    UserError: as `given`, or the package that reads buckets is missing.
+  """
+  from etils import epath  # which a launcher need not have
+
+  if isinstance(path, str | os.PathLike) and buckets.is_bucket(path):
+    return buckets.open_path(os.fspath(path), what)
+  return epath.Path(given(path, what))
+
+
+def kept(path: str | os.PathLike[str], what: str) -> Any:
+  """The folder of a run that a user wrote, which may be in a bucket, too.
+
+  Args:
+    path: as written.
+    what: where it was written, such as '--workdir'.
+  Returns:
+    A `pathlib.Path`, or an `epath.Path` of a bucket, which has most of its methods.
+  Raises:
+    UserError: as `readable`.
+  """
+  in_bucket = isinstance(path, str | os.PathLike) and buckets.is_bucket(path)
+  return readable(path, what) if in_bucket else given(path, what)
 
 
 def experiment(path: str, what: str) -> str:
@@ -87,6 +127,8 @@ def plain(folder: pathlib.Path) -> pathlib.Path:
   Args:
     folder: that exists, if its name is not plain.
   """
+  if buckets.is_bucket(folder):
+    return folder
   folder = folder.absolute()
   if _PLAIN.fullmatch(str(folder)):
     return folder

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from armd_jax.errors import UserError, sentence
+from armd_jax.files import buckets
 
 _DIGITS = 400  # of a number: float64 has at most 309 before its point
 _LARGEST = 2**63  # of whole numbers: arrays and clocks hold no others
@@ -23,8 +24,15 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   """A name beside `path` to write a file to, which takes its place once the block ends well.
 
   A link is followed, so that it stays one. What is there and is no file, such as a terminal or a
-  pipe, is written to directly.
+  pipe, is written to directly. In a bucket an object takes its place.
   """
+  if buckets.is_bucket(path):
+    with tempfile.TemporaryDirectory() as name:
+      part = pathlib.Path(name) / 'part'
+      part.touch()
+      yield part
+      buckets.open_path(os.fspath(path), 'the path').write_bytes(part.read_bytes())
+    return
   path = pathlib.Path(path)
   if path.exists() and not path.is_file():
     yield path
@@ -73,6 +81,8 @@ def refusal(error: BaseException | None) -> str | None:
     return next(filter(None, map(refusal, error.exceptions)), None)
   if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
     return error.strerror
+  if error is not None and (answer := buckets.refusal(error)):
+    return answer
   # TensorStore and safetensors have the system's error in their text only.
   code = re.search(r"os_error_code='(\d+)'|\(os error (\d+)\)", str(error))
   # No exception is falsy.

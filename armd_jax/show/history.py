@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from armd_jax.errors import UserError
-from armd_jax.files import whole
+from armd_jax.files import buckets, whole
 
 Record = dict[str, Any]
 _VALUE = (str, float, bool, list, type(None))
 # Of these there are tables and curves; so there are of what begins with `loss_` or `held_out_`.
 _NUMBERS = (
-  'loss', 'held_out', 'learning_rate', 'shuffled', 'tokens_per_second', 'step_seconds',
-  'input_seconds',
+  'loss', 'held_out', 'learning_rate', 'shuffled', 'tokens_per_second', 'time', 'timed_steps',
 )  # fmt: skip
 
 
@@ -28,27 +27,43 @@ def read(path: pathlib.Path) -> dict[int, Record]:
   Raises:
     UserError: there is no such file, or a line of it is damaged.
   """
+  records: dict[int, Record] = {}
+  for record in lines(path):
+    step = record.pop('step')
+    records[step] = records.get(step, {}) | record
+  return dict(sorted(records.items()))
+
+
+def lines(path: pathlib.Path) -> Iterator[Record]:
+  """The records as they were written, with their `step`; of one step there may be several.
+
+  Raises:
+    UserError: as `read`.
+  """
   try:
-    *lines, _ = path.read_bytes().split(b'\n')
+    parts = [path]
+    if buckets.is_bucket(path):  # where it is a folder of parts
+      parts = sorted(path.iterdir(), key=str) if path.is_dir() else parts
+    *found, _ = b''.join(part.read_bytes() for part in parts).split(b'\n')
   except OSError as error:
     raise UserError(
-      f'cannot read {path} ({error.strerror}); give the --workdir of a run that has trained'
+      f'cannot read {path} ({error.strerror or "not there"}); give the --workdir of a run that '
+      'has trained'
     ) from error
-  records: dict[int, Record] = {}
-  for number, line in enumerate(lines, 1):
+  for number, line in enumerate(found, 1):
     try:
       record = whole.parse_json(line, {'step': int})
       whole.check_form(record, {str: _VALUE})
-      is_number = lambda name: name in _NUMBERS or name.startswith(('loss_', 'held_out_'))
+      is_number = lambda name: (
+        name in _NUMBERS or name.startswith(('loss_', 'held_out_')) or name.endswith('_seconds')
+      )
       numbers = {name: value for name, value in record.items() if is_number(name)}
       whole.check_form(numbers, {str: (float, type(None))})
     except ValueError as error:
       raise UserError(
         f'line {number} of {path} is damaged (it {error}); remove that line'
       ) from error
-    step = record.pop('step')
-    records[step] = records.get(step, {}) | record
-  return dict(sorted(records.items()))
+    yield record
 
 
 def overview(records: Mapping[int, Record], rows: int = 10) -> list[Record]:

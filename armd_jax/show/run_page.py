@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pathlib
 import shlex
+import types
 from collections.abc import Mapping, Sequence
 
 from armd_jax.config import Config
+from armd_jax.data import mixture
+from armd_jax.data.statistics import Statistics
 from armd_jax.decode.requests import Decoder
 from armd_jax.decode.sampling import Sampling
-from armd_jax.show import history, report_page
+from armd_jax.show import goodput, history, report_page
 from armd_jax.show.columns import num_parameters
 from armd_jax.show.replays import drawn_orders, replays
 from armd_jax.show.report_files import Measured
@@ -28,6 +31,7 @@ def page(
   *,
   streams: Sequence[int] = (1, 2, 4, 8),
   prompt: str = '',
+  statistics: Mapping[str, Statistics] = types.MappingProxyType({}),
 ) -> str:
   """A run as one HTML page.
 
@@ -40,6 +44,7 @@ def page(
     sampling: how their tokens are drawn.
     streams: stride counts S of the texts that are generated, see `replays`.
     prompt: what these go on from.
+    statistics: of the prepared corpora that it was trained on, by name.
   Raises:
     UserError: an S does not suit the model, or numbers are not what they should be.
   """
@@ -57,7 +62,10 @@ def page(
     sections.append(report_page.scores_section(measured.scores))
   if measured.verdicts:
     sections.append(report_page.judge_section(measured.verdicts))
-  sections.append(report_page.training_section(config, records))
+  found = goodput.of(history.lines(workdir / 'metrics.jsonl'))
+  sections.append(report_page.training_section(config, records, found.text() if found else ''))
+  if statistics:
+    sections.append(report_page.text_section(statistics))
   if drawn := drawn_orders(config, step):
     sections.append(report_page.masks_section(drawn))
   sections.append(report_page.config_section(config))
@@ -65,7 +73,8 @@ def page(
   model = config.model
   lead = (
     f'{model.family.upper()}, {model.num_layers} layers x {model.embed_dim}, {model.num_heads} '
-    f'heads, {model.length:,} tokens of {decoder.tokenizer.name}; trained on {config.data.source}'
+    f'heads, {model.length:,} tokens of {decoder.tokenizer.name}; trained on '
+    f'{", ".join(mixture.sources(config.data))}'
   )
   tiles = {
     'parameters': _short(num_parameters(decoder.params)),

@@ -2,10 +2,12 @@
 
   checkpoints/STEP/         the training state as orbax writes it, and its seal,
     checkpoint.json         next global example index, config, size and CRC-32 of every other file,
-                            and the SHA-256 of all that
+                            in a bucket the CRC-32C that the store has of it, and the SHA-256 of
+                            all that
   checkpoints/STEP.part     a save that is not finished; the next save removes what a kill left
 
-A folder gets its number once all of it is on disk and orbax finds in it what it was given. One
+In a bucket there is no STEP.part: STEP/ is a checkpoint once its seal is there. On a disk a folder
+gets its number once all of it is on disk and orbax finds in it what it was given. One
 whose seal is missing or broken, or that holds other files than the seal says, has been damaged
 later. It is passed over for the one before.
 """
@@ -21,7 +23,7 @@ import shutil
 import sys
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -29,7 +31,7 @@ import orbax.checkpoint as ocp
 
 from armd_jax import config as config_lib
 from armd_jax.errors import UserError
-from armd_jax.files import paths, whole
+from armd_jax.files import buckets, mounts, paths, whole
 from armd_jax.parallel import distributed
 from armd_jax.parallel.axes import path_name
 from armd_jax.training import TrainState
@@ -62,18 +64,26 @@ class Checkpoints:
       keep_every: all of steps that are multiples of this; 0: none.
       keep_best: those with the lowest held-out loss.
     """
-    self.directory = paths.given(workdir, '--workdir').absolute() / 'checkpoints'
+    folder = paths.kept(workdir, '--workdir')
+    # Where a folder cannot be renamed, the seal, which is written last, makes it a checkpoint.
+    self._in_bucket = buckets.is_bucket(folder)
+    self.directory = (folder if self._in_bucket else folder.absolute()) / 'checkpoints'
     self._keep_last, self._keep_every, self._keep_best = keep_last, keep_every, keep_best
     self._orbax = ocp.StandardCheckpointer()
     logging.getLogger('asyncio').addFilter(_is_news)
     self._finishing: threading.Thread | None = None
     self._error: BaseException | None = None
     self._damaged: set[int] = set()  # as far as `restore` has looked
+    self._told = False  # where the checkpoints are
 
   def found(self) -> list[int]:
     """Steps of all checkpoints there are, damaged or not, in order."""
     folders = self.directory.iterdir() if self.directory.is_dir() else ()
-    return sorted(int(path.name) for path in folders if workdir_lib.is_checkpoint(path.name))
+    steps = (int(path.name) for path in folders if workdir_lib.is_checkpoint(path.name))
+    return sorted(step for step in steps if not self._in_bucket or self._is_sealed(step))
+
+  def _is_sealed(self, step: int) -> bool:
+    return (self.directory / str(step) / _SEAL).exists()
 
   # ----- writing
 
@@ -90,10 +100,14 @@ class Checkpoints:
     """
     # One save at a time. An error of the last one is raised here.
     self.wait()
-    part = self.directory / f'{step}.part'
+    part = self.directory / (str(step) if self._in_bucket else f'{step}.part')
     with self._saving():
-      self.directory.mkdir(parents=True, exist_ok=True)
-      if distributed.is_first():
+      if self._in_bucket and distributed.is_first():
+        self._remove_unsealed(part)
+      if not self._in_bucket:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._tell_of_bucket()
+      if distributed.is_first() and not self._in_bucket:
         for path in list(self.directory.iterdir()):
           if workdir_lib.is_checkpoint(path.name, unfinished=True):
             shutil.rmtree(path)
@@ -103,6 +117,24 @@ class Checkpoints:
       target=self._finish, args=(part, seal, _shapes(state)), daemon=True
     )
     self._finishing.start()
+
+  def _remove_unsealed(self, part: Any) -> None:
+    """What killed saves have left in a bucket, and a damaged checkpoint of the step to be saved."""
+    for path in list(self.directory.iterdir()) if self.directory.is_dir() else ():
+      if path == part and self._is_sealed(int(path.name)):
+        _warn(f'{path}, which is damaged, is replaced')
+        self._damaged.discard(int(path.name))
+      if path == part or not self._is_sealed(int(path.name)):
+        self._remove(path)
+
+  def _tell_of_bucket(self) -> None:
+    mounted, told, self._told = mounts.bucket(self.directory), self._told, True
+    if mounted and not told:
+      _warn(
+        f'{self.directory} is on a bucket that {mounted} mounts, where a folder is not renamed at '
+        'once: a checkpoint that is cut off there is passed over for the one before; keep two or '
+        'more (config.train.keep_last)'
+      )
 
   def _finish(
     self, part: pathlib.Path, seal: dict[str, Any], shapes: dict[str, tuple[int, ...]]
@@ -119,15 +151,16 @@ class Checkpoints:
           config = workdir_lib.read_config(self.directory.parent)
           seal |= {'config': config_lib.to_dict(config)}
         # From the files and not from memory: the seal vouches for what a reader will find.
-        seal |= {'files': {name: _size_and_crc(part / name) for name in _files(part)}}
+        seal |= {'files': dict(_contents(part))}
         whole.write_text(part / _SEAL, json.dumps(seal | {'sha256': _sha256(seal)}) + '\n')
-        folder = part.with_suffix('')
-        if folder.exists():
-          _warn(f'{folder}, which is damaged, is replaced')
-          self._remove(folder)
-          self._damaged.discard(seal['step'])
-        # The rename is the moment from which the checkpoint exists: it is atomic, writing is not.
-        part.rename(folder)
+        if not self._in_bucket:
+          folder = part.with_suffix('')
+          if folder.exists():
+            _warn(f'{folder}, which is damaged, is replaced')
+            self._remove(folder)
+            self._damaged.discard(seal['step'])
+          # The rename is the moment from which the checkpoint exists: it is atomic, writing is not.
+          part.rename(folder)
         workdir_lib.forget_replaced(self.directory.parent)
         self._remove_old(seal['step'])
     except BaseException as error:  # told by `wait`, in the thread that trains
@@ -149,7 +182,12 @@ class Checkpoints:
         _warn(f'{self.directory / str(step)}, which is damaged, is removed')
       self._remove(self.directory / str(step))
 
-  def _remove(self, folder: pathlib.Path) -> None:
+  def _remove(self, folder: Any) -> None:
+    if self._in_bucket:
+      (folder / _SEAL).unlink(missing_ok=True)
+      if folder.exists():
+        folder.rmtree()
+      return
     # Under another name first, so that nothing is ever a checkpoint that lacks half of its files.
     shutil.rmtree(folder.rename(folder.with_name(f'{folder.name}.part-removed')))
 
@@ -242,14 +280,15 @@ class Checkpoints:
     folder, seal = self.directory / str(step), self._seal(step)
     if seal is None:
       return f'its {_SEAL} is missing or broken'
-    for name in sorted({*seal['files'], *_files(folder)} - {_SEAL})[
+    there = _contents(folder)
+    for name in sorted({*seal['files'], *there} - {_SEAL})[
       jax.process_index() :: jax.process_count()
     ]:
       if name not in seal['files']:
         return f'{name} was put there later'
-      if not (folder / name).is_file():
+      if name not in there:
         return f'{name} is missing'
-      (size, crc), found = seal['files'][name], _size_and_crc(folder / name)
+      (size, crc), found = seal['files'][name], there[name]
       if found[0] != size:
         return f'{name} has {found[0]} of {size} bytes'
       if found[1] != crc:
@@ -285,8 +324,30 @@ class Checkpoints:
       )
 
 
-def _files(folder: pathlib.Path) -> list[str]:
-  return sorted(str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file())
+class _Files(Mapping[str, tuple[int, int]]):
+  """Size and CRC-32 of every file in a folder by its name, read as it is asked for."""
+
+  def __init__(self, folder: pathlib.Path):
+    self._folder = folder
+    found = (path for path in folder.rglob('*') if path.is_file())
+    self._names = sorted(str(path.relative_to(folder)) for path in found)
+
+  def __getitem__(self, name: str) -> tuple[int, int]:
+    return _size_and_crc(self._folder / name)
+
+  def __contains__(self, name: object) -> bool:
+    return name in self._names
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._names)
+
+  def __len__(self) -> int:
+    return len(self._names)
+
+
+def _contents(folder: Any) -> Mapping[str, tuple[int, int]]:
+  """Size and checksum of all that is in a folder; a store has these without its being read."""
+  return buckets.contents(folder) if buckets.is_bucket(folder) else _Files(folder)
 
 
 def _sha256(seal: dict[str, Any]) -> str:

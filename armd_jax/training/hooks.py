@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from armd_jax import families
 from armd_jax.config import Config
-from armd_jax.data import documents
+from armd_jax.data import documents, mixture
 from armd_jax.data.corpus import Corpus
 from armd_jax.decode import requests
 from armd_jax.decode.sampling import Sampling
@@ -32,10 +32,12 @@ class Hook:
   """Something to do every so many steps and after the last one.
 
   Attributes:
+    name: what it does, for the time that it takes.
     every: steps; 0: never.
     run: takes the state, and returns a record for the log; every process runs it.
   """
 
+  name: str
   every: int
   run: Callable[[TrainState], Record]
 
@@ -46,11 +48,18 @@ class Hook:
 
 def evaluation(config: Config, corpus: Corpus, mesh: Mesh) -> Hook:
   """Logs `held_out`: nats per token of the averaged weights, left-to-right, or the bound of a
-  diffusion baseline; and for every S of `config.train.eval_streams` `held_out_sS`, S at once."""
+  diffusion baseline; and for every S of `config.train.eval_streams` `held_out_sS`, S at once. Of a
+  mixture these are means by shares, and a corpus's own have its name behind them."""
   model = families.build(config.model, corpus.tokenizer.vocab_size)
   batch_size = config.train.batch_size // config.train.accumulation
-  windows_WxN: Any = corpus.held_out_WxN[: config.train.eval_windows]
-  num_scored = int(documents.num_scored(windows_WxN[:, -config.model.num_slots :]).sum())
+  parts: dict[str, Any] = {
+    name: windows[: config.train.eval_windows]
+    for name, windows in mixture.parts_of(corpus.held_out_WxN).items()
+  }
+  scored = {
+    name: int(documents.num_scored(windows_WxN[:, -config.model.num_slots :]).sum())
+    for name, windows_WxN in parts.items()
+  }
 
   protocols = {'held_out': likelihood.standard_suite(config.model, ())[0]}
   for streams in config.train.eval_streams:
@@ -58,15 +67,20 @@ def evaluation(config: Config, corpus: Corpus, mesh: Mesh) -> Hook:
 
   def run(state: TrainState) -> Record:
     params = network_params(config, state)
-    score = lambda protocol: likelihood.nll(
+    score = lambda windows_WxN, protocol: likelihood.nll(
       model, params, windows_WxN, protocol, mesh, batch_size=batch_size
     )
-    return {
-      name: likelihood.mean_nats(score(protocol), num_scored)[0]
-      for name, protocol in protocols.items()
-    }
+    record: Record = {}
+    for key, protocol in protocols.items():
+      found = {
+        name: likelihood.mean_nats(score(windows_WxN, protocol), scored[name])[0]
+        for name, windows_WxN in parts.items()
+      }
+      record[key] = mixture.mean(corpus.held_out_WxN, found)
+      record |= {f'{key}_{name}': nats for name, nats in found.items() if name}
+    return record
 
-  return Hook(config.train.eval_every, run)
+  return Hook('evaluation', config.train.eval_every, run)
 
 
 def samples(config: Config, corpus: Corpus, mesh: Mesh) -> Hook:
@@ -84,7 +98,7 @@ def samples(config: Config, corpus: Corpus, mesh: Mesh) -> Hook:
     (text,), _ = family.generate(decoder, request, Sampling(), streams=streams)
     return {'sample': text}
 
-  return Hook(config.train.sample_every, run)
+  return Hook('sample', config.train.sample_every, run)
 
 
 class Profile:

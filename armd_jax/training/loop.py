@@ -8,19 +8,23 @@ import functools
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
 from armd_jax import config as config_lib
 from armd_jax import training
 from armd_jax.data import corpus as corpus_lib
+from armd_jax.data.mixture import Mixture
 from armd_jax.data.pipeline import training_batches
 from armd_jax.errors import STOPPED, UserError
-from armd_jax.files import lock
+from armd_jax.files import buckets, lock, paths
+from armd_jax.hardware import starts
 from armd_jax.parallel import ambient, distributed, sharding
-from armd_jax.show import columns, header, history
-from armd_jax.training import adapters, checkpoint, hooks, metrics, text
+from armd_jax.show import columns, goodput, header, history
+from armd_jax.training import adapters, checkpoint, hooks, metrics, optimizers, text
 from armd_jax.training import workdir as workdir_lib
 
 _READING = 'the text to be read and cut into tokens'
@@ -47,10 +51,19 @@ def train(
     UserError: bad config, text, or work directory; no space left; losses that are not finite.
     SystemExit: with code 75, when SIGTERM or Ctrl-C came and the state was saved.
   """
+  began = starts.take()
+  parts = {'import': time.time() - began} if began else {}
   workdir = workdir_lib.place(workdir)
+  if config.init_from:
+    paths.kept(config.init_from, 'config.init_from')
+  if config.train.profile_steps and buckets.is_bucket(workdir):
+    raise UserError(
+      f'config.train.profile_steps is {config.train.profile_steps}, but a trace cannot be written '
+      'to a bucket; write (), or use a --workdir on a disk'
+    )
   # First, so that it is closed last: closing the others may hang, too.
   with contextlib.closing(hooks.Watchdog(config.train.hang_seconds, _READING)) as watchdog:
-    return _train(config, workdir, corpus, overwrite, watchdog)
+    return _train(config, workdir, corpus, overwrite, watchdog, parts)
 
 
 def _train(
@@ -59,11 +72,15 @@ def _train(
   corpus: corpus_lib.Corpus | None,
   overwrite: bool,
   watchdog: hooks.Watchdog,
+  parts_of_start: dict[str, float],
 ) -> training.TrainState:
+  begin = time.time()
   with contextlib.ExitStack() as stack:
     enter, is_first = stack.enter_context, distributed.is_first()
     opened = lambda thing: enter(contextlib.closing(thing))
-    held = lock.held(workdir / lock.FOLDER_LOCK, f'--workdir {workdir}')
+    held: Any = contextlib.nullcontext()  # a bucket has no locks
+    if not buckets.is_bucket(workdir):
+      held = lock.held(workdir / lock.FOLDER_LOCK, f'--workdir {workdir}')
     distributed.together(lambda: is_first and enter(held))
     distributed.agree('the config', {'config': config_lib.to_dict(config)})
     corpus = corpus or distributed.together(
@@ -71,6 +88,8 @@ def _train(
     )
     distributed.agree('the text', {f'sha256 of {corpus.description}': corpus.sha256})
     vocab_size = corpus.tokenizer.vocab_size
+    parts_of_start['data'] = time.time() - begin
+    begin = time.time()
     mesh, (part, parts) = distributed.together(lambda: _mesh(config))
 
     # ----- where to go on from; all that may be wrong is looked at before anything is changed
@@ -94,6 +113,14 @@ def _train(
     first_step, last_step = int(state.step), config.train.steps
     ideal_seconds = metrics.ideal_seconds(config, vocab_size, state.params, mesh)
     _describe(config, corpus, state, first_step, workdir, ideal_seconds, mesh)
+    if is_first and is_new and config.init_from:
+      other = workdir_lib.read_config(config.init_from).optimizer
+      told = f'the averaged weights of {config.init_from} alone; the optimizer begins'
+      if adapters.same(config.optimizer, other):
+        steps = first_step - int(state.skipped)
+        told = optimizers.taken_over(config.optimizer, other, steps)
+        told = f'step {first_step} of {config.init_from}: {told}'
+      print(f'start     {told}', flush=True)
     if first_step >= last_step:
       return state
     begun = workdir_lib.begun(workdir, config, overwrite)
@@ -116,7 +143,10 @@ def _train(
         prefetch_bytes=config.data.prefetch_mib * 2**20,
       )
     )
-    make_log = functools.partial(metrics.Log, workdir, config, first_step, ideal_seconds)
+    parts_of_start['restore'] = time.time() - begin
+    make_log = functools.partial(
+      metrics.Log, workdir, config, first_step, ideal_seconds, parts_of_start
+    )
     log = opened(distributed.together(make_log))
     notice = opened(distributed.StopNotice(mesh))
     profile = opened(hooks.Profile(config.train.profile_steps, workdir / 'profile'))
@@ -139,22 +169,25 @@ def _train(
       # Most steps end here: what follows waits for the devices.
       if not due and not save and not profile.ends_after(step):
         continue
-      with log.paused():
+      with log.paused(step):
         if profile.ends_after(step):
           profile.close()
         found: history.Record = {}
         for hook in due:
-          found |= (record := hook.run(state))
+          with log.beside(hook.name):
+            found |= (record := hook.run(state))
           log.record(step, record)
           watchdog.progress('an evaluation, a sample or a save')
         if save:
           # The loss counts among the best only if it was measured at this very step.
           arguments = step, state, batches.next_index, found.get('held_out')
-          distributed.together(functools.partial(checkpoints.save, *arguments))
+          with log.beside('save'):
+            distributed.together(functools.partial(checkpoints.save, *arguments))
+            if stop or step == last_step:
+              distributed.together(checkpoints.wait)
           watchdog.progress('a step')
       if stop:
         break
-    distributed.together(checkpoints.wait)
 
   if step < last_step:
     if is_first:
@@ -198,7 +231,13 @@ def _restore_other(
   abstract = training.abstract_state(as_other, vocab_size, mesh)
   checkpoints = checkpoint.Checkpoints(config.init_from)
   with contextlib.closing(checkpoints):
-    state, next_index = checkpoints.restore(abstract)
+    step, there = config.init_step, checkpoints.found()
+    if step >= 0 and step not in there:
+      raise UserError(
+        f'config.init_step is {step}, but {config.init_from} has checkpoints of the steps '
+        f'{", ".join(map(str, there)) or "(none)"}; write one of them, or -1 for the last'
+      )
+    state, next_index = checkpoints.restore(abstract, None if step < 0 else step)
   if not adapters.same(config.optimizer, other.optimizer):
     # Moments of other parameters say nothing of these.
     where = jax.tree.map(lambda x: x.sharding, training.abstract_state(config, vocab_size, mesh))
@@ -209,9 +248,7 @@ def _restore_other(
       f'config.init_from = {config.init_from!r} is at step {step}, and config.train.steps is '
       f'{config.train.steps}, so that no step is left to train; write more than {step}'
     )
-  return state.replace(
-    opt_state=training.with_guard(config.optimizer, state.opt_state, mesh)
-  ), next_index
+  return training.taken_over(config, other.optimizer, state, vocab_size, mesh), next_index
 
 
 def _is_new(
@@ -244,7 +281,7 @@ def _describe(
     return
   num_parameters = columns.num_parameters(state.params)
   model, windows = config.model, len(corpus.train_WxN)
-  epochs = config.train.steps * config.train.batch_size / windows
+  examples = config.train.steps * config.train.batch_size
   print('\n'.join(header.lines(model, mesh)))
   if ideal_seconds:
     per_step = ', '.join(f'{name} {1e3 * s:.3f} ms' for name, s in ideal_seconds.items())
@@ -255,9 +292,13 @@ def _describe(
     f'{model.length} tokens ({corpus.tokenizer.name})'
   )
   print(
-    f'epoch     {windows * model.length:,} tokens; {config.train.steps:,} steps are {epochs:.2f} '
-    'epochs'
+    f'epoch     {windows * model.length:,} tokens; {config.train.steps:,} steps are '
+    f'{examples / windows:.2f} epochs'
   )
+  if isinstance(corpus.train_WxN, Mixture):
+    for name, share in corpus.train_WxN.shares.items():
+      epochs = share * examples / len(corpus.train_WxN.parts[name])
+      print(f'mixture   {share:.1%} {name}, {epochs:.2f} epochs of it')
   part = ''
   if not adapters.is_all(config.optimizer):
     part = f', of which {columns.num_parameters(state.ema) / 1e6:.2f}M are trained'
@@ -272,6 +313,8 @@ def _show(workdir: pathlib.Path, config: config_lib.Config) -> None:
   from armd_jax.show import plots  # which takes a second that a start need not
 
   records = history.read(workdir / 'metrics.jsonl')
+  if found := goodput.of(history.lines(workdir / 'metrics.jsonl')):
+    print(found.text())
   print(columns.table(history.overview(records)))
   path = workdir / 'training.png'
   try:

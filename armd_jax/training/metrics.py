@@ -14,8 +14,10 @@ import os
 import pathlib
 import re
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -27,6 +29,7 @@ from tqdm import tqdm
 
 from armd_jax import config as config_lib
 from armd_jax.errors import MetByAll, UserError
+from armd_jax.files import buckets, whole
 from armd_jax.hardware import device
 from armd_jax.hardware.chips import peak_flops
 from armd_jax.models.flops import training_flops
@@ -34,6 +37,10 @@ from armd_jax.models.params import Params
 from armd_jax.objectives.armd import ORDER_KINDS
 from armd_jax.parallel import distributed
 from armd_jax.show.history import Record
+from armd_jax.training import by_layer
+
+# Parts of the time to a first step, in order; 'compile' is what is left up to the end of that step.
+STARTS = ('import', 'data', 'restore', 'compile')
 
 # ----- places
 
@@ -71,8 +78,9 @@ class Console:
       self._bar.update(step - self._bar.n)
 
   def write(self, step: int, record: Record) -> None:
-    self._bar.write(line(step, self._steps, record))
-    sys.stdout.flush()
+    if text := line(step, self._steps, record):
+      self._bar.write(text)
+      sys.stdout.flush()
 
   def close(self) -> None:
     self._bar.close()
@@ -101,10 +109,18 @@ def line(step: int, steps: int, record: Record) -> str:
       parts.append(f'{name} {1e3 * record[f"{name}_seconds"]:.1f} ms')
   if 'mfu' in record:
     parts.append(f'MFU {record["mfu"]:.1%} (6ND {record["mfu_6nd"]:.1%})')
+  if 'start_seconds' in record:
+    of = lambda name: f'{name} {record[f"start_{name}_seconds"]:.1f} s'
+    parts.append(
+      f'first step {record["start_seconds"]:.1f} s after the start: '
+      + ', '.join(of(name) for name in STARTS if f'start_{name}_seconds' in record)
+    )
   if 'step_seconds' in record:
     left = datetime.timedelta(seconds=round(record['step_seconds'] * (steps - step)))
     parts.append(f'left {left}')
   texts = [f'{name}: {text}' for name, text in record.items() if isinstance(text, str)]
+  if len(parts) == 1 and not texts:
+    return ''
   return '\n'.join(['  '.join(parts), *texts])
 
 
@@ -126,10 +142,48 @@ class JsonLines:
     self._file.close()
 
 
-class TensorBoard:
-  """Event files, without TensorFlow; no thread, which could not say that a disk is full."""
+_PART_LINES = 1000
+_SECONDS_BETWEEN = 5.0  # writes of an object that grows
 
-  def __init__(self, folder: pathlib.Path, first_step: int):
+
+class BucketLines:
+  """metrics.jsonl/ in a bucket, where nothing can be added to: parts of whole lines, the last of
+  which is written anew as it grows."""
+
+  def __init__(self, folder: Any):
+    self._folder = folder
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    self._number = int(names[-1].partition('.')[0]) + 1 if names else 0
+    self._lines: list[bytes] = []
+    self._written, self._count = time.perf_counter(), 0
+
+  def write(self, step: int, record: Record) -> None:
+    self._lines.append(json.dumps({'step': step, **record}, allow_nan=False).encode() + b'\n')
+    if time.perf_counter() - self._written > _SECONDS_BETWEEN:
+      self.flush()
+
+  def flush(self) -> None:
+    if len(self._lines) > self._count:
+      (self._folder / f'{self._number:06}.jsonl').write_bytes(b''.join(self._lines))
+    self._written, self._count = time.perf_counter(), len(self._lines)
+    if self._count >= _PART_LINES:
+      self._number, self._lines, self._count = self._number + 1, [], 0
+
+  def close(self) -> None:
+    self.flush()
+
+
+class TensorBoard:
+  """Event files, without TensorFlow; no thread, which could not say that a disk is full. For a
+  bucket they are made on a disk, and copied now and then."""
+
+  def __init__(self, folder: Any, first_step: int):
+    self._bucket = folder if buckets.is_bucket(folder) else None
+    self._copied = time.perf_counter()
+    if self._bucket is not None:
+      self._scratch = tempfile.TemporaryDirectory()
+      folder = pathlib.Path(self._scratch.name)
+    self._local = folder
     folder.mkdir(parents=True, exist_ok=True)
     self._events = event_file_writer.EventsWriter(str(folder / 'events'))
     # What an earlier start logged of later steps is done again, and shown once.
@@ -143,12 +197,23 @@ class TensorBoard:
       elif isinstance(value, (int, float)):
         self._write(step, summary=summary.scalar(name, value))
     self._events.flush()
+    if time.perf_counter() - self._copied > 10 * _SECONDS_BETWEEN:
+      self._copy()
+
+  def _copy(self) -> None:
+    if self._bucket is not None:
+      for path in self._local.iterdir():
+        (self._bucket / path.name).write_bytes(path.read_bytes())
+    self._copied = time.perf_counter()
 
   def _write(self, step: int, **what: Any) -> None:
     self._events.write_event(event_pb2.Event(step=step, wall_time=time.time(), **what))
 
   def close(self) -> None:
     self._events.close()
+    self._copy()
+    if self._bucket is not None:
+      self._scratch.cleanup()
 
 
 class Wandb:
@@ -162,13 +227,14 @@ class Wandb:
         f'config.train.wandb is {project!r} but wandb is not installed; pip install wandb, or '
         "write ''"
       ) from None
+    where = str(workdir if buckets.is_bucket(workdir) else workdir.absolute())
     self._run = wandb.init(
       project=project,
       # Of the folder, so that a restarted job finds the run that it began.
-      id=hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16],
-      name=workdir.absolute().name,
+      id=hashlib.sha256(where.encode()).hexdigest()[:16],
+      name=pathlib.PurePath(where).name,
       resume='allow',
-      dir=str(workdir),
+      dir=None if buckets.is_bucket(workdir) else str(workdir),
       config=config_lib.to_dict(config),
     )
 
@@ -195,6 +261,7 @@ class Log:
     config: config_lib.Config,
     first_step: int,
     ideal_seconds: dict[str, float],
+    parts: Mapping[str, float] = types.MappingProxyType({}),
   ):
     """Opens the places.
 
@@ -204,9 +271,12 @@ class Log:
       first_step: steps done before.
       ideal_seconds: what a step would take at the devices' peak, by name of its share; see
         `ideal_seconds`.
+      parts: seconds that parts of the start took so far, by names of STARTS.
     Raises:
       UserError: a file cannot be written.
     """
+    self._parts, self._opened = dict(parts), time.time()
+    self._beside: dict[str, float] = {}  # seconds of a pause, by what was done
     self._workdir, self._config = workdir, config
     self._ideal_seconds = ideal_seconds
     self._pending: tuple[int, Any, float, tuple[int, int]] | None = None
@@ -218,7 +288,8 @@ class Log:
       with self._writing():
         self._console = Console(config.train.steps, first_step)
         self._writers.append(self._console)
-        self._writers.append(JsonLines(workdir / 'metrics.jsonl'))
+        lines = BucketLines if buckets.is_bucket(workdir) else JsonLines
+        self._writers.append(lines(workdir / 'metrics.jsonl'))
         self._writers.append(TensorBoard(workdir / 'tensorboard', first_step))
       if config.train.wandb:
         self._writers.append(Wandb(config.train.wandb, workdir, config))
@@ -248,12 +319,26 @@ class Log:
         writer.write(step, record)
 
   @contextlib.contextmanager
-  def paused(self) -> Iterator[None]:
-    """Around what is no step, and does not count as one's time."""
+  def paused(self, step: int) -> Iterator[None]:
+    """Around what is done beside steps after one of them, and does not count as a step's time; a
+    record of it has the seconds of what was `beside`."""
     self._read()
     yield
+    self.record(step, {f'{name}_seconds': x for name, x in self._beside.items()} | _now())
+    self._beside = {}
+    with self._writing():
+      for writer in self._writers:
+        if isinstance(writer, BucketLines):  # no record of a step that is saved is ever lost
+          writer.flush()
     if self._since is not None:
       self._since = time.perf_counter()
+
+  @contextlib.contextmanager
+  def beside(self, name: str) -> Iterator[None]:
+    """Counts the seconds of something that is done in a pause."""
+    begin = time.perf_counter()
+    yield
+    self._beside[name] = self._beside.get(name, 0.0) + time.perf_counter() - begin
 
   def close(self) -> None:
     """Closes the places."""
@@ -272,10 +357,14 @@ class Log:
     done['finite'] = bool(values['finite'])
     if self._since is not None:
       done['seconds'] = now - self._since
-    self._since = now
+    is_first, self._since = self._since is None, now
     self._done.append(done)
     if self._console is not None:
       self._console.progress(step, float(values['loss']))
+    if is_first:
+      parts = self._parts | {'compile': time.time() - self._opened}
+      each = {f'start_{name}_seconds': seconds for name, seconds in parts.items()}
+      self.record(step, {'start_seconds': sum(parts.values())} | each | _now())
     if step % self._config.train.log_every == 0 or step == self._config.train.steps:
       self.record(step, self._average())
     self._not_finite = 0 if done['finite'] else self._not_finite + 1
@@ -304,6 +393,11 @@ class Log:
         if count:
           record[f'loss_{kind}'] = nats / count
           record[f'share_{kind}'] = count / count_K.sum()
+      if 'layers' in last:
+        means = jax.tree.map(
+          lambda *x: np.mean(x, axis=0), *(values['layers'] for values in finite)
+        )
+        record |= by_layer.rows(means)
     for name in ('learning_rate', 'shuffled', 'skipped'):
       record[name] = float(last[name])
     record['input_seconds'] = float(np.mean([step['input_seconds'] for step in steps]))
@@ -312,19 +406,27 @@ class Log:
     if timed:
       config = self._config
       record['step_seconds'] = seconds = float(np.mean(timed))
+      record['timed_steps'] = len(timed)
       record['tokens_per_second'] = config.train.batch_size * config.model.num_slots / seconds
       record |= {name: ideal / seconds for name, ideal in self._ideal_seconds.items()}
-    return record | memory(jax.local_devices())
+    return record | memory(jax.local_devices()) | _now()
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
     try:
       yield
-    except OSError as error:
+    except Exception as error:
+      if (reason := whole.refusal(error)) is None:
+        raise
       raise UserError(
-        f'cannot write to {self._workdir} ({error.strerror}); free space or make it writable, and '
+        f'cannot write to {self._workdir} ({reason}); free space or make it writable, and '
         'give the same command again to go on from the last checkpoint'
       ) from error
+
+
+def _now() -> Record:
+  """When a record was written, in Unix seconds, so that what is between records can be told."""
+  return {'time': time.time()}
 
 
 def ideal_seconds(config: config_lib.Config, vocab_size: int, params: Params, mesh: Mesh) -> Record:

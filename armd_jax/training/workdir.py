@@ -19,7 +19,7 @@ from typing import Any
 
 from armd_jax import config as config_lib
 from armd_jax.errors import UserError
-from armd_jax.files import paths, whole
+from armd_jax.files import buckets, paths, whole
 
 REPLACED, _MOVING = '.replaced', '.replaced-moving'
 # What a run leaves in its folder. Nothing else is ever moved or deleted, whatever its place.
@@ -35,7 +35,12 @@ def place(workdir: str | os.PathLike[str]) -> pathlib.Path:
   Raises:
     UserError: it cannot be one.
   """
-  path = paths.given(workdir, '--workdir')
+  path = paths.kept(workdir, '--workdir')
+  if buckets.is_bucket(path):
+    if '/' not in os.fspath(path).removeprefix(buckets.BUCKET).strip('/'):
+      raise UserError(f'--workdir is {path}, which is a whole bucket; write a folder in it')
+    buckets.check(path, '--workdir')
+    return path
   where = path.resolve()
   if where in (pathlib.Path(where.anchor), pathlib.Path.home().resolve()):
     raise UserError(f'--workdir is {path}, which is no folder for a run; write one below it')
@@ -70,7 +75,7 @@ def read_config(workdir: str | os.PathLike[str]) -> config_lib.Config:
   Raises:
     UserError: there is no run there, or its config.json is damaged or of another version.
   """
-  path = paths.given(workdir, '--workdir') / 'config.json'
+  path = paths.kept(workdir, '--workdir') / 'config.json'
   try:
     raw = whole.read_json(path, {}, 'restore it, or train in another folder')
   except (FileNotFoundError, NotADirectoryError):
@@ -112,6 +117,11 @@ def check_free(workdir: pathlib.Path, overwrite: bool) -> None:
   Raises:
     UserError: there are checkpoints of nobody, a config.json that is not a run's, or links.
   """
+  if buckets.is_bucket(workdir) and overwrite:
+    raise UserError(
+      f'--overwrite sets a run aside, which the bucket of {workdir} cannot do; use another '
+      '--workdir, or delete that run yourself'
+    )
   if (workdir / 'config.json').exists():
     read_config(workdir)
   elif made := list(_made(workdir)):
@@ -137,6 +147,10 @@ def begun(workdir: pathlib.Path, config: config_lib.Config, overwrite: bool) -> 
   Raises:
     UserError: the folder cannot be written to.
   """
+  if buckets.is_bucket(workdir):  # where nothing is replaced
+    write_config(workdir, config)
+    yield
+    return
   aside = workdir / REPLACED
   try:
     if overwrite and aside.exists() and not _saved(workdir):
@@ -162,6 +176,8 @@ def begun(workdir: pathlib.Path, config: config_lib.Config, overwrite: bool) -> 
 
 def put_back(workdir: pathlib.Path) -> None:
   """Ends what was killed while it moved a run aside or back; to be called before all else."""
+  if buckets.is_bucket(workdir):
+    return
   aside, moving = workdir / REPLACED, workdir / _MOVING
   # A run is aside as a whole, or still moving; of the one that replaces it, config.json goes first.
   if aside.exists() and not (workdir / 'config.json').exists():
@@ -174,7 +190,8 @@ def put_back(workdir: pathlib.Path) -> None:
 
 def forget_replaced(workdir: pathlib.Path) -> None:
   """Deletes the run that `begun` has set aside."""
-  shutil.rmtree(workdir / REPLACED, ignore_errors=True)
+  if not buckets.is_bucket(workdir):
+    shutil.rmtree(workdir / REPLACED, ignore_errors=True)
 
 
 def is_checkpoint(name: str, unfinished: bool = False) -> bool:
@@ -190,6 +207,10 @@ def _saved(workdir: pathlib.Path) -> bool:
 
 def _made(folder: pathlib.Path) -> Iterator[pathlib.Path]:
   """What a run has left in a folder, links not followed."""
+  if buckets.is_bucket(folder):
+    names = buckets.contents(folder)
+    yield from (folder / name for name in sorted(names) if name.startswith('checkpoints/'))
+    return
   for pattern in _MADE:
     above, _, name = pattern.rstrip('/').rpartition('/')
     inside = folder / above

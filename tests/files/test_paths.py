@@ -2,6 +2,7 @@
 
 import pathlib
 
+import corpora
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
@@ -40,11 +41,37 @@ def test_a_plain_path_is_itself(tmp_path, monkeypatch):
   assert paths.plain(pathlib.Path('work/mine')) == tmp_path / 'work/mine'
 
 
-@pytest.mark.parametrize('text', ['', '  ', 'a\0b', 'gs://bucket/run', 's3://b', 'file:/x'])
+ADDRESSES = (
+  'gs://bucket/run', 'GS://bucket/run', 's3://b', 's3:/b', 'hdfs://host:9000/run', 'hf://a/b',
+  's3+http://b', 'file:/x', 'file:///x', 'https://example.org/run',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('text', ['', '  ', 'a\0b', *ADDRESSES])
 def test_what_names_nothing_on_a_disk_is_refused(text):
   with pytest.raises(UserError, match=r'^--out is ') as caught:
     paths.given(text, '--out')
   assert '\n' not in str(caught.value) and '; write ' in str(caught.value)
+
+
+def test_texts_and_corpora_may_be_in_a_bucket_of_google_alone(tmp_path, monkeypatch):
+  corpora.fake_bucket(monkeypatch).pipe('gs://bucket/a.txt', b'text')
+  assert paths.readable('gs://bucket/a.txt', 'the text').read_bytes() == b'text'
+  assert paths.readable(tmp_path / 'a', 'the text') == tmp_path / 'a'
+  for text in set(ADDRESSES) - {'gs://bucket/run'}:
+    with pytest.raises(UserError, match=r'^the text is '):
+      paths.readable(text, 'the text')
+
+
+def test_a_bucket_without_its_package_is_one_sentence(monkeypatch):
+  import fsspec
+
+  def missing(name):
+    raise ImportError(f'{name} needs gcsfs')
+
+  monkeypatch.setattr(fsspec, 'get_filesystem_class', missing)
+  with pytest.raises(UserError, match=r"pip install 'armd_jax\[gcs\]'"):
+    paths.readable('gs://bucket/a.txt', 'the text')
 
 
 @pytest.mark.parametrize('path', [None, 3, b'work', ['work'], True])

@@ -211,6 +211,13 @@ def test_no_name_of_a_folder_loses_a_checkpoint(name, tmp_path, monkeypatch):
   assert restore(workdir) == 3
 
 
+def test_a_mounted_bucket_is_told_of_once(tmp_path, monkeypatch, capfd):
+  monkeypatch.setattr(checkpoint.mounts, 'bucket', lambda folder: 'gcsfuse')
+  save(tmp_path, 1, 2)
+  told = capfd.readouterr().err
+  assert told.count('is on a bucket that gcsfuse mounts') == 1 and 'keep two or more' in told
+
+
 def test_what_orbax_does_not_find_again_is_no_save(tmp_path, monkeypatch):
   """As where it once merged nothing in a folder with brackets in its name, and raised nothing."""
   save(tmp_path, 1)

@@ -14,7 +14,7 @@ from armd_jax.training import hooks, loop
 
 @pytest.mark.parametrize(('every', 'steps'), [(0, []), (2, [2, 4, 5]), (5, [5]), (7, [5])])
 def test_hooks_are_due_every_so_many_steps_and_at_the_end(every, steps):
-  hook = hooks.Hook(every, dict)
+  hook = hooks.Hook('nothing', every, dict)
   assert [step for step in range(1, 6) if hook.is_due(step, 5)] == steps
 
 

@@ -50,11 +50,14 @@ def log(workdir, first_step=0, ideal_seconds=None, **train):
 
 
 def records(workdir):
+  """What is logged of steps; of a start there is a record of its own."""
+
   def refuse(name):
     raise AssertionError(f'{name} is no JSON')
 
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  return [json.loads(line, parse_constant=refuse) for line in lines]
+  found = [json.loads(line, parse_constant=refuse) for line in lines]
+  return [record for record in found if 'start_seconds' not in record]
 
 
 def feed(log, steps, losses):
@@ -73,16 +76,16 @@ def test_a_record_is_the_average_since_the_last(tmp_path, monkeypatch):
       values = step_metrics(step, kinds[step % 2], **changes)
       made.step(step, values, 0.01 * step, examples)
       clock.now += 50 if step == 1 else 0.5
-    with made.paused():
+    with made.paused(4), made.beside('evaluation'):
       clock.now += 1000
     made.step(5, step_metrics(5), 0.0, (0, 0))
     clock.now += 0.25
     made.step(6, step_metrics(6), 0.0, (0, 0))
     clock.now += 0.75
-    with made.paused():
+    with made.paused(6):
       pass
-  first, second, third = records(tmp_path)
-  assert first == {
+  first, second, third = [record for record in records(tmp_path) if 'loss' in record]
+  assert first.pop('time') > 0 and first == {
     'step': 2,
     'loss': 1.5,
     'gradient_norm': 1.5,
@@ -98,6 +101,7 @@ def test_a_record_is_the_average_since_the_last(tmp_path, monkeypatch):
     'input_seconds': pytest.approx(0.015),
     'examples': [0, 2 * BATCH - 1],
     'step_seconds': 0.5,
+    'timed_steps': 1,
     'tokens_per_second': BATCH * SLOTS / 0.5,
     'mfu': 0.2,
     'mfu_6nd': 0.1,
@@ -195,14 +199,15 @@ def test_wandb_is_asked_for_by_name_and_gets_every_record(tmp_path, monkeypatch)
   monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(init=init))
   with log(tmp_path, wandb='armd') as made:
     feed(made, range(1, 4), [1.0, 2.0, 3.0])
-  options, (step, record), last = calls
+  options, (first_step, start), (step, record), last = calls
+  assert first_step == 1 and start['start_seconds'] >= start['start_compile_seconds'] > 0
   assert options['project'] == 'armd' and options['config']['train']['steps'] == 8
   assert options['resume'] == 'allow' and options['dir'] == str(tmp_path)
   assert step == 2 and record['loss'] == 1.5 and 'examples' not in record
   assert last == 'finish'
   with log(tmp_path):
     pass
-  assert len(calls) == 3
+  assert len(calls) == 4
 
 
 def test_wandb_that_is_not_installed_is_a_sentence(tmp_path, monkeypatch):
