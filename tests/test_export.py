@@ -150,7 +150,7 @@ def test_a_path_may_be_written_in_any_way(folder, file, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
   'path',
-  ['', ' ', '~', '.', 'no/such', 'no/such/', pathlib.Path('absent'), '~nobody/x', 'gs://b/x',
+  ['', ' ', '~', '.', 'no/such', 'no/such/', pathlib.Path('absent'), '~nobody/x', 's3://b/x',
    'a\0b', 'absent.safetensors', 'folder.safetensors', 'file', 'file/', '/dev/null', None, 3,
    b'file'],
 )  # fmt: skip

@@ -76,6 +76,8 @@ def read_config(workdir: str | os.PathLike[str]) -> config_lib.Config:
     UserError: there is no run there, or its config.json is damaged or of another version.
   """
   path = paths.kept(workdir, '--workdir') / 'config.json'
+  if buckets.is_bucket(path):
+    buckets.check(path, '--workdir')
   try:
     raw = whole.read_json(path, {}, 'restore it, or train in another folder')
   except (FileNotFoundError, NotADirectoryError):

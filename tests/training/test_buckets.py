@@ -16,6 +16,7 @@ from training.test_loop import config
 
 from armd_jax import evaluate, flags, report, sample
 from armd_jax import train as program
+from armd_jax.artifacts import weights
 from armd_jax.config import DataConfig
 from armd_jax.data import corpus, prepare, prepared
 from armd_jax.errors import UserError
@@ -196,6 +197,13 @@ def test_what_a_bucket_cannot_do_is_a_sentence_before_the_first_step(run, argume
   argv = ['train', f'--config={folder}/experiment.py', *arguments]
   with pytest.raises(UserError, match=message):
     program.main(flags.parse(program.Options, argv))
+
+
+def test_programs_are_told_of_a_bucket_that_is_not_there(bucket):
+  with pytest.raises(UserError, match=r"the bucket 'nowhere' cannot be read .*; check its name"):
+    weights.load_ema('gs://nowhere/run')
+  with pytest.raises(UserError, match='holds no run'):
+    weights.load_ema(bucket.folder('none'))
 
 
 def test_a_store_that_refuses_to_write_is_a_sentence(bucket, run, monkeypatch):
