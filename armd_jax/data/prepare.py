@@ -224,6 +224,10 @@ def _run(
       with workers.shielded():  # Ctrl-C ends this process, which ends them
         running = {pool.submit(_write_part, *job(i)): i for i in missing}
       for future in concurrent.futures.as_completed(running):
+        if future.exception():
+          # Of two bad rows the first one is told, whichever worker was quicker.
+          for earlier in [one for one, i in running.items() if i < running[future]]:
+            earlier.result()
         future.result()
         finished(running[future])
     except concurrent.futures.process.BrokenProcessPool as error:

@@ -165,7 +165,7 @@ def test_places_that_are_no_run_s(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   repository = tmp_path / 'clone'
   (repository / '.git').mkdir(parents=True)
-  for name in ('', '/', '~', '.', str(repository), 'gs://bucket/run'):
+  for name in ('', '/', '~', '.', str(repository), 's3://bucket/run'):
     with pytest.raises(UserError, match='--workdir is '):
       workdir_lib.place(name)
   assert workdir_lib.place('clone/work/mine') == pathlib.Path('clone/work/mine')
