@@ -17,16 +17,19 @@ import tiny_run
 
 import armd_jax
 from armd_jax import config as config_lib
+from armd_jax import evaluate, models, training
 from armd_jax import export as export_lib
-from armd_jax import models, training
 from armd_jax.artifacts import cards, parameters, standalone, weights
 from armd_jax.config import MeshConfig, UserError
+from armd_jax.data import corpus as corpus_lib
 from armd_jax.decode import requests
 from armd_jax.decode.generate import generate, task_of
 from armd_jax.decode.sampling import Sampling
+from armd_jax.evaluation import suites
 from armd_jax.order import left_to_right
 from armd_jax.parallel import sharding
 from armd_jax.training import checkpoint
+from armd_jax.training import text as run_text
 from armd_jax.training import workdir as workdir_lib
 
 # Runs run.py where this package cannot be imported.
@@ -130,6 +133,32 @@ def test_folder_and_file_hold_what_the_run_holds(run, folder, file, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, raw, state.params)
   with pytest.raises(UserError, match='holds ema weights; write --weights=ema'):
     export_lib.load(folder, 'raw')
+
+
+def test_an_export_knows_the_text_of_its_run(run, folder, file, tmp_path):
+  """An evaluation on another text under the same name is refused, as the run itself refuses it."""
+  assert weights.text_sha256_of(folder) == weights.text_sha256_of(file) == ''  # of an older run
+  copy = tmp_path / 'run'
+  shutil.copytree(run[0], copy)
+  config = workdir_lib.read_config(copy)
+  words = (tmp_path / 'text.txt').write_text
+  words('\n\n'.join(f'alpha beta number {i}' for i in range(99)))
+  config = dataclasses.replace(
+    config, data=dataclasses.replace(config.data, source=str(tmp_path / 'text.txt'))
+  )
+  workdir_lib.write_config(copy, config)
+  corpus = corpus_lib.load(config.data, config.model.length)
+  run_text.keep(copy, config, corpus)
+  exported = write(tmp_path / 'export', copy)
+  again = write(tmp_path / 'again.safetensors', exported)
+  for path in (copy, exported, again):
+    assert weights.text_sha256_of(path) == corpus.sha256
+    assert suites.likelihood_task(config, (), 1, 2, weights.text_sha256_of(path)).parts
+  words('\n\n'.join(f'alpha beta number {i + 1}' for i in range(99)))
+  for path in (exported, again):
+    options = evaluate.Options(workdir=str(path), windows=2, streams=(2,))
+    with pytest.raises(UserError, match=r'is of another text .* bring that text back'):
+      evaluate.main(options)
 
 
 def test_relative_paths_open_what_absolute_ones_do(run, folder, file, monkeypatch):
