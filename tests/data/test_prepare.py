@@ -127,6 +127,17 @@ def test_bad_rows_are_left_out_by_choice(tmp_path, num_workers):
   assert manifest['left_out']['bad rows'] == 2
 
 
+def test_the_first_bad_row_is_told_whichever_worker_is_quicker(tmp_path):
+  """That of the first part is its last row, that of the second part its first one."""
+  lines = [json.dumps({'text': f'text {i:060}'}) for i in range(120_000)]
+  half = len('\n'.join(lines)) // 2
+  row = half // (len(lines[0]) + 1)
+  lines[row - 2] = lines[row + 2] = '{"text": null}'
+  (tmp_path / 'a.jsonl').write_text('\n'.join(lines))
+  with pytest.raises(UserError, match=rf'line {row - 1} of .*a.jsonl has no text'):
+    run(str(tmp_path / 'a.jsonl'), tmp_path / 'out', part_bytes=half, num_workers=2)
+
+
 def test_every_text_leaves_a_trace_in_the_hash(tmp_path):
   hashes = set()
   for texts in (['ab', 'c'], ['a', 'bc'], ['ab', 'd'], ['c', 'ab'], ['ab', 'c', 'c']):
