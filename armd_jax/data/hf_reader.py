@@ -8,11 +8,9 @@ downloaded.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import itertools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from armd_jax.data import rows
@@ -23,16 +21,8 @@ from armd_jax.files import paths
 _ROWS = 1000  # read at a time
 
 
-@dataclasses.dataclass(frozen=True)
-class HfSpan:
+class HfSpan(rows.RowSpan):
   """Rows [begin, end) of a split of a set."""
-
-  name: str
-  split_name: str
-  begin: int
-  end: int
-  column: str
-  num_bytes: int
 
   def documents(self, on_bad: OnBad = rows.stop) -> Iterator[str]:
     """The column of every row, blank ones left out."""
@@ -45,15 +35,6 @@ class HfSpan:
           on_bad(lambda p=problem: (p, 'write the right --column'))  # type: ignore[misc]
         elif text.strip():
           yield rows.whole(text)
-
-  def split(self, num_bytes: int) -> Sequence[HfSpan]:
-    count = self.end - self.begin
-    pieces = max(1, min(count, -(-self.num_bytes // num_bytes)))
-    borders = [self.begin + count * i // pieces for i in range(pieces + 1)]
-    return [
-      dataclasses.replace(self, begin=b, end=e, num_bytes=self.num_bytes * (e - b) // max(count, 1))
-      for b, e in itertools.pairwise(borders)
-    ]
 
 
 def hf_span(name: str, split_name: str, column: str) -> HfSpan:

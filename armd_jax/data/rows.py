@@ -6,13 +6,15 @@ its column. A reader hands every bad row, in words, to a function which raises o
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
+import itertools
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from etils import epath
 
@@ -47,6 +49,29 @@ class Parts(str):
     text = super().__new__(cls, ''.join(parts))
     text.parts = tuple(parts)
     return text
+
+
+@dataclasses.dataclass(frozen=True)
+class RowSpan:
+  """Rows [begin, end) of a column of a set's split, about `num_bytes` of text; a reader's own
+  subclass has their `documents`."""
+
+  name: str
+  split_name: str
+  begin: int
+  end: int
+  column: str
+  num_bytes: int
+
+  def split(self, num_bytes: int) -> Sequence[Self]:
+    """Spans of at most about so many bytes."""
+    count = self.end - self.begin
+    pieces = max(1, min(count, -(-self.num_bytes // num_bytes)))
+    borders = [self.begin + count * i // pieces for i in range(pieces + 1)]
+    return [
+      dataclasses.replace(self, begin=b, end=e, num_bytes=self.num_bytes * (e - b) // max(count, 1))
+      for b, e in itertools.pairwise(borders)
+    ]
 
 
 class BadRow(Exception):

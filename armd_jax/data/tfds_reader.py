@@ -6,12 +6,10 @@ TFDS_DATA_DIR, by default ~/tensorflow_datasets.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from armd_jax.data import rows
@@ -22,16 +20,8 @@ from armd_jax.errors import UserError, sentence
 _COLUMNS = {'lambada': 'passage', 'pg19': 'book_text'}
 
 
-@dataclasses.dataclass(frozen=True)
-class TfdsSpan:
+class TfdsSpan(rows.RowSpan):
   """Examples [begin, end) of a split of a prepared tensorflow-datasets set."""
-
-  name: str
-  split_name: str
-  begin: int
-  end: int
-  column: str
-  num_bytes: int
 
   def documents(self, on_bad: OnBad = rows.stop) -> Iterator[str]:
     return (text for text in self.texts(on_bad) if text.strip())
@@ -54,15 +44,6 @@ class TfdsSpan:
         on_bad(lambda p=problem: (p, 'prepare the set from other text'))  # type: ignore[misc]
       else:
         yield text
-
-  def split(self, num_bytes: int) -> Sequence[TfdsSpan]:
-    count = self.end - self.begin
-    pieces = max(1, min(count, -(-self.num_bytes // num_bytes)))
-    borders = [self.begin + count * i // pieces for i in range(pieces + 1)]
-    return [
-      dataclasses.replace(self, begin=b, end=e, num_bytes=self.num_bytes * (e - b) // count)
-      for b, e in itertools.pairwise(borders)
-    ]
 
 
 def columns(name: str) -> list[str]:
