@@ -1,4 +1,4 @@
-"""Rules of a config that concern few of its fields, apart from `armd_jax.config` for its length."""
+"""Which fields of a config go with which others, apart from the fields themselves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from armd_jax.errors import UserError
+from armd_jax.errors import UserError, is_whole
 
 NUMBERS = {float: 'a number', int: 'a whole number', tuple[float, ...]: 'numbers'}
 _LIKE = {int: 'whole numbers, like (1, 2, 4)', float: 'numbers, like (0.7, 0.3)',
@@ -41,6 +41,90 @@ def with_ends(config: Any) -> Any:
   if o.schedule == 'warmup_stable_decay' and o.decay_steps == -1:
     filled['decay_steps'] = max(1, filled.get('schedule_steps', o.schedule_steps) // 5)
   return dataclasses.replace(o, **filled)
+
+
+def contradictions(config: Any) -> Iterator[str]:
+  """What of one field of a `Config` does not go with another, a sentence each."""
+  m, o, t = config.model, config.order, config.train
+  yield from of_documents(config)
+  yield from of_adapting(config)
+  yield from of_schedule(config)
+  yield from of_mixture(config.data)
+  if m.num_two_stream_layers > m.num_layers:
+    yield (
+      f'config.model.num_two_stream_layers is {m.num_two_stream_layers}; '
+      f'write 0 to num_layers = {m.num_layers}'
+    )
+  if m.head_dim == -1:
+    yield (
+      f'config.model.embed_dim is {m.embed_dim}, which {m.num_heads} heads of even width do not '
+      f'divide; write a multiple of {2 * m.num_heads}'
+    )
+  if m.head_dim % 2:
+    yield f'config.model.head_dim is {m.head_dim}; write an even number'
+  r = m.rope_scaling
+  if r.kind == 'llama3' and r.high_frequency <= r.low_frequency:
+    yield (
+      f'config.model.rope_scaling.high_frequency is {r.high_frequency}; write more than '
+      f'low_frequency = {r.low_frequency}'
+    )
+  if m.num_heads % m.num_kv_heads:
+    yield (
+      f'config.model.num_kv_heads is {m.num_kv_heads}; write a divisor of num_heads = {m.num_heads}'
+    )
+  if m.num_slots < 1:
+    yield (
+      f'config.model.length is {m.length} with config.model.first_token = {m.first_token!r}, '
+      'which leaves no token to predict; write 2 or more'
+    )
+  if m.position_dim % 2:
+    yield f'config.model.position_dim is {m.position_dim}; write an even number'
+  if m.orders == 'none' and m.architecture != 'rope':
+    yield (
+      f'config.model.architecture is {m.architecture!r} but config.model.family is {m.family!r}, '
+      "which has RoPE only; write 'rope'"
+    )
+  if o.max_shuffled > m.length:
+    yield f'config.order.max_shuffled is {o.max_shuffled}; write 0 to model.length = {m.length}'
+  if o.ar_steps > o.perm_steps:
+    yield (
+      f'config.order.perm_steps is {o.perm_steps}, before ar_steps = {o.ar_steps}; '
+      'write a later step'
+    )
+  if m.orders == 'left_to_right' and o.uniform_order_prob:
+    yield (
+      f'config.order.uniform_order_prob is {o.uniform_order_prob} but config.model.family is '
+      f'{m.family!r}, which has left-to-right orders only; write 0'
+    )
+  if o.segments_prob and o.segments_cuts >= m.num_slots:
+    yield (
+      f'config.order.segments_cuts is {o.segments_cuts}; write less than the {m.num_slots} tokens '
+      'of a sequence'
+    )
+  if o.strided_start >= 0:
+    if m.orders != 'any':
+      yield (
+        f'config.order.strided_start is {o.strided_start} but config.model.family is {m.family!r}, '
+        'which has no strided orders; write -1'
+      )
+    if not o.strided_streams:
+      yield 'config.order.strided_streams is empty; write stride counts, like (1, 2, 4)'
+    for streams in o.strided_streams:
+      check_streams(streams, m.num_slots, 'config.order.strided_streams')
+  for streams in t.eval_streams:
+    check_streams(streams, m.num_slots, 'config.train.eval_streams')
+  if t.batch_size % t.accumulation:
+    yield (
+      f'config.train.accumulation is {t.accumulation}; '
+      f'write a divisor of batch_size = {t.batch_size}'
+    )
+  if t.profile_steps:
+    first, *more = t.profile_steps
+    if len(more) != 1 or not first <= more[0] or first > t.steps:
+      yield (
+        f'config.train.profile_steps is {t.profile_steps}; write the first and the last step of a '
+        'trace, like (10, 12), or ()'
+      )
 
 
 def of_schedule(config: Any) -> Iterator[str]:
@@ -134,4 +218,18 @@ def of_adapting(config: Any) -> Iterator[str]:
     yield (
       f'config.train.eval_streams is {streams} but config.model.family is {family!r}, which has no '
       'strided orders; write ()'
+    )
+
+
+def check_streams(streams: int, num_slots: int, name: str) -> None:
+  """Refuses a stride count that leaves streams empty. Any other is taken, in training, evaluation
+  and generation alike: streams of a text whose length it does not divide differ by a token.
+
+  Raises:
+    UserError: if `streams` is not 1 to `num_slots`.
+  """
+  if not is_whole(streams) or not 1 <= streams <= num_slots:
+    raise UserError(
+      f'{name} holds S = {streams!r}, but of {num_slots} tokens there are 1 to {num_slots} '
+      'streams; write such a number'
     )

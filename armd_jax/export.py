@@ -16,7 +16,8 @@ from armd_jax import cli, training
 from armd_jax.artifacts import hugging_face, stablehlo, standalone
 from armd_jax.artifacts.cards import hugging_face_card, measured, model_card
 from armd_jax.artifacts.standalone import Export
-from armd_jax.config import MeshConfig, check_streams
+from armd_jax.config import MeshConfig
+from armd_jax.config_rules import check_streams
 from armd_jax.data.tokenizers import get_tokenizer
 from armd_jax.errors import UserError
 from armd_jax.files import paths

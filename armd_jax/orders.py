@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from armd_jax import order as order_lib
-from armd_jax.config import check_streams
+from armd_jax.config_rules import check_streams
 from armd_jax.errors import UserError, check_seed, is_whole
 from armd_jax.order import GenerationOrder
 

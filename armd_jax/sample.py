@@ -18,7 +18,7 @@ import numpy as np
 
 from armd_jax import cli, families
 from armd_jax.artifacts.weights import load_ema
-from armd_jax.config import MeshConfig, ModelConfig, check_streams
+from armd_jax.config import MeshConfig, ModelConfig
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.decode import live, race
 from armd_jax.decode.requests import Decoder, check_counts
@@ -57,7 +57,6 @@ class Options(cli.OnCluster):
 
 
 def _request(options: Options, model: ModelConfig, tokenizer: Tokenizer) -> Request:
-  check_streams(options.streams, model.num_slots, '--streams')
   diffuses = bool(options.steps or options.sampler)
   asked.check_family(model, options.streams, options.infill, diffuses)
   asked.check_race(model, options.streams, options.race)

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 
 from armd_jax import families, orders
 from armd_jax.artifacts import hub, pack, weights
-from armd_jax.config import Config, check_streams
+from armd_jax.config import Config
+from armd_jax.config_rules import check_streams
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.decode import requests
 from armd_jax.decode.sampling import Sampling

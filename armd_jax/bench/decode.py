@@ -23,7 +23,7 @@ from armd_jax import config as config_lib
 from armd_jax.artifacts import weights
 from armd_jax.bench import decode_peers, timing
 from armd_jax.compiled import flops
-from armd_jax.config import check_streams
+from armd_jax.config_rules import check_streams
 from armd_jax.data import corpus as corpus_lib
 from armd_jax.decode import diffusion, step
 from armd_jax.decode.generate import compile_generate, plan_of, prepare, task_of

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 
 from armd_jax import families
-from armd_jax.config import ModelConfig, check_streams
+from armd_jax.config import ModelConfig
+from armd_jax.config_rules import check_streams
 from armd_jax.data import documents, readers
 from armd_jax.data.rows import Apart, Parts
 from armd_jax.data.tokenizers import Tokenizer

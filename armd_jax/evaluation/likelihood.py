@@ -14,7 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from armd_jax import families
-from armd_jax.config import ModelConfig, OrderConfig, check_streams
+from armd_jax.config import ModelConfig, OrderConfig
+from armd_jax.config_rules import check_streams
 from armd_jax.data import documents
 from armd_jax.errors import check_seed
 from armd_jax.models.ar import AR

@@ -9,6 +9,7 @@ import numpy as np
 
 from armd_jax import families
 from armd_jax.config import ModelConfig
+from armd_jax.config_rules import check_streams
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.decode.requests import Request, continue_prompts, fill_gaps, heads_of
 from armd_jax.decode.step import Generated
@@ -36,7 +37,7 @@ def sampler_of(model: ModelConfig, name: str) -> str:
 
 
 def check_family(model: ModelConfig, streams: int, infill: str | None, diffuses: bool) -> None:
-  """Refuses what the family cannot do.
+  """Refuses what the family or the length of its texts cannot do.
 
   Args:
     model: of any family.
@@ -46,6 +47,7 @@ def check_family(model: ModelConfig, streams: int, infill: str | None, diffuses:
   Raises:
     UserError: it cannot.
   """
+  check_streams(streams, model.num_slots, '--streams')
   if model.orders == 'left_to_right' and (streams > 1 or infill):
     raise UserError(
       f'the model is auto-regressive ({model.family!r}); leave out --infill and write --streams=1'

@@ -13,7 +13,7 @@ import numpy as np
 from armd_jax import config as config_lib
 from armd_jax import families
 from armd_jax.cli import write_json
-from armd_jax.config import check_streams
+from armd_jax.config_rules import check_streams
 from armd_jax.data import corpus as corpus_lib
 from armd_jax.data.packing import text_bytes
 from armd_jax.decode import requests
