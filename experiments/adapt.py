@@ -20,8 +20,9 @@ and at 2, 4 and 16 tokens a step:
 --config.optimizer.lora_rank=16 trains adapters of low rank beside the open model's matrices, and
 --config.optimizer.trained=NAMES a part of the network.
 
-Three hours of two CPU cores are about a thousand steps of SmolLM2-135M; on one GPU they are
-minutes, with --config.model.dtype=bfloat16 --config.train.batch_size=64.
+Three hours of two CPU cores are about a thousand steps of SmolLM2-135M, the default; `:steps=N`
+plans for others. On one GPU they are minutes, with --config.model.dtype=bfloat16
+--config.train.batch_size=64.
 """
 
 import json
@@ -40,15 +41,23 @@ SMOLLM2 = dict(
 )  # fmt: skip
 
 
+def _whole(digits: str) -> int:
+  if not digits.isdecimal() or int(digits) < 4:
+    raise UserError(f'adapt.py has steps={digits}; write a whole number from 4 on')
+  return int(digits)
+
+
 def get_config(options: str = '') -> ml_collections.ConfigDict:
-  run, begins = '', True
+  run, begins, steps = '', True, STEPS
   for option in filter(None, options.split(',')):
     if option == 'scratch':
       begins = False
     elif option.startswith('run='):
       run = option.removeprefix('run=')
+    elif option.startswith('steps='):
+      steps = _whole(option.removeprefix('steps='))
     else:
-      raise UserError(f'adapt.py takes run=DIR and scratch, but no {option!r}')
+      raise UserError(f'adapt.py takes run=DIR, steps=N and scratch, but no {option!r}')
   config = default_config()
   config.model.update(SMOLLM2)
   if run:
@@ -61,14 +70,14 @@ def get_config(options: str = '') -> ml_collections.ConfigDict:
     config.init_from = run if begins else ''
   config.model.remat = 'dots'
   config.order.update(
-    ar_steps=0, perm_steps=STEPS // 4, max_shuffled=8, segments_prob=0.5, segments_cuts=8,
-    strided_start=STEPS // 2, strided_streams=(1, 2, 4, 8, 16), strided_draw='sequence',
+    ar_steps=0, perm_steps=steps // 4, max_shuffled=8, segments_prob=0.5, segments_cuts=8,
+    strided_start=steps // 2, strided_streams=(1, 2, 4, 8, 16), strided_draw='sequence',
   )  # fmt: skip
   config.optimizer.update(
     learning_rate=1e-4, warmup_steps=50, beta2=0.99, ema_decay=0.99, skip_above=10.0
   )
   config.train.update(
-    steps=STEPS, batch_size=4, log_every=10, eval_every=100, eval_windows=16,
+    steps=steps, batch_size=4, log_every=10, eval_every=100, eval_windows=16,
     eval_streams=(2, 4, 16), checkpoint_every=50,
     keep_last=1, keep_best=0, keep_every=0,
   )  # fmt: skip

@@ -111,7 +111,14 @@ def test_adapting_goes_on_from_a_run(tmp_path):
   assert tuned.optimizer.skip_above == 10
   scratch = recipe('adapt', f'run={tmp_path}/run,scratch')
   assert scratch == dataclasses.replace(tuned, init_from='')
-  for text, message in (('x', "run=DIR and scratch, but no 'x'"), ('run=x', 'x holds no run')):
+  short = recipe('adapt', f'run={tmp_path}/run,steps=40')
+  assert (short.train.steps, short.order.perm_steps, short.order.strided_start) == (40, 10, 20)
+  for text, message in (
+    ('x', "run=DIR, steps=N and scratch, but no 'x'"),
+    ('run=x', 'x holds no run'),
+    ('steps=3', 'steps=3; write a whole number from 4 on'),
+    ('steps=many', 'steps=many; write'),
+  ):
     with pytest.raises(UserError, match=message):
       recipe('adapt', text)
 
