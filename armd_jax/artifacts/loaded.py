@@ -170,14 +170,14 @@ class Model:
       order: of all missing tokens, numbered as in the text, in place of streams.
       count, seed, temperature, top_p: as of `generate`.
     Raises:
-      UserError: there is no gap, the text is too long, or the model is auto-regressive.
+      UserError: there is no gap, the text is too long, or the model reads nothing behind a gap.
     """
     requests.check_counts(streams, count)
     slots = self.config.model.num_slots
-    if self.config.model.orders == 'left_to_right':
+    if not families.of(self.config.model).infills:
       raise UserError(
-        f'the model is auto-regressive ({self.config.model.family!r}) and cannot fill gaps; take '
-        'one of another family'
+        f'a model of family {self.config.model.family!r} reads nothing behind a gap and cannot '
+        'fill it; take one of another family'
       )
     request = requests.fill_gaps(template, gap_tokens, count, slots, self.tokenizer)
     sampling = self._sampling(seed, temperature, top_p, 'none')

@@ -2,8 +2,8 @@
 
 Stories of five sentences (ROCStories) lose the third, or the three in the middle. An order around
 given tokens predicts what is missing from both sides: the log-likelihood of the true sentences is
-exact, in one pass. What the model writes in their place is compared with them by ROUGE. The gap has
-as many tokens as the true sentences have.
+exact, in one pass. Of a diffusion baseline it is bounded. What the model writes in their place is
+compared with them by ROUGE. The gap has as many tokens as the true sentences have.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ GAPS = {'sentence 3 of 5': slice(2, 3), 'sentences 2 to 4 of 5': slice(1, 4)}
 MEASURES = ('rouge1', 'rouge2', 'rougeL')
 
 DESCRIBED = (
-  'protocol infilling: the true sentences given those around them, exact; ROUGE (F, as rouge-score '
+  'protocol infilling: the true sentences given those around them; ROUGE (F, as rouge-score '
   'has it without stemming) of the likeliest tokens in their place, as many as the true ones'
 )
 
@@ -123,30 +123,30 @@ def parts(
   tokenizer: Tokenizer,
   config: ModelConfig,
 ) -> list[ScoredWindows]:
-  """What is scored and written: each gap from its left side alone, then from both sides with S
-  streams, one and those that are asked for, if the model predicts along any order.
+  """What is scored and written: each gap from its left side alone, then from both sides, if the
+  model can; along orders with S streams, one and those that are asked for.
 
   Raises:
-    UserError: it predicts along none, an S is more than the tokens, or a story is too long.
+    UserError: an S is more than the tokens, or a story is too long.
   """
-  if config.orders == 'none':
-    raise UserError(
-      f'the infilling suite predicts along orders, which a model of family {config.family!r} '
-      'cannot; choose another suite'
-    )
+  named = dataclasses.replace
   for count in streams:
     check_streams(count, config.num_slots, '--streams')
-  left = dataclasses.replace(likelihood.LEFT_TO_RIGHT, name='left side alone')
-  both = [dataclasses.replace(likelihood.LEFT_TO_RIGHT, name='both sides, S=1')]
-  for count in streams:
-    if count > 1:
-      parallel, _ = likelihood.strided_protocols(count)
-      both.append(dataclasses.replace(parallel, name=f'both sides, S={count}'))
+  if config.orders == 'none':
+    left = named(likelihood.DENOISING, name='left side alone')
+    both = [named(likelihood.DENOISING, name='both sides')]
+  else:
+    left = named(likelihood.LEFT_TO_RIGHT, name='left side alone')
+    both = [named(likelihood.LEFT_TO_RIGHT, name='both sides, S=1')]
+    for count in streams:
+      if count > 1:
+        parallel, _ = likelihood.strided_protocols(count)
+        both.append(named(parallel, name=f'both sides, S={count}'))
   found = []
   for title, gap in GAPS.items():
     of_side = lambda right, gap=gap: windows(stories, gap, tokenizer, config, right=right)
     found.append(ScoredWindows(left, of_side(False), title))
-    if config.orders == 'any':
+    if families.of(config).infills:
       found += [ScoredWindows(protocol, of_side(True), title) for protocol in both]
   return found
 
@@ -200,9 +200,9 @@ def fill(part: ScoredWindows, decoder: Decoder, batch_size: int) -> tuple[list[s
     marks = documents.read(part.windows_WxN[index_B, -slots:])
     length_B = marks.is_real_BxN.sum(axis=1).astype(np.int32)
     request = Request(marks.ids_BxN, marks.is_given_BxN, length_B)
-    _, generated = generate(
-      decoder, request, Sampling(temperature=0.0), streams=part.protocol.streams
-    )
+    # A sampler reveals one token a step, as a single stream does.
+    streams = part.protocol.streams or 1
+    _, generated = generate(decoder, request, Sampling(temperature=0.0), streams=streams)
     tokens_BxN = np.asarray(jax.device_get(generated.tokens_BxN))
     for b in range(min(batch_size, len(part.windows_WxN) - first)):
       for ids_BxN, into in ((tokens_BxN, written), (marks.ids_BxN, true)):

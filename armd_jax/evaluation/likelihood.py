@@ -54,6 +54,7 @@ class Protocol:
     parallel: S tokens at a time, or the same order one token at a time.
     num_shuffled: tokens permuted in a random order; 0: all of them.
     shuffle_mode: how they are chosen, see `order.shuffled`.
+    is_denoising: the bound is the family's own, not one over orders.
   """
 
   name: str
@@ -62,6 +63,7 @@ class Protocol:
   parallel: bool = True
   num_shuffled: int = 0
   shuffle_mode: str = 'scatter'
+  is_denoising: bool = False
 
   def order(
     self, num_slots: int, keys_B: Array, document: armd.Document | None = None
@@ -89,7 +91,7 @@ class Protocol:
 
 LEFT_TO_RIGHT = Protocol('left-to-right', 'exact', 1)
 UNIFORM = Protocol('uniform orders', 'bound', 0)
-DENOISING = Protocol('denoising, random orders', 'bound', 0)  # a diffusion baseline's own bound
+DENOISING = Protocol('denoising, random orders', 'bound', 0, is_denoising=True)
 
 
 def strided_protocols(streams: int) -> tuple[Protocol, Protocol]:
@@ -150,11 +152,9 @@ def nll(
     start: windows to leave out, at the beginning of the K W.
   Yields:
     nll_BxN: float32 nats per slot, in generation order, 0 of those that are not scored; of a
-      diffusion baseline, each sequence's bound spread evenly over its slots.
-  Raises:
-    ValueError: windows with marks, of which a diffusion baseline's bound cannot be taken.
+      diffusion baseline, each sequence's bound spread evenly over its scored slots.
   """
-  is_bound = protocol == DENOISING
+  is_bound = protocol.is_denoising
   score = (_score_bound if is_bound else scorer)(model, mesh)
   rows = sharding.batch_sharding(mesh)
   check_seed(seed)
@@ -162,10 +162,9 @@ def nll(
   drawn_I, window_I = np.divmod(np.arange(total), len(windows_WxN))
   keys_I = order_keys(seed, window_I, drawn_I)
   order = functools.partial(protocol.order, model.config.num_slots)
-  make = jax.jit(jax.random.key_data if is_bound else order)
+  keyed = lambda keys_B, *document: (jax.random.key_data(keys_B), *document)
+  make = jax.jit(keyed if is_bound else order)
   is_marked, slots = documents.are_marked(windows_WxN), model.config.num_slots
-  if is_marked and is_bound:
-    raise ValueError('a bound of windows with marks; take a protocol along orders')
 
   def asked_for():
     for first in range(start, total, batch_size):
@@ -182,6 +181,7 @@ def nll(
       how, is_scored_BxN = jax.tree.map(np.asarray, how), None
       if is_marked:
         is_scored_BxN = read.is_scored_BxN[:, -slots:]
+      if is_marked and not is_bound:
         is_scored_BxN = np.take_along_axis(is_scored_BxN, how.position_BxN - 1, axis=1)
       text_BxN, how = jax.tree.map(lambda x: sharding.put(x, rows), (read.ids_BxN, how))
       yield score(params, text_BxN, how), is_scored_BxN, count
@@ -226,17 +226,24 @@ def scorer(model, mesh):
 
 @functools.lru_cache(maxsize=8)
 def _score_bound(model, mesh):
-  """`scorer` of a family's own bound, which takes a key per sequence in place of an order."""
+  """`scorer` of a family's own bound, which takes the data of a key per sequence in place of an
+  order, and what is given of each and how long it is, if texts have marks."""
   bound = families.of(model.config).bound
 
-  def score(params: Params, text_BxN: Array, key_data_Bx2: Array) -> Array:
-    keys_B = jax.random.wrap_key_data(key_data_Bx2)
+  def score(params: Params, text_BxN: Array, how: tuple[Array, ...]) -> Array:
+    key_data_Bx2, *documents = how
+    document, slots = documents[0] if documents else None, model.config.num_slots
+    keys_B, settings = jax.random.wrap_key_data(key_data_Bx2), model.config.diffusion
     with axes.on(mesh):
       nats_B = bound(
-        model, params, text_BxN, keys_B, model.config.diffusion, samples=TIMES, loss_chunk=64
+        model, params, text_BxN, keys_B, settings, samples=TIMES, loss_chunk=64, document=document
       )
-    slots = model.config.num_slots
-    return jnp.broadcast_to(nats_B[:, None] / slots, (len(nats_B), slots))
+    is_scored_BxN = jnp.ones((len(nats_B), slots), bool)
+    if document is not None:
+      is_given_BxN, length_B = document
+      is_scored_BxN = ~is_given_BxN & (jnp.arange(slots) < length_B[:, None])
+    count_B = jnp.maximum(jnp.sum(is_scored_BxN, axis=1), 1)
+    return is_scored_BxN * (nats_B / count_B)[:, None]
 
   rows = sharding.batch_sharding(mesh)
   return jax.jit(score, in_shardings=(None, rows, rows), out_shardings=sharding.replicated(mesh))

@@ -6,4 +6,4 @@ from armd_jax.families.family import Family
 from armd_jax.families.ordered import SHOWN, generate, loss
 from armd_jax.models.ar import AR
 
-FAMILY = Family(network=AR, loss=loss, generate=generate, shown=SHOWN)
+FAMILY = Family(network=AR, loss=loss, generate=generate, shown=SHOWN, infills=False)

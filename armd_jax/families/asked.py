@@ -52,6 +52,11 @@ def check_family(model: ModelConfig, streams: int, infill: str | None, diffuses:
     raise UserError(
       f'the model is auto-regressive ({model.family!r}); leave out --infill and write --streams=1'
     )
+  if infill and not families.of(model).infills:
+    raise UserError(
+      f'a model of family {model.family!r} reads nothing behind a gap; leave out --infill, and '
+      'give what is before it as --prompt'
+    )
   if not families.of(model).samplers and diffuses:
     raise UserError(
       f'--steps and --sampler are for diffusion baselines; the model is {model.family!r}, '

@@ -52,9 +52,10 @@ class Family:
       `decode.requests.Decoder`. Without samplers it also takes `watch`, `order` and `mend`; with
       samplers also `steps` and `sampler`, and it returns a `decode.diffusion.Denoised`.
     shown: how a text is generated, in a sentence of the report, where `{length}` is its tokens.
-    bound: `(model, params, text_BxN, keys_B, diffusion settings, samples=, loss_chunk=) -> nats_B`,
-      the family's own upper bound on the negative log-likelihood; None: it is measured along orders
-      alone.
+    bound: `(model, params, text_BxN, keys_B, diffusion settings, samples=, loss_chunk=, document=)
+      -> nats_B`, the family's own upper bound on the negative log-likelihood, see
+      `MaskedDiffusion.bound`; None: it is measured along orders alone.
+    infills: whether what is generated depends on given text behind it.
     samplers: names, the default first; () where texts are generated along orders.
     method: of masked diffusion, where there are samplers.
   """
@@ -64,5 +65,6 @@ class Family:
   generate: Callable[..., tuple[list[str], Any]]
   shown: str
   bound: Callable[..., Array] | None = None
+  infills: bool = True
   samplers: tuple[str, ...] = ()
   method: MaskedDiffusion | None = None

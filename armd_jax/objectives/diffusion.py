@@ -82,6 +82,7 @@ class MaskedDiffusion:
     u_B: Array,
     keys_B: Array,
     settings: DiffusionConfig,
+    is_free_BxN: Array | None = None,
     **options,
   ) -> tuple[Array, Array]:
     """The loss of one draw per sequence.
@@ -89,13 +90,17 @@ class MaskedDiffusion:
     Args:
       model, params, text_BxN: see `masking.masked_loss`, which takes the options too.
       u_B, keys_B, settings: see `draw`.
+      is_free_BxN: bool, the tokens that may be masked; None: all.
     Returns:
       The scaled total, and nats_B, an unbiased estimate of each sequence's objective; of its bound,
       but for the prior, with the settings `of_the_bound`.
     """
     draw = self.draw(u_B, keys_B, model.config.num_slots, settings)
+    is_masked_BxN = draw.is_masked_BxN
+    if is_free_BxN is not None:
+      is_masked_BxN &= is_free_BxN
     return masking.masked_loss(
-      model, params, text_BxN, draw.is_masked_BxN, draw.weights_B, noise_B=draw.noise_B,
+      model, params, text_BxN, is_masked_BxN, draw.weights_B, noise_B=draw.noise_B,
       kind=self.kind, weight_of_shown=draw.weight_of_shown, **options,
     )  # fmt: skip
 
@@ -144,6 +149,7 @@ class MaskedDiffusion:
     *,
     samples: int,
     loss_chunk: int,
+    document: tuple[Array, Array] | None = None,
   ) -> Array:
     """An unbiased estimate of each sequence's upper bound on its negative log-likelihood.
 
@@ -157,19 +163,26 @@ class MaskedDiffusion:
       settings: the process.
       samples: times per sequence.
       loss_chunk: slots per sequence whose logits exist at once.
+      document: is_given_BxN and length_B of texts of which a part is given: the bound is then on
+        what is left, given that part. Such a token is never masked, so that the process is that of
+        the others alone.
     Returns:
       float32 nats_B per sequence.
     """
     settings = self.of_the_bound(settings)
-    batch = text_BxN.shape[0]
+    batch, slots = text_BxN.shape[0], model.config.num_slots
+    is_free_BxN, length_B = jnp.ones((batch, slots), bool), None
+    if document is not None:
+      is_given_BxN, length_B = document
+      is_free_BxN = ~is_given_BxN & (jnp.arange(slots) < length_B[:, None])
     time_keys_B, mask_keys_B = jax.vmap(jax.random.split, out_axes=1)(keys_B)
 
     def estimate(index):
       fold = jax.vmap(jax.random.fold_in, (0, None))
       u_B = masking.times(fold(time_keys_B, index), index, samples, least=0.0)
       _, nats_B = self.objective(
-        model, params, text_BxN, u_B, fold(mask_keys_B, index), settings, scale=1.0,
-        loss_chunk=loss_chunk,
+        model, params, text_BxN, u_B, fold(mask_keys_B, index), settings, is_free_BxN, scale=1.0,
+        loss_chunk=loss_chunk, length_B=length_B,
       )  # fmt: skip
       return nats_B
 
@@ -182,10 +195,11 @@ class MaskedDiffusion:
       model,
       params,
       text_BxN,
-      jnp.ones((batch, model.config.num_slots), bool),
+      is_free_BxN,
       jnp.full(batch, shown, jnp.float32),
       scale=1.0,
       loss_chunk=loss_chunk,
+      length_B=length_B,
       noise_B=self.noise(settings, jnp.ones(batch)),
     )
     return nats_B + prior_B

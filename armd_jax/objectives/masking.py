@@ -103,6 +103,7 @@ def masked_loss(
   scale: float,
   loss_chunk: int,
   noise_B: Array | None = None,
+  length_B: Array | None = None,
   dropout_key: Array | None = None,
   index_B: Array | None = None,
   kind: str = 'cross_entropy',
@@ -120,6 +121,7 @@ def masked_loss(
     scale: of the returned total, like 1 / (sequences x slots).
     loss_chunk: slots per sequence whose logits exist at once.
     noise_B: what the network reads, see `Denoiser`.
+    length_B: int32, tokens of each text; None: all.
     dropout_key: turns dropout on.
     index_B: int32, index of each sequence in the whole batch, which its dropout depends on.
     kind: see `weighted_nll`.
@@ -133,7 +135,7 @@ def masked_loss(
   rngs = None if dropout_key is None else {'dropout': dropout_key}
   tokens_BxN = jnp.where(is_masked_BxN, MASK, text_BxN)
   hidden_BxNxE = model.apply(
-    {'params': params}, tokens_BxN, noise_B, first_B, None, index_B, rngs=rngs
+    {'params': params}, tokens_BxN, noise_B, first_B, length_B, index_B, rngs=rngs
   )
   embedding_VxE = model.apply({'params': params}, method='embedding')
   # A token of weight 0 is never read: what the network predicts in its place does not matter.

@@ -180,12 +180,12 @@ def test_what_cannot_be_done_is_a_sentence(armd, call, message):
 
 def test_an_auto_regressive_model_knows_one_order():
   model = make('ar')
-  for call in (
-    lambda: model.logprobs('ab', order=ORDERS.left_to_right(2)),
-    lambda: model.generate('a', streams=2),
-    lambda: model.infill('a ___'),
+  for call, message in (
+    (lambda: model.logprobs('ab', order=ORDERS.left_to_right(2)), 'auto-regressive'),
+    (lambda: model.generate('a', streams=2), 'auto-regressive'),
+    (lambda: model.infill('a ___'), "family 'ar' reads nothing behind a gap and cannot fill it"),
   ):
-    with pytest.raises(UserError, match='auto-regressive'):
+    with pytest.raises(UserError, match=message):
       call()
   first = make('ar', first_token='given', architecture='gpt2')
   assert len(first.logprobs('abc')) == 3 and first.perplexity('abc' * 20) > 1

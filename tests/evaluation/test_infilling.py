@@ -164,13 +164,28 @@ def test_families_fill_what_they_can(tmp_path, monkeypatch):
     (title, 'left side alone') for title in infilling.GAPS
   ]
   assert {len(part.windows_WxN) for part in ar.parts} == {2} and '2 of 3 stories' in ar.described[1]
-  with pytest.raises(UserError, match="a model of family 'mdlm' cannot; choose another suite"):
-    task('mdlm', {'mine': source})
+  mdlm = task('mdlm', {'mine': source})
+  assert [(part.text, part.protocol.name, part.protocol.kind) for part in mdlm.parts] == [
+    (title, side, 'bound') for title in infilling.GAPS for side in ('left side alone', 'both sides')
+  ]
   with pytest.raises(UserError, match='reads one file of stories; write --texts=NAME=FILE'):
     task('armd', {'mine': ''})
   monkeypatch.setitem(sys.modules, 'rouge_score', None)
   with pytest.raises(UserError, match=r"by rouge-score; pip install 'armd_jax\[eval\]'"):
     task('armd', {'mine': source})
+
+
+def test_a_diffusion_baseline_is_bounded_and_fills():
+  config = tiny.model_config(length=32, num_layers=2, family='mdlm')
+  model, params = tiny.init(config, TOKENIZER.vocab_size)
+  parts = infilling.parts(STORIES, (), TOKENIZER, config)[:2]
+  found = scores.score(model, TOKENIZER, params, parts, MESH, batch_size=2)
+  rows = infilling.rows(found, parts, Decoder(model, params, TOKENIZER, MESH), batch_size=2)
+  for row, part in zip(rows, parts, strict=True):
+    assert row['kind'] == 'bound' and row['tokens'] == documents.num_scored(part.windows_WxN).sum()
+    assert row['nats_per_gap'] > 0
+  left, both = (row['nats_per_gap'] for row in rows)
+  assert left != pytest.approx(both, rel=1e-3)
 
 
 def test_evaluate_prints_and_writes_it_and_a_report_shows_it(tmp_path, capsys):

@@ -248,6 +248,27 @@ def test_bound_is_unbiased(method):
   assert abs(error.mean()) < 4 * mean_error
 
 
+@pytest.mark.parametrize('method', [MDLM, SEDD, RADD])
+def test_bound_of_what_is_missing_is_tight_where_the_network_is_exact(method):
+  """Given one token, and with nothing behind the second in every other text: -log p of the rest."""
+  logits = toy.exact() + (np.log(3) if method is SEDD else 0)
+  run = jax.jit(
+    functools.partial(method().bound, toy.network(), settings=SETTINGS, samples=4, loss_chunk=3)
+  )
+  texts, given_N = np.repeat(toy.TEXTS, 300, axis=0), np.array([False, True, False])
+  documents = jnp.tile(given_N, (len(texts), 1)), jnp.full(len(texts), toy.N)
+  keys = jax.random.split(jax.random.key(3), len(texts))
+  nats = run(jnp.asarray(logits), jnp.asarray(texts), keys, document=documents)
+  nats = np.asarray(nats, np.float64).reshape(27, 300)
+  same = toy.TEXTS[:, None, given_N] == toy.TEXTS[None, :, given_N]
+  expected = -np.log(toy.PROBABILITY / (same.all(-1) @ toy.PROBABILITY))
+  error = nats.mean(1) - expected
+  assert (np.abs(error) < 4.5 * nats.std(1) / 300**0.5 + 1e-6).all()
+  everything = documents[0] | True
+  nothing = run(jnp.asarray(logits), jnp.asarray(texts), keys, document=(everything, documents[1]))
+  assert not np.any(nothing)
+
+
 @pytest.mark.parametrize('method', METHODS)
 def test_training_loss_is_the_objective_at_low_discrepancy_times_however_it_is_cut(method):
   """Times and masks follow the index in the batch, so that micro-batches add up to the batch."""
