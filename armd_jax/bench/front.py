@@ -95,8 +95,24 @@ def held_out(found: Sequence[Way], windows_WxN: np.ndarray) -> list[dict[str, An
   Returns:
     kind ('exact' or 'bound'), nats_per_token and nats_per_byte, a row for each.
   """
+  names = 'kind', 'nats_per_token', 'nats_per_byte'
+  return [{name: getattr(score, name) for name in names} for score in _scores(found, windows_WxN)]
+
+
+def gaps(found: Sequence[Way], windows_WxN: np.ndarray, size: int) -> list[float | None]:
+  """Nats of so many tokens in the middle of a window, mean over windows, given all others; None of
+  what reads nothing behind a gap."""
+  begin = (windows_WxN.shape[1] - size) // 2
+  marked_WxN = ~windows_WxN.astype(np.int32)
+  marked_WxN[:, begin : begin + size] ^= -1  # `~` once more: these are scored
+  can = [way for way in found if families.of(way.decoder.model.config).infills]
+  of_way = dict(zip(map(id, can), _scores(can, marked_WxN), strict=True))
+  return [of_way[id(way)].nats_per_token * size if id(way) in of_way else None for way in found]
+
+
+def _scores(found, windows_WxN):
+  """A score of each way; ways that differ by steps of a sampler alone share one."""
   known: dict[Any, scores.Score] = {}
-  rows = []
   for way in found:
     decoder, which = way.decoder, (id(way.decoder), way.streams)
     if which not in known:
@@ -106,9 +122,7 @@ def held_out(found: Sequence[Way], windows_WxN: np.ndarray) -> list[dict[str, An
       part = scores.ScoredWindows(protocol, windows_WxN)
       how = decoder.tokenizer, decoder.params, [part], decoder.mesh
       (known[which],) = scores.score(decoder.model, *how)
-    score = known[which]
-    rows.append({k: getattr(score, k) for k in ('kind', 'nats_per_token', 'nats_per_byte')})
-  return rows
+  return [known[id(way.decoder), way.streams] for way in found]
 
 
 def speed(
@@ -214,6 +228,7 @@ class Options:
   repeats: int = flag('Timed rounds.', 5, at_least=1)
   warm_up: int = flag('Rounds before the timed ones.', 1, at_least=0)
   windows: int = flag('Held-out windows to score.', 64, at_least=1)
+  gaps: tuple[int, ...] = flag('Tokens missing in the middle of a window.', (8, 32), at_least=1)
   samples: int = flag('Texts of each way for the judge; 0: none.', 16, at_least=0)
   judge: str | None = flag('Hugging Face folder or .gguf file.', None, is_path=True)
   mauve: bool = flag('Also MAUVE, which asks for thousands of samples.', False)
@@ -227,6 +242,11 @@ def main(options: Options) -> None:
   judge = judging.open_judge(options.judge) if options.judge else None
   decoders, windows_WxN = _opened(options.run)
   windows_WxN = windows_WxN[: options.windows]
+  if max(options.gaps, default=0) >= windows_WxN.shape[1]:
+    raise UserError(
+      f'--gaps={",".join(map(str, options.gaps))} is more than a window of {windows_WxN.shape[1]} '
+      'tokens has beside it; write less'
+    )
   found = [
     way
     for name, decoder in decoders.items()
@@ -237,7 +257,10 @@ def main(options: Options) -> None:
   print(f'{len(windows_WxN)} held-out windows; bounds and exact nats do not compare', flush=True)
   rows: list[dict[str, Any]] = [{'way': way.name, 'family': way.family} for way in found]
   for row, known in zip(rows, held_out(found, windows_WxN), strict=True):
-    row |= known
+    row |= known | {'gaps': {}}
+  for size in options.gaps:
+    for row, nats in zip(rows, gaps(found, windows_WxN, size), strict=True):
+      row['gaps'][str(size)] = nats
   for batch_size in options.batch_sizes:
     timed = speed(found, batch_size, options.repeats, options.warm_up)
     for row, numbers in zip(rows, timed, strict=True):
@@ -266,6 +289,7 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
         'way': row['way'],
         'kind': row['kind'],
         'nats/byte': row['nats_per_byte'],
+        **{f'nats, gap of {size}': nats for size, nats in row['gaps'].items()},
         'steps': row['steps'],
         **{f'tokens/s, batch {b}': rate for b, rate in row['tokens_per_second'].items()},
         'judge': row.get('judge_perplexity'),

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from armd_jax import config as config_lib
-from armd_jax import families
+from armd_jax import families, order
 from armd_jax.bench import front
 from armd_jax.errors import UserError
 from armd_jax.evaluation import likelihood
+from armd_jax.objectives import armd
 from armd_jax.training.loop import train
 from tests import tiny_run
 
@@ -45,7 +46,7 @@ def test_all_families_are_measured_by_their_own_ways(runs, tmp_path, monkeypatch
   monkeypatch.setattr(front.judging, 'open_judge', lambda path: Judge())
   options = front.Options(
     run=(runs.ar, runs.armd, runs.mdlm), streams=(1, 4), steps=(0, 4), batch_sizes=(1, 2),
-    repeats=1, windows=3, samples=2, judge='here', json=f'{tmp_path}/f.json',
+    repeats=1, windows=3, gaps=(6,), samples=2, judge='here', json=f'{tmp_path}/f.json',
     png=f'{tmp_path}/f.png',
   )  # fmt: skip
   front.main(options)
@@ -62,6 +63,8 @@ def test_all_families_are_measured_by_their_own_ways(runs, tmp_path, monkeypatch
   assert rows['mdlm, T = 4']['steps'] <= 4 < rows['mdlm, T = 16']['steps'] <= 16
   assert rows['mdlm, T = 4']['nats_per_byte'] == rows['mdlm, T = 16']['nats_per_byte']
   assert rows['armd, S = 1']['nats_per_byte'] != rows['armd, S = 4']['nats_per_byte']
+  assert rows['ar, S = 1']['gaps'] == {'6': None}  # it reads nothing behind one
+  assert rows['armd, S = 1']['gaps']['6'] != rows['armd, S = 4']['gaps']['6'] > 0
   for row in rows.values():
     assert set(row['tokens_per_second']) == {'1', '2'} and row['entropy_nats'] > 0
     assert np.e < row['judge_perplexity'] < 20.1  # all 'a', no 'a'
@@ -84,6 +87,21 @@ def test_a_way_scores_its_own_likelihood(runs):
     assert row['nats_per_token'] == pytest.approx(likelihood.mean_nats(nll)[0], rel=1e-6)
 
 
+def test_a_gap_costs_what_its_tokens_do_after_all_others(runs):
+  """By the chain rule along one order: of the whole window, less the window without the gap."""
+  decoders, windows_WxN = front._opened([runs.armd])
+  decoder, windows_WxN = decoders['armd'], windows_WxN[:3]
+  (found,) = front.gaps(front.ways('armd', decoder, (1,), ()), windows_WxN, 6)
+  is_given_N = np.ones(16, bool)
+  is_given_N[5:11] = False
+  around = order.given_first(is_given_N[None].repeat(3, 0), np.full(3, 16), 1)
+  _, nll_BxN = armd.nll(
+    decoder.model, decoder.params, windows_WxN.astype(np.int32), around, np.zeros((3, 16)),
+    loss_chunk=16,
+  )  # fmt: skip
+  assert found == pytest.approx(float(nll_BxN[:, -6:].sum()) / 3, rel=1e-5)
+
+
 def test_texts_follow_the_way(runs):
   decoders, _ = front._opened([runs.armd])
   first, _ = front.ways('armd', decoders['armd'], (1, 4), ())
@@ -100,7 +118,9 @@ def test_what_does_not_compare_is_refused(runs, tmp_path):
   with pytest.raises(UserError, match=r'different lengths of text \(.*ar: 16, .*shorter: 8\)'):
     front._opened([runs.ar, f'{runs.folder}/shorter'])
   with pytest.raises(UserError, match='S = 17, but of 16'):
-    front.main(front.Options(run=(runs.armd,), streams=(17,)))
+    front.main(front.Options(run=(runs.armd,), streams=(17,), gaps=()))
+  with pytest.raises(UserError, match='--gaps=8,16 is more than a window of 16 tokens has'):
+    front.main(front.Options(run=(runs.ar,), gaps=(8, 16)))
   with pytest.raises(UserError, match='--mauve compares texts by a judge'):
     front.main(front.Options(run=(runs.ar,), mauve=True))
 
