@@ -190,6 +190,43 @@ def judged(
   }
 
 
+def measure(
+  found: Sequence[Way],
+  windows_WxN: np.ndarray,
+  *,
+  batch_sizes: Sequence[int],
+  repeats: int,
+  warm_up: int,
+  gap_sizes: Sequence[int],
+  samples: int,
+  judge: quality.Judge | None,
+  mauve: bool = False,
+) -> list[dict[str, Any]]:
+  """All numbers of every way; the arguments are the flags of `Options`.
+
+  Returns:
+    A row for each: way, family, what `held_out` has, gaps (nats by size), steps, tokens_per_second
+    (by batch size) and, of as many samples, what `judged` has.
+  """
+  rows: list[dict[str, Any]] = [{'way': way.name, 'family': way.family} for way in found]
+  for row, known in zip(rows, held_out(found, windows_WxN), strict=True):
+    row |= known | {'gaps': {}}
+  for size in gap_sizes:
+    for row, nats in zip(rows, gaps(found, windows_WxN, size), strict=True):
+      row['gaps'][str(size)] = nats
+  for batch_size in batch_sizes:
+    timed = speed(found, batch_size, repeats, warm_up)
+    for row, numbers in zip(rows, timed, strict=True):
+      row['steps'] = numbers['steps']
+      row.setdefault('tokens_per_second', {})[str(batch_size)] = numbers['tokens_per_second']
+  if samples:
+    tokenizer = found[0].decoder.tokenizer
+    true = [tokenizer.decode(ids_N) for ids_N in windows_WxN] if mauve else []
+    for row, way in zip(rows, found, strict=True):
+      row |= judged(way, written(way, samples, max(batch_sizes)), judge, true)
+  return rows
+
+
 def _opened(paths: Sequence[str]) -> tuple[dict[str, Decoder], Any]:
   """The runs by name, and the held-out windows that all of them are measured on."""
   decoders: dict[str, Decoder] = {}
@@ -255,23 +292,11 @@ def main(options: Options) -> None:
   machine = machines.machine()
   print(f'{machines.machine_line(machine)}; medians of {options.repeats} rounds in turns')
   print(f'{len(windows_WxN)} held-out windows; bounds and exact nats do not compare', flush=True)
-  rows: list[dict[str, Any]] = [{'way': way.name, 'family': way.family} for way in found]
-  for row, known in zip(rows, held_out(found, windows_WxN), strict=True):
-    row |= known | {'gaps': {}}
-  for size in options.gaps:
-    for row, nats in zip(rows, gaps(found, windows_WxN, size), strict=True):
-      row['gaps'][str(size)] = nats
-  for batch_size in options.batch_sizes:
-    timed = speed(found, batch_size, options.repeats, options.warm_up)
-    for row, numbers in zip(rows, timed, strict=True):
-      row['steps'] = numbers['steps']
-      row.setdefault('tokens_per_second', {})[str(batch_size)] = numbers['tokens_per_second']
-  if options.samples:
-    tokenizer = found[0].decoder.tokenizer
-    true = [tokenizer.decode(ids_N) for ids_N in windows_WxN] if options.mauve else []
-    for row, way in zip(rows, found, strict=True):
-      texts = written(way, options.samples, max(options.batch_sizes))
-      row |= judged(way, texts, judge, true)
+  rows = measure(
+    found, windows_WxN, batch_sizes=options.batch_sizes, repeats=options.repeats,
+    warm_up=options.warm_up, gap_sizes=options.gaps, samples=options.samples, judge=judge,
+    mauve=options.mauve,
+  )  # fmt: skip
   print(report(rows))
   if options.json:
     cli.write_json(options.json, {'machine': machine, 'judge': judge and judge.name, 'ways': rows})

@@ -34,6 +34,7 @@ class Options:
   config: ConfigDict = experiment('experiments/miniature.py')
   workdir: str = flag('Results, runs and logs.', is_path=True)
   text: str | None = flag('A file or glob of UTF-8 text to train on.', None)
+  judge: str = flag('Hugging Face folder or .gguf file, for generated texts.', '', is_path=True)
   out: str = flag('Folder of the page.', 'docs', is_path=True)
   only: str = flag('A regular expression of the names of pieces.', '')
   list: bool = flag('Print the names of the pieces only.', False)
@@ -54,7 +55,7 @@ def main(options: Options) -> None:
     return
   corpus = corpus_lib.load(config.data, config.model.length)
   print(f'text: {corpus.description}, sha256 {corpus.sha256}', flush=True)
-  place = Place(workdir, raw.to_dict(), corpus.sha256)
+  place = Place(workdir, raw.to_dict(), corpus.sha256, options.judge)
   failed = [] if options.page_only else run.run(some, place, options.jobs)
   parts = ('--only', '--page_only', '--jobs')
   given = [flag for flag in sys.argv[1:] if not flag.startswith(parts)]

@@ -15,7 +15,7 @@ from armd_jax.data.corpus import Corpus
 from armd_jax.errors import UserError
 from armd_jax.files import whole
 from armd_jax.hardware import machines
-from armd_jax.reproduce import claims, pictures, tables
+from armd_jax.reproduce import claims, front_tables, pictures, tables
 from armd_jax.reproduce.pieces import Piece
 from armd_jax.reproduce.place import Place, results_of
 from armd_jax.reproduce.results import Results
@@ -91,6 +91,8 @@ def text(results: Results, drawn: Sequence[tuple[str, str]]) -> str:
     'Near a junction': tables.junctions(results),
     'Strided generation': tables.strided(results),
     'Layers with two streams': tables.depths(results),
+    'All systems on one front': front_tables.front(results),
+    'Texts': front_tables.texts(results),
     'Ablations': tables.ablations(results),
     'Learning rates': tables.rates(results),
     'Optimizers and schedules': tables.optimizers(results),

@@ -11,9 +11,9 @@ import numpy as np
 from armd_jax.reproduce import pieces as p
 from armd_jax.reproduce.results import Results
 from armd_jax.reproduce.tables import NAMES
-from armd_jax.show import plots
+from armd_jax.show import fronts, plots
 
-_COLORS = dict(zip(NAMES, plt.cm.tab10(np.arange(len(NAMES))), strict=True))
+_COLORS = dict(zip(NAMES, plt.cm.tab20(np.arange(len(NAMES))), strict=True))
 _MODELS = ('black', 'grey', plots.CONTENT, plots.QUERY)
 
 
@@ -33,6 +33,9 @@ def draw(results: Results, out: pathlib.Path) -> list[tuple[str, str]]:
   if lengths:
     strided(results, lengths, out / 'reproduction_strided.png')
     drawn.append(('reproduction_strided.png', 'Nats per token and sampling time over S'))
+  if found := results.of('front'):
+    fronts.draw(found['ways'], str(out / 'reproduction_front.png'))
+    drawn.append(('reproduction_front.png', 'Quality against speed, all systems'))
   return drawn
 
 

@@ -23,13 +23,18 @@ SYSTEMS = {
   'd3pm': {'model.family': 'd3pm'},
   'sedd': {'model.family': 'sedd'},
   'radd': {'model.family': 'radd'},
+  'bd3lm4': {'model.family': 'bd3lm', 'model.diffusion.block_length': 4},
+  'bd3lm16': {'model.family': 'bd3lm', 'model.diffusion.block_length': 16},
+  'setdlm': {'model.family': 'setdlm'},
+  'esolm': {'model.family': 'esolm'},
 }  # fmt: skip
-DIFFUSION = ('mdlm', 'd3pm', 'sedd', 'radd')
+DIFFUSION = ('mdlm', 'd3pm', 'sedd', 'radd', 'bd3lm4', 'bd3lm16', 'setdlm', 'esolm')
 # Bounds fall more slowly: these are trained and read this many times as long as well.
 ANY_ORDER, LONG = ('armd_uniform', *DIFFUSION), 3
 RATES = (5e-4, 1.25e-3, 3e-3)
 SEEDS = (0, 1, 2)
 STREAMS = (1, 2, 4, 8, 16, 32)
+SAMPLER_STEPS = (1024, 256, 64)  # T, of families that have a sampler
 FEW, MANY = (1, 2, 4), STREAMS  # of SBP fine-tunes
 ONE_BY_ONE = 'ablation.strided_one_by_one=0.5'  # a fine-tune, too
 LEFT_TO_RIGHT = 'ablation.left-to-right orders alone'
@@ -70,13 +75,14 @@ class Piece:
   Attributes:
     name: of the piece and its file.
     kind: 'train' a run; 'evaluate' its likelihoods at some steps; 'speed' the time of sampling from
-      it; 'cost' the time, memory and FLOPs of a training step of every system.
+      it; 'cost' the time, memory and FLOPs of a training step of every system; 'front' likelihood,
+      speed and texts of all systems; 'texts' what one writes.
     overrides: of the config, by dotted field, of a training run.
     needs: names of the pieces that have to be there before; of 'evaluate' and 'speed', the first
       is the training run that is measured.
     rate_of: the system whose sweep decides a run's learning rate; '' leaves the config's.
     base: the training piece that a run goes on from; '' trains from scratch.
-    steps: of the checkpoints that are kept or measured.
+    steps: of the checkpoints that are kept or measured; of 'front', those of samplers.
     variants: of 'cost', overrides of the config by the name of what is timed.
     windows: held-out windows to measure on.
     draws: random orders, or sets of times, per window.
@@ -100,7 +106,7 @@ class Piece:
   @property
   def is_alone(self) -> bool:
     """Whether it measures time, so that nothing else may run beside it."""
-    return self.kind in ('speed', 'cost')
+    return self.kind in ('speed', 'cost', 'front')
 
 
 def rate_name(system: str, rate: float) -> str:
@@ -192,7 +198,24 @@ def all_pieces(config: ml_collections.ConfigDict) -> list[Piece]:
     *_rates(config),
     *_core(config),
     Piece('cost', 'cost', variants=_of_systems(), weight=700),
+    Piece(
+      'front',
+      'front',
+      needs=tuple(core_name(system, SEEDS[0]) for system in SYSTEMS),
+      steps=SAMPLER_STEPS,
+      streams=STREAMS,
+      windows=WINDOWS // 2,
+      weight=2000,
+    ),
     *_lengths(config),
+    Piece(
+      'texts',
+      'texts',
+      needs=(tuned_name(lengths(config)[-1], 'many'),),
+      streams=(1, 4, 16),
+      windows=16,
+      weight=300,
+    ),
     *_junctions(config),
     *_sizes(config),
     *_tokens(config),

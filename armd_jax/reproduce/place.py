@@ -27,6 +27,8 @@ ENTRIES = {
   'evaluate': ('armd_jax/reproduce/work.py',),
   'speed': ('armd_jax/reproduce/work.py',),
   'cost': ('armd_jax/reproduce/work.py',),
+  'front': ('armd_jax/reproduce/generated.py',),
+  'texts': ('armd_jax/reproduce/generated.py',),
 }
 # What runs here is a CPU, with the XLA reference; and what only reports.
 WITHOUT = (
@@ -44,11 +46,13 @@ class Place:
     workdir: takes pieces.json, runs/ and logs/.
     raw: fields of the experiment's config, with the text as its data.source.
     text_sha256: of the text.
+    judge: path of the model that judges generated texts; '': none does.
   """
 
   workdir: pathlib.Path
   raw: dict[str, Any]
   text_sha256: str
+  judge: str = ''
 
   def result(self, name: str) -> dict[str, Any] | None:
     """What is kept of a piece, whether or not it is still of this text and code."""
@@ -135,6 +139,8 @@ def key_of(piece: Piece, place: Place, keys: Mapping[str, str]) -> str:
     what['config'] = _without_paths(config_of(piece, place))
   elif piece.kind == 'cost':
     what['config'] = _without_paths(config_lib.parse(copy.deepcopy(place.raw)))
+  elif piece.kind in ('front', 'texts'):
+    what['judge'] = pathlib.Path(place.judge).name
   what['text'] = place.text_sha256
   # A sweep decides a run by the rate alone, which is in the config.
   builds_on = piece.needs if piece.kind != 'train' else filter(None, [piece.base])

@@ -26,7 +26,8 @@ from armd_jax.reproduce.place import Place, config_of, key_of
 
 def execute(piece: Piece, place: Place, key: str) -> dict[str, Any]:
   """Runs a piece and keeps its record; what the programs print goes to a log of its own."""
-  from armd_jax.reproduce import work  # which starts jax, once the process has its core
+  # These start jax, once the process has its core.
+  from armd_jax.reproduce import generated, work
 
   log = place.workdir / 'logs' / f'{piece.name}.log'
   log.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +38,7 @@ def execute(piece: Piece, place: Place, key: str) -> dict[str, Any]:
     contextlib.redirect_stderr(file),
   ):
     try:
-      result = _work(work, piece, place, key)
+      result = _work(work, generated, piece, place, key)
     except BaseException:
       traceback.print_exc()
       raise
@@ -46,7 +47,7 @@ def execute(piece: Piece, place: Place, key: str) -> dict[str, Any]:
   return {'stamp': key, 'seconds': seconds}
 
 
-def _work(work, piece, place, key):
+def _work(work, generated, piece, place, key):
   if piece.kind == 'cost':
     return work.cost(piece, place.raw)
   if piece.kind == 'train':
@@ -55,11 +56,16 @@ def _work(work, piece, place, key):
       base = place.run_folder(piece.base, place.result(piece.base)['stamp'])
       config = dataclasses.replace(config, init_from=str(base))
     return work.train(piece, config, place.run_folder(piece.name, key))
-  run = piece.needs[0]
-  folder = place.run_folder(run, place.result(run)['stamp'])
+  folders = [place.run_folder(name, place.result(name)['stamp']) for name in piece.needs]
+  folder, data = folders[0], config_lib.parse(copy.deepcopy(place.raw)).data
+  if piece.kind == 'front':
+    systems = [name.split('.')[1] for name in piece.needs]
+    return generated.front(piece, dict(zip(systems, folders, strict=True)), data, place.judge)
+  if piece.kind == 'texts':
+    return generated.texts(piece, folder, data, place.judge)
   if piece.kind == 'speed':
     return work.speed(piece, folder)
-  return work.evaluate(piece, folder, config_lib.parse(copy.deepcopy(place.raw)).data)
+  return work.evaluate(piece, folder, data)
 
 
 # ----- all pieces

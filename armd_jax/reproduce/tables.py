@@ -15,6 +15,10 @@ NAMES = {
   'd3pm': 'D3PM-absorb',
   'sedd': 'SEDD-absorb',
   'radd': 'RADD',
+  'bd3lm4': 'BD3-LM, blocks of 4',
+  'bd3lm16': 'BD3-LM, blocks of 16',
+  'setdlm': 'SetDLM',
+  'esolm': 'Eso-LM',
 }
 STEP_NAMES = NAMES | {'armd_paper': 'ARMD, the published recipe'}
 LOSSES = (1, 3, 10)  # percent of NLL

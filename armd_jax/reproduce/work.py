@@ -72,11 +72,11 @@ def evaluate(piece: Piece, folder: pathlib.Path, data: config_lib.DataConfig) ->
   """
   found = {}
   for step in piece.steps:
-    config, mesh, params = _restored(folder, step)
+    config, mesh, params = restored(folder, step)
     model = families.build(config.model, _vocab_size(config))
     # The text may be elsewhere by now, the vocabulary is the run's.
     data = dataclasses.replace(data, tokenizer=config.data.tokenizer)
-    windows_WxN = _spread(corpus_of(data, config.model.length).held_out_WxN, piece.windows)
+    windows_WxN = spread(corpus_of(data, config.model.length).held_out_WxN, piece.windows)
     if piece.streams:
       found[str(step)] = order_costs(model, params, windows_WxN, piece.streams, mesh)
     else:
@@ -84,7 +84,8 @@ def evaluate(piece: Piece, folder: pathlib.Path, data: config_lib.DataConfig) ->
   return found
 
 
-def _restored(folder, step):
+def restored(folder: pathlib.Path, step: int | None) -> tuple[Config, Any, Any]:
+  """Config, mesh and averaged weights of a run at a step; None: its newest checkpoint."""
   config = workdir_lib.read_config(folder)
   mesh = sharding.make_mesh(config.mesh)
   abstract = training.abstract_state(config, _vocab_size(config), mesh)
@@ -96,7 +97,7 @@ def _vocab_size(config):
   return get_tokenizer(config.data.tokenizer).vocab_size
 
 
-def _spread(windows_WxN, count):
+def spread(windows_WxN: Any, count: int) -> np.ndarray:
   """Windows at equal distances, so that all parts of a text are there."""
   index_W = np.linspace(0, len(windows_WxN) - 1, min(count, len(windows_WxN))).astype(int)
   return np.stack([windows_WxN[i] for i in index_W])
@@ -129,7 +130,7 @@ def speed(piece: Piece, folder: pathlib.Path) -> dict[str, Any]:
   Returns:
     machine, and rows of `bench.decode.measure`.
   """
-  config, _, params = _restored(folder, piece.steps[-1])
+  config, _, params = restored(folder, piece.steps[-1])
   model = dataclasses.asdict(config.model)
   compared = decode.systems(model, _vocab_size(config), piece.streams, params)
   timed = [decode.compiled(system, 1) for system in compared]

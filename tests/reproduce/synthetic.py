@@ -9,7 +9,7 @@ from armd_jax.reproduce.place import Place
 ROOT = pathlib.Path(__file__).parents[2]
 # Nats per byte at the end.
 NATS = {'ar': 2.0, 'armd': 2.01, 'armd_uniform': 2.2, 'mdlm': 2.5, 'd3pm': 2.6, 'sedd': 2.7,
-        'radd': 2.5}  # fmt: skip
+        'radd': 2.5, 'bd3lm4': 2.3, 'bd3lm16': 2.4, 'setdlm': 2.4, 'esolm': 2.45}  # fmt: skip
 
 
 def config():
@@ -47,9 +47,29 @@ def result(piece):
   if piece.kind == 'speed':
     names = ['AR, cached', *(f'ARMD S={s}' for s in piece.streams)]
     return {'systems': [{'system': n, 'seconds': 1 / (i + 1)} for i, n in enumerate(names)]}
+  if piece.kind == 'front':
+    return {'judge': 'a judge', 'ways': [way(name, piece) for name in NATS]}
+  if piece.kind == 'texts':
+    row = dict(texts=['one two', 'three'], junctions=[[4], [2]], entropy_nats=2.5, perplexity=50.0,
+               near=60.0, elsewhere=40.0)  # fmt: skip
+    return {'judge': 'a judge', 'rows': [row | {'streams': s} for s in piece.streams]}
   if piece.streams:
     return {str(step): strided(piece) for step in piece.steps}
   return {str(step): scores(piece, step) for step in piece.steps}
+
+
+def way(system, piece):
+  """SetDLM is 1.22 times as fast as the others."""
+  ordered = system.startswith('ar')
+  rate = 122.0 if system == 'setdlm' else 100.0
+  how = f'S = {piece.streams[0]}' if ordered else f'T = {piece.steps[0]}'
+  return {
+    'way': f'{system}, {how}', 'family': system, 'kind': 'exact' if ordered else 'bound',
+    'nats_per_token': NATS[system], 'nats_per_byte': NATS[system],
+    'gaps': {'8': None if system == 'ar' else 20.0}, 'steps': 32,
+    'tokens_per_second': {'1': rate, '8': 8 * rate}, 'entropy_nats': 2.5,
+    'judge_perplexity': 50.0, 'mauve': None,
+  }  # fmt: skip
 
 
 def scores(piece, step):

@@ -7,7 +7,7 @@ import known_stale
 import pytest
 import synthetic
 
-from armd_jax.reproduce import claims, page, pictures, tables
+from armd_jax.reproduce import claims, front_tables, page, pictures, tables
 from armd_jax.reproduce import pieces as p
 from armd_jax.reproduce.results import Results
 
@@ -32,7 +32,7 @@ def change(numbers, run, nats, kind):
 
 
 def test_what_the_paper_says_agrees(numbers):
-  assert verdicts(numbers) == [True] * 9
+  assert verdicts(numbers) == [True] * 10
 
 
 def goals(numbers):
@@ -114,6 +114,24 @@ def test_slow_steps_and_costly_streams_do_not_agree(numbers):
   assert '**does not agree**' in claims.table(claims.claims(Results(changed)))
 
 
+@pytest.mark.parametrize(('rate', 'nats'), [(1.05, 2.4), (1.3, 2.42)])
+def test_sets_that_are_slower_or_less_likely_than_blocks_do_not_agree(numbers, rate, nats):
+  changed = copy.deepcopy(numbers)
+  for row in changed['pieces']['front']['result']['ways']:
+    if row['way'].startswith('setdlm'):
+      row |= {'tokens_per_second': {'1': 100 * rate}, 'nats_per_byte': nats}
+  assert verdicts(changed)[9] is False
+
+
+def test_tables_of_what_is_written(numbers):
+  results = Results(numbers)
+  table = front_tables.front(results)
+  row = '| BD3-LM, blocks of 4 | T = 1024 | bound | 2.3000 | 20.0 | 32 | 100 | 800 | 50 | 2.500 |'
+  assert row in table and '| AR | S = 1 | exact | 2.0000 | – | 32 |' in table
+  text = front_tables.texts(results)
+  assert '| 16 | 2.500 | 50 | 60 | 40 |' in text and 'S = 4:\n\n    one ▮two' in text
+
+
 def test_how_far_streams_go(numbers):
   """Every doubling of S loses 2.1 % more before SBP, and 0.15 % after it."""
   results = Results(numbers)
@@ -135,7 +153,7 @@ def test_what_is_missing_is_named_and_not_judged(numbers):
 
 def test_a_page_of_nothing(numbers):
   text = page.text(Results(numbers | {'pieces': {}, 'missing': ['all']}), [])
-  assert text.count('not measured yet') >= 16
+  assert text.count('not measured yet') >= 17
 
 
 def test_everything_is_written(numbers, tmp_path):
@@ -147,7 +165,7 @@ def test_everything_is_written(numbers, tmp_path):
   assert pieces.keys() == numbers['pieces'].keys() and pieces['cost']['seconds'] == 33.33333
   text = (tmp_path / 'reproduction.md').read_text()
   drawn = sorted(tmp_path.glob('*.png'))
-  assert len(drawn) == 2
+  assert len(drawn) == 3
   assert all(path.stat().st_size > 10_000 and f']({path.name})' in text for path in drawn)
   assert numbers['text']['sha256'] in text and numbers['command'] in text
 
