@@ -111,5 +111,6 @@ docs:
 	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet
 
 pictures: $(VENV)/.installed
-	$(VENV)/bin/python -c "import pathlib; from armd_jax.show import plots; \
-	  plots.orders_and_masks(pathlib.Path('docs/orders.png'))"
+	$(VENV)/bin/python -c "import pathlib; from armd_jax.show import family_masks, plots; \
+	  plots.orders_and_masks(pathlib.Path('docs/orders.png')); \
+	  family_masks.draw(pathlib.Path('docs/families.png'))"

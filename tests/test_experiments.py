@@ -39,7 +39,7 @@ def test_number_of_parameters(name, millions):
 
 
 RECIPES = ('owt_small', 'owt_medium', 'lm1b_small', 'text8')
-FAMILIES = ('armd', 'ar', 'mdlm', 'd3pm', 'sedd', 'radd')
+FAMILIES = (*config_lib.FAMILIES,)
 
 
 def recipe(name, options):
@@ -53,7 +53,9 @@ def test_twins_differ_by_their_family_alone(name):
   armd = recipe(name, '')
   for family in FAMILIES:
     twin = recipe(name, f'family={family}')
-    assert twin.model == dataclasses.replace(armd.model, family=family)
+    same = dataclasses.replace(armd, model=dataclasses.replace(armd.model, family=family))
+    assert twin.model == config_lib.parse(config_lib.to_dict(same)).model
+    assert (twin.model == same.model) == (family not in config_lib.OWN_ORDERS)
     assert (twin.data, twin.optimizer, twin.train) == (armd.data, armd.optimizer, armd.train)
 
 

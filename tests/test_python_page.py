@@ -70,7 +70,7 @@ def test_what_fit_refuses_is_a_sentence(tmp_path):
 
 def test_every_family_is_trained(tmp_path):
   small = dict(steps=1, length=8, num_layers=1, embed_dim=16, num_heads=2, batch_size=1)
-  for family in ('ar', 'radd'):
+  for family in ('ar', 'radd', 'esolm'):
     texts = ['alpha beta gamma delta', 'epsilon zeta eta theta']
     model = armd_jax.fit(texts, tmp_path / family, family=family, **small)
     assert model.config.model.family == family and model.step == 1

@@ -36,6 +36,10 @@ def check(export: Export) -> None:
     raise UserError(
       f'--hf writes models that predict along an order; {model.family!r} has none, write --out'
     )
+  if model.content_mask != 'block':
+    raise UserError(
+      f'--hf writes no content_mask {model.content_mask!r}, of family {model.family!r}; write --out'
+    )
   if model.orders == 'any' and model.query_seed not in _SEEDS:
     raise UserError(
       f'--hf writes no query seed {model.query_seed!r} yet (only {", ".join(_SEEDS)}); write --out'

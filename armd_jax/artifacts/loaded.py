@@ -257,7 +257,14 @@ class Model:
     self._check(streams, order)
     asked.check_mend(self.config.model, streams, mend)
     family = families.of(self.config.model)
-    how: dict[str, Any] = {} if family.samplers else {'order': order, 'mend': mend}
+    how: dict[str, Any] = {} if family.samplers else {'mend': mend}
+    if self.config.model.orders != 'none':
+      how['order'] = order
+    elif order is not None:
+      raise UserError(
+        f'there is an order, but a model of family {self.config.model.family!r} generates along '
+        'none; leave it out'
+      )
     texts, _ = family.generate(self._decoder(), request, sampling, streams=streams, **how)
     return texts
 

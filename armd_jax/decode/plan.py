@@ -83,6 +83,8 @@ class Plan:
     prefill: rows of the pass over given tokens; at least the largest number of these, at most N.
     width: slots of the widest step.
     narrow: slots of a step whose blocks have one slot each.
+    tail: likewise, once all blocks that are to come have one slot each; 0: they are too few for a
+      loop of their own.
     room: rows that the caches have room for: whole texts, and the padding of the widest step.
     stop_token: a text ends at its first such token by position, and the batch ends early once every
       sequence has one with nothing missing before it; None: never.
@@ -95,5 +97,6 @@ class Plan:
   width: int
   narrow: int
   room: int
+  tail: int = 0
   stop_token: int | None = None
   mesh: Mesh | None = None

@@ -5,6 +5,9 @@ Two kinds of rows run through the network, both in generation order:
   content rows X   BOS, then the tokens of slots 1..N-1    see blocks up to their own     (M^c)
   query rows   G   slots 1..N, without their own token     see strictly earlier blocks    (M^sc)
 
+With `content_mask='row'` (Eso-LM) a content row sees itself and the rows before it, and of its own
+block no more.
+
 The first `num_two_stream_layers` layers update both with the same weights, keys and values coming
 from X. The others run block-causal attention on G alone, so all N conditionals come out of one
 pass. Cached decoding (`extend`) is the same computation on the few rows that are new.
@@ -31,7 +34,7 @@ from armd_jax.models.layers import (
   side_by_side,
 )
 from armd_jax.models.query_seed import SEEDS
-from armd_jax.models.rows import Rows, content_of, full_rows
+from armd_jax.models.rows import Rows, content_of, full_rows, up_to_themselves
 from armd_jax.models.vocabulary import Vocabulary
 from armd_jax.order import GenerationOrder
 from armd_jax.parallel import axes
@@ -147,6 +150,8 @@ class ARMD(nn.Module):
 
   def _run(self, content_BxW, rows, state, index_B=None):
     """One pass: over a whole sequence, or, with a state, over the rows that are new to it."""
+    if self.config.content_mask == 'row':
+      rows = up_to_themselves(rows)
     x_BxWxE = self._embed(content_BxW, rows, index_B)
     g_BxWxE, position_BxW, seed_state = self._seed(x_BxWxE, rows, state)
     shared = _Pass(

@@ -56,6 +56,15 @@ def full_rows(order: GenerationOrder) -> Rows:
   )
 
 
+def up_to_themselves(rows: Rows) -> Rows:
+  """The same rows, but content rows see none behind them, not even of their own block."""
+  index_W = jnp.arange(1, rows.content_length_BxW.shape[1] + 1, dtype=jnp.int32)
+  content_BxW, query_BxW = jnp.broadcast_arrays(
+    rows.content_offset_B[:, None] + index_W, rows.query_length_BxW
+  )
+  return rows.replace(content_length_BxW=content_BxW, query_length_BxW=query_BxW)
+
+
 def content_of(tokens_BxN: Array, first_B: Array | None) -> Array:
   """int32 ids of the content rows of `full_rows`: BOS, or `first_B` in its place, then all tokens
   but the last, which no slot is predicted from."""
