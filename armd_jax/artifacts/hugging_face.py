@@ -1,7 +1,7 @@
 """Weights as a folder that transformers opens: `export --hf`.
 
 config.json, model.safetensors     the network (see `plain_models`)
-modeling_armd.py                   the class of a network that transformers has not, in PyTorch
+modeling_armd.py                   the class of a network that transformers lacks, in PyTorch
 tokenizer.json, tokenizer_config.json, generation_config.json
 README.md                          the model card
 """

@@ -27,7 +27,7 @@ def tokenizer_json(path: pathlib.Path, found: Mapping[str, Any]) -> str:
 
   Args:
     path: the file, for errors.
-    found: what it says, by GGUF's names.
+    found: its metadata, by GGUF's names.
   Raises:
     UserError: its vocabulary is of a kind that is not known here, or damaged.
   """

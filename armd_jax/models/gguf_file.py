@@ -1,6 +1,6 @@
 """Models of Llama's family in one file of GGUF, by the names that Hugging Face gives their parts.
 
-Quantised weights are read as the numbers that they stand for. The package `gguf` reads the file.
+Quantised weights are dequantised. The package `gguf` reads the file.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def is_there(path: pathlib.Path) -> bool:
 
 
 def fields(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any], Any]:
-  """The file, what it says of its model by GGUF's names, and its reader.
+  """The file, its metadata by GGUF's names, and its reader.
 
   Raises:
     UserError: there is none, or several, or it is damaged, or the package is missing.
@@ -57,12 +57,12 @@ def fields(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any], Any]:
   try:
     reader = gguf.GGUFReader(path)
     return path, {name: field.contents() for name, field in reader.fields.items()}, reader
-  except Exception as error:  # the library reads arrays of any kind as the file says
+  except Exception as error:  # the library reads arrays of any kind that the file names
     raise UserError(f'cannot read {path} ({sentence(error)}); fetch it anew') from error
 
 
 def read(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any], Weights]:
-  """The file, what config.json would say, and the arrays.
+  """The file, the content that config.json would have, and the arrays.
 
   Raises:
     UserError: see `fields`.

@@ -1,9 +1,9 @@
 """Llama's family as the AR model here: Llama, SmolLM2, Mistral, Qwen2.5, Qwen3.
 
 A folder holds Hugging Face's config.json and model.safetensors, or shards and their index, or one
-file of GGUF (see `gguf_file`). Whatever in it would change what the model computes, and is not used
-here, is refused by its name. In BOS's place is the embedding of the id that config.json names for
-it, else of the id that ends a text, as both may begin one.
+file of GGUF (see `gguf_file`). If it has a setting or an array that would change what the model
+computes and is not supported here, an error names it. BOS is the embedding of the id that
+config.json names for it, else of the id that ends a text, since texts may begin with either.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from armd_jax.models.layers import stack_of
 from armd_jax.models.params import Params
 from armd_jax.models.weight_files import Weights
 
-MOST = 1024  # tokens of a text, where nobody asks for more
+MOST = 1024  # tokens of a text, unless more are asked for
 KINDS = ('llama', 'mistral', 'qwen2', 'qwen3')
 _ROPE = 'rope_parameters'
 _SIZES = {
   'num_hidden_layers': 'num_layers', 'hidden_size': 'embed_dim', 'num_attention_heads': 'num_heads',
   'intermediate_size': 'mlp_dim',
 }  # fmt: skip
-# What the computation here is fixed to; the defaults of transformers come first.
+# The only values supported here; the defaults of transformers come first.
 _FIXED: dict[str, tuple[Any, ...]] = {
   'hidden_act': ('silu', 'swish'), 'pretraining_tp': (1, None),
   'partial_rotary_factor': (1.0, None),
@@ -41,7 +41,7 @@ _READ = {
   'eos_token_id',
 }  # fmt: skip
 _MADE_OF = {'rope_scaling': dict, _ROPE: dict, 'layer_types': list, 'sliding_window': int}
-# What decides nothing here: names, training, how transformers generates.
+# Fields without influence here: names, training, how transformers generates.
 _UNUSED = {
   'architectures', 'attention_dropout', 'hidden_dropout', 'initializer_range', 'use_cache',
   'torch_dtype', 'dtype', 'transformers_version', '_name_or_path', 'pad_token_id', 'unk_token_id',
@@ -51,7 +51,7 @@ _UNUSED = {
   'torchscript', 'use_bfloat16', 'temperature', 'top_p', 'top_k', 'do_sample', 'max_length',
   'repetition_penalty', 'sep_token_id', 'decoder_start_token_id', 'task_specific_params',
 }  # fmt: skip
-_TYPES = {  # what a kind of scaling is made of, beside its name
+_TYPES = {  # the fields of each kind of scaling, beside its name
   'default': {}, 'linear': {'factor': 'factor'},
   'llama3': {
     'factor': 'factor', 'low_freq_factor': 'low_frequency', 'high_freq_factor': 'high_frequency',
@@ -71,7 +71,7 @@ def load(folder: str | pathlib.Path, length: int) -> tuple[config_lib.ModelConfi
     The config is float32 without dropout; parameters are float32.
   Raises:
     UserError: a file is missing or damaged, holds no model of this family, lacks an array, has one
-      of another shape than the config says, or anything that is not used.
+      of another shape than in the config, or anything that is not used.
   """
   folder = paths.given(folder, 'the folder of a model')
   if gguf_file.is_there(folder):
@@ -89,7 +89,7 @@ def of(
 
   Args:
     path: the file that describes the model, for errors.
-    described: what config.json says.
+    described: the content of config.json.
     weights: by Hugging Face's names, without 'model.'.
   """
   config = _config(path, described, length)
@@ -180,7 +180,7 @@ def _check_known(path: pathlib.Path, described: Mapping[str, Any]) -> None:
 
 
 def _check_window(path: pathlib.Path, described: Mapping[str, Any], length: int) -> None:
-  """Attention to the latest tokens alone is not known here; where all are the latest, it is off."""
+  """A sliding window is not supported here; one that is as long as the texts changes nothing."""
   kinds = described.get('layer_types') or []
   slides = described.get('use_sliding_window', described['model_type'] == 'mistral')
   window = described.get('sliding_window')
@@ -241,7 +241,7 @@ def _params(
   some, attention = c.biases != 'none', c.biases in ('attention', 'all')
 
   def rows(name, *shape):
-    """Of a matrix that Hugging Face keeps the other way round."""
+    """The rows of a matrix that Hugging Face stores transposed."""
     return take(f'{name}.weight', int(np.prod(shape)), c.embed_dim).T.reshape(-1, *shape)
 
   def scale(name, width=c.embed_dim):
@@ -298,7 +298,7 @@ def _params(
     'stack': stack_of(c, [layer(number) for number in range(c.num_layers)]),
     'final_norm': scale('norm'),
   }
-  # What older files keep of RoPE is computed here.
+  # Older files contain RoPE's frequencies, which are computed here.
   others = [name for name in weights.rest() if not name.endswith('.rotary_emb.inv_freq')]
   if others:
     raise UserError(

@@ -1,9 +1,9 @@
-"""What of a network is trained: all of it, or parameters by their names, whole or by adapters.
+"""What is trained of a network: all of it, or parameters by their names, whole or by adapters.
 
 An adapter of a matrix W is a pair of smaller ones beside it, A and B (LoRA, Hu et al. 2021): the
 network has W + alpha / rank A B. W never changes; gradients, their moments and averages are those
-of A and B. B is zero at first, so that nothing changes at step 0. The networks know nothing of it:
-`whole` makes their parameters, in a training step and for all that comes after.
+of A and B. B is zero at first, so that nothing changes at step 0. Networks do not depend on any of
+this: `whole` computes their parameters, in a training step and afterwards.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _adapter(name: str, x: jax.Array, rank: int, key: jax.Array) -> dict[str, ja
 
 
 def _product(name: str, a: jax.Array, b: jax.Array) -> jax.Array:
-  # Of few numbers, and added to weights: rounded as they are, and not as activations may be.
+  # These few numbers are added to weights: full precision, unlike products with activations.
   product: Callable[..., jax.Array] = functools.partial(jnp.tensordot, axes=1, precision='highest')
   for _ in range(a.ndim - axes.num_inputs(name) - 1):  # layers of a scan
     product = jax.vmap(product)
