@@ -2,7 +2,6 @@
 
 import functools
 import json
-import re
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import tiny_gguf
 import tiny_llama
 from tiny_llama import KINDS, N, V, arrays, reference, write
 
@@ -220,46 +220,9 @@ def test_half_a_shard_is_refused(tmp_path):
 # ----- GGUF
 
 
-def write_gguf(path, kind):
-  """As llama.cpp's converter writes it: halves of a head interleaved, unless it is a Qwen."""
-  gguf = pytest.importorskip('gguf', reason='reads GGUF, which needs the package gguf')
-  d = tiny_llama.described(kind)
-  writer = gguf.GGUFWriter(path, d['model_type'])
-  writer.add_context_length(64)
-  writer.add_embedding_length(tiny_llama.E)
-  writer.add_block_count(tiny_llama.LAYERS)
-  writer.add_feed_forward_length(tiny_llama.F)
-  writer.add_head_count(tiny_llama.HEADS)
-  writer.add_head_count_kv(d['num_key_value_heads'])
-  writer.add_layer_norm_rms_eps(d['rms_norm_eps'])
-  writer.add_rope_freq_base(d.get('rope_theta', 1e4))
-  if 'head_dim' in d:
-    writer.add_key_length(d['head_dim'])
-  writer.add_token_list([f'w{n}' for n in range(V)])
-  writer.add_bos_token_id(1)
-  for name, x in arrays(kind).items():
-    name = name.removeprefix('model.')
-    for theirs, ours in llama.gguf_file._ARRAYS.items():
-      if re.search(rf'(^|\.){re.escape(ours)}\.(weight|bias)$', name):
-        name = re.sub(r'^layers\.', 'blk.', name).replace(ours, theirs)
-        break
-    heads = HEADS_OF.get(theirs) if d['model_type'] == 'llama' else None
-    if heads:
-      heads = d[f'num_{heads}_heads']
-      x = x.reshape(heads, 2, -1, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
-    writer.add_tensor(name, np.ascontiguousarray(x))
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
-
-
-HEADS_OF = {'attn_q': 'attention', 'attn_k': 'key_value'}
-
-
 @pytest.mark.parametrize('kind', ['llama2', 'smollm2', 'qwen2', 'qwen3'])
 def test_gguf_is_the_same_model(kind, tmp_path):
-  write_gguf(tmp_path / 'model.gguf', kind)
+  tiny_gguf.write(tmp_path / 'model.gguf', kind)
   for path in (tmp_path, tmp_path / 'model.gguf'):
     config, vocab_size, params = llama.load(path, N)
     assert vocab_size == V
