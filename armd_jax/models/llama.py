@@ -59,6 +59,7 @@ _TYPES = {  # the fields of each kind of scaling, beside its name
   },
 }  # fmt: skip
 _SCALE = {'rope_type', 'type', 'rope_theta', 'partial_rotary_factor'}
+_OTHER = 'name another model'
 
 
 def load(folder: str | pathlib.Path, length: int) -> tuple[config_lib.ModelConfig, int, Params]:
@@ -126,7 +127,9 @@ def _config(
   names = ('attention_bias', 'mlp_bias')
   attention, mlp = (bool(described.get(name, False)) for name in names)
   if mlp and not attention:
-    raise UserError(f'{path} says mlp_bias without attention_bias, which is not known here')
+    raise UserError(
+      f'{path} says mlp_bias without attention_bias, which is not known here; {_OTHER}'
+    )
   biases = 'all' if mlp else 'attention' if attention else 'none'
   heads = _whole(path, described, 'num_attention_heads')
   sizes: dict[str, Any] = {ours: _whole(path, described, name) for name, ours in _SIZES.items()}
@@ -138,7 +141,8 @@ def _config(
     sizes['head_dim'] = 128  # transformers' own default
   if sizes['embed_dim'] % heads and 'head_dim' not in sizes:
     raise UserError(
-      f'{path} says hidden_size = {sizes["embed_dim"]}, which {heads} heads do not divide'
+      f'{path} says hidden_size = {sizes["embed_dim"]}, which {heads} heads do not divide; fetch '
+      'it anew'
     )
   raw = sizes | {
     'family': 'ar',
@@ -155,7 +159,7 @@ def _config(
   try:
     return config_lib.parse({'model': raw, 'order': {'max_shuffled': 0}}).model
   except UserError as error:
-    raise UserError(f'{path} describes no model that is known here: {error}') from None
+    raise UserError(f'{path} describes no model that is known here ({error}); {_OTHER}') from None
 
 
 def _check_known(path: pathlib.Path, described: Mapping[str, Any]) -> None:
@@ -191,7 +195,7 @@ def _check_window(path: pathlib.Path, described: Mapping[str, Any], length: int)
       f'--length={window} or less'
     )
   if others := set(map(str, kinds)) - {'full_attention', 'sliding_attention'}:
-    raise UserError(f'{path} says layer_types with {min(others)!r}, which is not known here')
+    raise UserError(f'{path} says layer_types with {min(others)!r}, not known here; {_OTHER}')
 
 
 def _rope(path: pathlib.Path, described: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,11 +211,13 @@ def _rope(path: pathlib.Path, described: Mapping[str, Any]) -> dict[str, Any]:
   names = _TYPES[kind]
   fixed = found.get('partial_rotary_factor', 1.0)
   if odd := sorted(found.keys() - names.keys() - _SCALE):
-    raise UserError(f'{path} says {odd[0]} of rope_scaling {kind!r}, which is not known here')
+    raise UserError(f'{path} says {odd[0]} of rope_scaling {kind!r}, not known here; {_OTHER}')
   if missing := [name for name in names if name not in found]:
     raise UserError(f'{path} lacks {missing[0]} of rope_scaling {kind!r}; fetch it anew')
   if fixed != 1.0:
-    raise UserError(f'{path} says partial_rotary_factor = {fixed!r}; only 1.0 is known here')
+    raise UserError(
+      f'{path} says partial_rotary_factor = {fixed!r}, but only 1.0 is known here; {_OTHER}'
+    )
   scaling = {'kind': 'none' if kind == 'default' else kind}
   return {
     'rope_theta': theta,

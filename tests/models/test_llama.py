@@ -2,6 +2,7 @@
 
 import functools
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,11 @@ import tiny_llama
 from tiny_llama import KINDS, N, V, arrays, reference, write
 
 from armd_jax import models
+from armd_jax.data import gguf_vocabulary
 from armd_jax.decode.generate import generate, task_of
 from armd_jax.decode.sampling import Sampling
 from armd_jax.errors import UserError
-from armd_jax.models import conversion, llama
+from armd_jax.models import conversion, gguf_file, llama
 from armd_jax.models.vocabulary import BOS
 from armd_jax.order import left_to_right
 
@@ -173,6 +175,8 @@ def test_what_is_not_known_is_refused(tmp_path):
   refuses("rope_scaling = 'yarn', which is not known", rope_scaling={'type': 'yarn', 'factor': 2.0})
   refuses("lacks factor of rope_scaling 'linear'", rope_scaling={'type': 'linear'})
   refuses("says rope_scaling = '3', no dict", rope_scaling=3)
+  refuses(r"partial_rotary_factor = 0\.5, but only 1\.0 is known here; name another",
+          rope_parameters={'rope_type': 'default', 'partial_rotary_factor': 0.5})  # fmt: skip
   refuses('says beta of rope_scaling', rope_scaling={'type': 'linear', 'factor': 2.0, 'beta': 1})
   refuses("hidden_act = 'gelu', but only 'silu'", hidden_act='gelu')
   refuses('says quantization_config = .*, which is not known', quantization_config={'bits': 4})
@@ -234,3 +238,34 @@ def test_gguf_is_the_same_model(kind, tmp_path):
   (tmp_path / 'other.gguf').write_bytes(whole)
   with pytest.raises(UserError, match='holds 2 files of GGUF; write the name of one'):
     llama.load(tmp_path, N)
+
+
+def test_names_and_vocabularies_of_gguf_that_are_not_known(tmp_path):
+  path = tmp_path / 'a.gguf'
+  for name in ('blk.0.strange.weight', 'rope_freqs.weight'):
+    with pytest.raises(UserError, match=rf'a.gguf holds {name}, which is not known here; '):
+      gguf_file._name(path, name)
+  assert gguf_file._name(path, 'blk.1.attn_q.weight') == 'layers.1.self_attn.q_proj.weight'
+  of = lambda kind, **more: {'tokenizer.ggml.model': kind, 'tokenizer.ggml.pre': 'smollm'} | more
+  message = r"a vocabulary of the kind 'llama', .*; put the model's tokenizer.json beside it"
+  with pytest.raises(UserError, match=message):
+    gguf_vocabulary.tokenizer_json(path, of('llama'))
+  some = of('gpt2', **{'tokenizer.ggml.tokens': ['a', 'b'], 'tokenizer.ggml.merges': ['a c']})
+  with pytest.raises(UserError, match=r'holds no whole vocabulary \(.*\); fetch it anew'):
+    gguf_vocabulary.tokenizer_json(path, some)
+  with pytest.raises(UserError, match=r'holds no whole vocabulary \(.*\); fetch it anew'):
+    gguf_vocabulary.tokenizer_json(path, of('gpt2'))
+
+
+@pytest.mark.parametrize(('heads', 'rows'), [(5, 32), (3, 6), (None, 32), ('x', 32), (0, 32)])
+def test_heads_of_gguf_that_do_not_divide(heads, rows, monkeypatch, tmp_path):
+  tensor = types.SimpleNamespace(name='blk.0.attn_q.weight')
+  reader = types.SimpleNamespace(tensors=[tensor])
+  found = {'general.architecture': 'llama', 'llama.attention.head_count': heads}
+  monkeypatch.setattr(gguf_file, 'fields', lambda path: (path, found, reader))
+  monkeypatch.setattr(gguf_file, '_dequantized', lambda *_: np.ones((rows, 32), np.float32))
+  if heads == 3:  # six rows are three heads of two
+    assert gguf_file.read(tmp_path)[1]['vocab_size'] == 0
+    return
+  with pytest.raises(UserError, match=r'of shape \(32, 32\), which .* heads do not divide; name a'):
+    gguf_file.read(tmp_path)
