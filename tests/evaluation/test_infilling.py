@@ -210,12 +210,6 @@ def test_evaluate_prints_and_writes_it_and_a_report_shows_it(tmp_path, capsys):
   assert 'rougeL' in page and 'both sides, S=2' in page
 
 
-def test_a_family_without_orders_fills_nothing():
-  config = tiny.model_config(family='mdlm', length=32)
-  with pytest.raises(UserError, match="a model of family 'mdlm' cannot; choose another suite"):
-    infilling.parts(STORIES, (), TOKENIZER, config)
-
-
 def test_suites_of_texts_need_texts():
   config = config_lib.parse({})
   for suite in ('sedd', 'lambada', 'infilling'):
