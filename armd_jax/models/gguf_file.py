@@ -91,7 +91,7 @@ def read(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any], Weights]:
     for name, x in arrays.items():
       for end, heads in (('q_proj', 'num_attention_heads'), ('k_proj', 'num_key_value_heads')):
         if name.partition('self_attn.')[2].partition('.')[0] == end:
-          count = described.get(heads) or described.get('num_attention_heads')
+          count: Any = described.get(heads) or described.get('num_attention_heads')
           if not is_whole(count) or count < 1 or not x.ndim or len(x) % (2 * count):
             raise UserError(
               f'{path} holds {name} of shape {x.shape}, which {count!r} heads do not divide; {_FIX}'
