@@ -52,7 +52,7 @@ class Statistics:
         f'{self.at_most(0.9):,}, the longest {self.at_most(1):,}'
       )
       about = f'about {self.duplicates:,}' if self.every > 1 else f'{self.duplicates:,}'
-      yield f'repeated  {about} documents are there before ({self.duplicates / count:.1%})'
+      yield f'repeated  {about} documents occur earlier ({self.duplicates / count:.1%})'
     yield f'held out  {self.held_out:.2%} of the bytes'
 
 

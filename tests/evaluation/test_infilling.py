@@ -216,5 +216,10 @@ def test_suites_of_texts_need_texts():
     message = f'--suite={suite} needs texts; write --texts=NAME=FILE,... with names of '
     with pytest.raises(UserError, match=message):
       suites.task_of(suite, {}, config, TOKENIZER, None, 1, 0, '')
+  denoiser = config_lib.parse({'model': {'family': 'sedd'}})
+  with pytest.raises(
+    UserError, match="which a model of family 'sedd' cannot; choose another suite"
+  ):
+    suites.task_of('lambada', {'lambada': 'a.jsonl'}, denoiser, TOKENIZER, None, 1, 0, '')
   with pytest.raises(UserError, match='scores the held-out text of the run; leave out --texts, or'):
     suites.task_of('likelihood', {'ptb': 'a.txt'}, config, TOKENIZER, None, 1, 0, '')

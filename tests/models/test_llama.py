@@ -2,6 +2,7 @@
 
 import functools
 import json
+import sys
 import types
 
 import jax
@@ -269,3 +270,14 @@ def test_heads_of_gguf_that_do_not_divide(heads, rows, monkeypatch, tmp_path):
     return
   with pytest.raises(UserError, match=r'of shape \(32, 32\), which .* heads do not divide; name a'):
     gguf_file.read(tmp_path)
+
+
+def test_an_array_of_gguf_that_the_library_cannot_read(monkeypatch, tmp_path):
+  def refuse(*_):
+    raise NotImplementedError('IQ9 is not known')
+
+  monkeypatch.setitem(sys.modules, 'gguf', types.SimpleNamespace(dequantize=refuse))
+  tensor = types.SimpleNamespace(name='blk.0.attn_q.weight', data=None, tensor_type=99, shape=(1,))
+  message = r'cannot read blk.0.attn_q.weight of .* \(IQ9 is not known\); name a folder'
+  with pytest.raises(UserError, match=message):
+    gguf_file._dequantized(tmp_path / 'a.gguf', tensor)
