@@ -43,7 +43,7 @@ def test_a_run_is_evaluated_with_its_vocabulary(piece, tmp_path, monkeypatch):
   tokenizer = lambda name: types.SimpleNamespace(vocab_size=VOCABULARIES[name])
   monkeypatch.setattr(work, 'get_tokenizer', tokenizer)
   monkeypatch.setattr(work, 'corpus_of', corpus_of)
-  monkeypatch.setattr(work, '_restored', lambda *_: (run, None, {}))
+  monkeypatch.setattr(work, 'restored', lambda *_: (run, None, {}))
   monkeypatch.setattr(work.families, 'build', lambda model, vocab_size: built.append(vocab_size))
   monkeypatch.setattr(work, '_suite', lambda config, *_: config.data.tokenizer)
   monkeypatch.setattr(work, 'order_costs', lambda *_: kind)
