@@ -33,7 +33,7 @@ def run(main: Callable[[flags.Options], None], options: type[flags.Options]) -> 
     main: of the program.
     options: the dataclass of its flags, see `armd_jax.flags`.
   """
-  # Libraries tell of every checkpoint they touch; what a user needs to know, the programs print.
+  # Libraries log every checkpoint they touch; programs print what a user needs.
   absl_logging.set_verbosity(absl_logging.WARNING)
   # For texts that a terminal cannot spell.
   sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]

@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from armd_jax import cli
+from armd_jax.errors import UserError
+
 PROGRAM = """
 import dataclasses, resource, sys
 import jax
@@ -59,3 +62,9 @@ def test_a_disk_that_is_full_is_told_once(tmp_path):
   code, told = run(tmp_path, 'save(2_000)')
   assert code == 1 and len(told) == 1, told
   assert told[0].startswith('error: cannot save in ') and '(File too large)' in told[0]
+
+
+def test_numbers_that_cannot_be_written(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match=r'cannot write .*file/a.json \(.*\); give another --json'):
+    cli.write_json(tmp_path / 'file/a.json', {})

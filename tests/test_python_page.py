@@ -84,13 +84,27 @@ def test_other_texts_never_go_on_with_a_run(tmp_path):
 
 
 def test_registered_names_are_checked(clean):
-  for call in (
-    lambda: register.source('a b', list),
-    lambda: register.family('f', families.FAMILIES['armd'], 'some'),
+  for call, message in (
+    (
+      lambda: register.source('a b', list),
+      "'a b' cannot be registered; write letters, digits and _",
+    ),
+    (
+      lambda: register.family('f', families.FAMILIES['armd'], 'some'),
+      "orders is 'some'; write 'any', 'left_to_right' or 'none'",
+    ),
   ):
-    with pytest.raises(UserError, match='write '):
+    with pytest.raises(UserError, match=message):
       call()
   register.source('broken', lambda rest: [3])
   span = readers.RegisteredSpan('broken', 'x')
   with pytest.raises(UserError, match=r'broken:x cannot be read \(it yields 3'):
     list(span.documents())
+
+
+def test_a_folder_that_texts_cannot_be_written_to(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(
+    UserError, match=r'cannot write .*texts-.*\.jsonl \(.*\); use another workdir'
+  ):
+    armd_jax.fit(['a b', 'c d'], tmp_path / 'file' / 'run')

@@ -36,7 +36,7 @@ def fit(
   """Trains on a list of texts, each a document, and returns the model.
 
   The texts are kept in the work directory, so that every program finds the run complete; the same
-  call goes on with a run that was stopped.
+  call resumes a run that was stopped.
 
   Args:
     texts: at least two, some of which are held out.
@@ -103,7 +103,7 @@ def _config(experiment: str, overrides: dict[str, Any]) -> Any:
     section = config
     for one in sections:
       section = section[one]
-    with section.ignore_type():  # `parse` tells of wrong types
+    with section.ignore_type():  # `parse` reports wrong types
       section[last] = value
   return config
 

@@ -8,7 +8,7 @@ A folder holds
   stablehlo/     programs that run without this package, if asked for (see `stablehlo`)
   README.md      the model card, which may be edited
 
-A safetensors file holds the parameters by name, and in its metadata what export.json says.
+A safetensors file holds the parameters by name, and in its metadata the content of export.json.
 Everything is compared with what was written before anything is used.
 """
 
@@ -133,7 +133,7 @@ def _check_new(path, overwrite, name):
 
 
 def _remove(path):
-  # A link is removed as such; what it leads to is nobody's of ours.
+  # A link is removed as such; its target is not part of the export.
   if path.is_dir() and not path.is_symlink():
     shutil.rmtree(path)
   else:
@@ -219,7 +219,7 @@ def _by_name(tree: Any) -> dict[str, Any]:
 
 
 def read(path: str | pathlib.Path) -> Export:
-  """What an export says of itself, once all of its files are found to be what was written.
+  """The content of export.json, once all files of the export are found to be what was written.
 
   Raises:
     UserError: it is damaged, was changed, or belongs to another vocabulary.
@@ -305,10 +305,10 @@ def _check_names(path, have, abstract):
 
 
 def _about(path):
-  """What an export says of itself, found to be what was written.
+  """The content of export.json, found to be what was written.
 
   Raises:
-    UserError: it says nothing, or something else than was written.
+    UserError: there is none, or it is not what was written.
   """
   is_file = path.suffix == '.safetensors'
   form = _FORM | ({'parameters': str} if is_file else {'files': {str: [int, str]}})

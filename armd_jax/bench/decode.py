@@ -3,7 +3,7 @@
 AR with a key/value cache beside ARMD at every S (and, with --mdlm, the sampler of a diffusion
 baseline), of the same size and code, taken in turns. Prefill
 (of a prompt of half the length) and compilation are timed apart. With trained weights (--workdir)
-the exact NLL of held-out text stands beside every S, split into what the order costs, by distance
+the exact NLL of held-out text is given for every S, split into what the order costs, by distance
 from the junctions of two streams, too, and what independence costs (`evaluation.order_costs`).
 """
 
@@ -62,10 +62,10 @@ class Timed:
   Attributes:
     name, streams: of the system.
     steps: forward passes after the prefill.
-    run, prefill: generate a batch; only its beginning, None where it cannot be told apart.
+    run, prefill: generate a batch; only its beginning, None where it cannot be run alone.
     step_floor: (bytes, FLOPs) that no step does without: weights, each read once, and matrix
-      products, with the keys that are there in mid-text. None where nobody counts.
-    compile_seconds, memory_bytes: None where nobody says.
+      products, with the keys that are there in mid-text. None if they are not counted.
+    compile_seconds, memory_bytes: None if they are not known.
   """
 
   name: str

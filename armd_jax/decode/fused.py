@@ -121,7 +121,7 @@ def split(params: Params) -> Params:
 
 
 class _Layers:
-  """Stands in for the blocks whose parameters are in this form."""
+  """Replaces the blocks whose parameters are in this form."""
 
   def __init__(self) -> None:
     # By view, which all layers of a stack share, and beside it, so that no other takes its id.

@@ -48,7 +48,7 @@ def task_of(
   Args:
     given_BxN: bool, by text position, which tokens are given.
     length_B: int, tokens per sequence; positions above are left alone.
-    streams: S, how many runs the missing positions are cut into.
+    streams: S, how many parts the missing positions are cut into.
     first_token: token in BOS's place, for a config's `first_token='given'`.
     order: of the missing tokens, `[1, n]`; None: strided.
   Returns:
@@ -102,7 +102,7 @@ def plan_of(
 
 def prefill_rows(given: int, num_slots: int) -> int:
   """Rows of the pass over so many given tokens: few sizes, so that prompts of other lengths seldom
-  compile anew. The rows beyond the given ones are padding, which nobody sees."""
+  compile anew. The rows beyond the given ones are padding, which no row sees."""
   sizes = (FEWEST_PREFILL << n for n in itertools.count())
   return min(num_slots, next(size for size in sizes if size >= given)) if given else 0
 
@@ -132,7 +132,7 @@ def generate(
   mesh: Mesh | None = None,
   by_chance: bool = False,
 ) -> Generated:
-  """Generates what the task asks for.
+  """Generates the missing tokens of a task.
 
   Args:
     model: as trained.
@@ -161,7 +161,7 @@ def stream(
   chunk: int = 8,
   mesh: Mesh | None = None,
 ) -> Iterator[tuple[Generated, np.ndarray]]:
-  """`generate`, told about while it goes on: the same tokens, in three compiled parts.
+  """`generate` with intermediate results: the same tokens, in three compiled parts.
 
   Args:
     chunk: steps between two reports.

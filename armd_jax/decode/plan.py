@@ -1,7 +1,7 @@
 """How a task is decoded: all that compiled programs depend on beside the model and the shapes.
 
 What a kind of device changes is behind `Form`. The one here is the plain one, of TPUs; GPUs
-(`fused.GPU`) and CPUs (`cpu.CPU`) have their own. Nothing else in decoding knows a device.
+(`fused.GPU`) and CPUs (`cpu.CPU`) have their own. Nothing else in decoding depends on the device.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Plan:
 
   Attributes:
     form: of the device.
-    batch: sequences that somebody waits for; arrays hold as many as the devices can share.
+    batch: sequences that are wanted; arrays hold as many as the devices can share.
     prefill: rows of the pass over given tokens; at least the largest number of these, at most N.
     width: slots of the widest step.
     narrow: slots of a step whose blocks have one slot each.

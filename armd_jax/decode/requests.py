@@ -33,7 +33,7 @@ _MOST = 2**20  # texts at a time, and streams: arrays of more do not exist
 def continue_prompts(
   prompts: list[str], num_slots: int, tokenizer: Tokenizer, max_new_tokens: int | None = None
 ) -> Request:
-  """Every text goes on from its prompt, to the model's length or by so many tokens.
+  """Every text continues its prompt, to the model's length or by the given number of tokens.
 
   Raises:
     UserError: a prompt leaves no room, or is no text.
@@ -63,7 +63,7 @@ def continue_prompts(
 def fill_gaps(
   template: str, gap_tokens: int, count: int, num_slots: int, tokenizer: Tokenizer
 ) -> Request:
-  """`count` copies of a template whose gaps, runs of three or more underscores, are to be filled.
+  """`count` copies of a template whose gaps, three or more underscores in a row, are to be filled.
 
   Args:
     template: the text around the gaps.

@@ -26,7 +26,7 @@ from armd_jax.models.params import Params
 from armd_jax.order import GenerationOrder, one_by_one
 from armd_jax.parallel import sharding
 
-OFFSETS = 16  # tokens on either side of a junction that are told apart
+OFFSETS = 16  # tokens on either side of a junction that are measured one by one
 
 
 def order_costs(

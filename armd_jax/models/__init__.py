@@ -18,7 +18,7 @@ NETWORKS = {'any': ARMD, 'left_to_right': AR, 'none': Denoiser}
 
 
 def build(config: ModelConfig, vocab_size: int) -> ARMD | AR | Denoiser:
-  """The network of a family that brings none of its own; see `families.build` for all of them."""
+  """The network of a family that has none of its own; see `families.build` for all of them."""
   return NETWORKS[config.orders](config, vocab_size)  # type: ignore[return-value]
 
 

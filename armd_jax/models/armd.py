@@ -45,12 +45,12 @@ Rotation = tuple[Array, Array] | None  # see `rope_rotation`
 
 @flax.struct.dataclass
 class ArmdState:
-  """What the network remembers of the rows it has seen.
+  """What the network keeps of the rows that it has computed.
 
   Attributes:
     two_stream: caches of the two-stream layers, of content rows.
     causal: caches of the causal layers, of query rows.
-    seed: what the query seed remembers; see `query_seed`.
+    seed: the state of the query seed; see `query_seed`.
   """
 
   two_stream: tuple[KVCache, ...]
@@ -62,7 +62,7 @@ class _Pass(NamedTuple):
   """What all layers of a pass share."""
 
   rows: Rows
-  # Computed once: cosines are not free, and every layer needs the same.
+  # Computed once, because every layer needs the same cosines.
   content_rotation: Rotation
   query_rotation: Rotation
   index_B: Array | None
@@ -84,7 +84,7 @@ class ARMD(nn.Module):
     # Checkpoints have the seed's parameters ('mask', 'pe', 'gain') at the top, beside the layers.
     nn.share_scope(self, self.query_seed)
     self.two_stream = Stack(c, max(c.num_two_stream_layers - 1, 0))
-    # Nobody reads the content rows after the last two-stream layer, so it updates queries only; a
+    # No layer reads the content rows after the last two-stream layer, so it updates queries only; a
     # layer inside a scan cannot be different, which is why it is a module of its own.
     if c.num_two_stream_layers:
       self.last_two_stream = remat_block(dataclasses.replace(c, scan_layers=False))(c)
@@ -116,12 +116,12 @@ class ARMD(nn.Module):
   def extend(self, content_BxW: Array, rows: Rows, state: ArmdState) -> tuple[Array, ArmdState]:
     """Commits W content rows to the caches and predicts W slots from all committed rows.
 
-    Needs `scan_layers=False`. Padding rows (past `rows.count_B`) are written behind the real ones,
-    where nobody sees them before the next call overwrites them.
+    Needs `scan_layers=False`. Padding rows (past `rows.count_B`) are written after the real ones,
+    where no row sees them before the next call overwrites them.
 
     Args:
       content_BxW: int32 token ids of the content rows, `BOS` for the BOS row.
-      rows: what the rows are and see.
+      rows: positions and prefix lengths of the rows.
       state: caches so far.
     Returns:
       hidden_BxWxE of the query rows, and the new state.
@@ -160,7 +160,7 @@ class ARMD(nn.Module):
       rope_rotation(self.config, position_BxW),
       index_B,
     )
-    # Without two-stream layers, the seed is all that the query rows learn of the content.
+    # Without two-stream layers, query rows receive content through the seed alone.
     two_stream, last = (), ()
     if self.config.num_two_stream_layers:
       x_BxWxE, g_BxWxE, two_stream = self._two_stream_layers(x_BxWxE, g_BxWxE, shared, state)

@@ -45,7 +45,7 @@ def full_rows(order: GenerationOrder) -> Rows:
   return Rows(
     content_position_BxW=shift(order.position_BxN),
     query_position_BxW=order.position_BxN,
-    # The last slot has no content row; only rows of its own block would see it, and nobody sees
+    # The last slot has no content row; only rows of its own block would see it, and no row sees
     # those.
     content_length_BxW=jnp.minimum(1 + shift(end_BxN), num_slots),
     query_length_BxW=1 + start_BxN,

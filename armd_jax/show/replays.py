@@ -69,7 +69,7 @@ def replays(
 
   Args:
     decoder: a trained model.
-    prompt: what they go on from.
+    prompt: what they continue.
     streams: stride counts S.
     sampling: how tokens are drawn.
   Returns:

@@ -27,7 +27,7 @@ def norms(tree: Any) -> dict[str, Array]:
 
 
 def measured(gradients: Any, updates: Any, params: Any) -> dict[str, dict[str, Array]]:
-  """What `config.train.log_layers` asks for: norms of the gradient, and of an update over those of
+  """The numbers of `config.train.log_layers`: norms of the gradient, and of an update over those of
   what it is added to."""
   moved, of = norms(updates), norms(params)
   ratios = {name: moved[name] / jnp.maximum(of[name], 1e-12) for name in moved}

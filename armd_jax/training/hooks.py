@@ -1,4 +1,4 @@
-"""What a run does beside its steps: evaluates, samples, takes profiles, notices that it hangs."""
+"""What a run does beside its steps: evaluation, samples, profiles, and a watch over hangs."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def train(
   Args:
     config: the experiment.
     workdir: where config.json, metrics and checkpoints go.
-    corpus: what `config.data` says, if it is loaded already.
+    corpus: the text of `config.data`, if it is loaded already.
     overwrite: delete the run that is in `workdir` first.
   Returns:
     The state after the last step.
@@ -92,16 +92,16 @@ def _train(
     begin = time.time()
     mesh, (part, parts) = distributed.together(lambda: _mesh(config))
 
-    # ----- where to go on from; all that may be wrong is looked at before anything is changed
+    # ----- where to start from; everything is checked before anything is changed
     # One process changes the folder; the others wait, and fail with it where it fails.
     is_new = distributed.together(lambda: is_first and _is_new(workdir, config, corpus, overwrite))
     kept = config.train.keep_last, config.train.keep_every, config.train.keep_best
     checkpoints = opened(checkpoint.Checkpoints(workdir, *kept))
     abstract = training.abstract_state(config, vocab_size, mesh)
     watchdog.progress('the state to start from')
-    # In this order, so that a job that is started again goes on where it was:
+    # In this order, so that a job that is started again continues where it was:
     # 1. this work directory's own checkpoint, with its place in the data;
-    # 2. another run's, its step, optimizer and average included: fine-tuning goes on with them; or,
+    # 2. another run's, its step, optimizer and average included: fine-tuning continues them; or,
     #    where it has trained other parameters, its average alone;
     # 3. new parameters.
     if checkpoints.found() and not overwrite:
@@ -239,7 +239,7 @@ def _restore_other(
       )
     state, next_index = checkpoints.restore(abstract, None if step < 0 else step)
   if not adapters.same(config.optimizer, other.optimizer):
-    # Moments of other parameters say nothing of these.
+    # Moments of other parameters are of no use for these.
     where = jax.tree.map(lambda x: x.sharding, training.abstract_state(config, vocab_size, mesh))
     make = jax.jit(functools.partial(training.state_of, config), out_shardings=where)
     return make(training.network_params(as_other, state)), 0
@@ -254,7 +254,7 @@ def _restore_other(
 def _is_new(
   workdir: pathlib.Path, config: config_lib.Config, corpus: corpus_lib.Corpus, overwrite: bool
 ) -> bool:
-  """Whether a run begins in the folder, or the one that is there goes on.
+  """Whether a run begins in the folder, rather than the one that is there being resumed.
 
   Raises:
     UserError: it can do neither.

@@ -1,9 +1,9 @@
-"""The folder of a run: whose it is, what it holds, and what of it may go.
+"""The folder of a run: what it holds, and what of it may be moved or deleted.
 
 A work directory holds config.json, as the run was started with it; text.json, which names its text;
-`checkpoints/` (see
-`armd_jax.training.checkpoint`); metrics.jsonl, `tensorboard/`, `profile/` and training.png; and
-while `--overwrite` replaces a run, that run in `.replaced/` until the new one has saved.
+`checkpoints/` (see `armd_jax.training.checkpoint`); metrics.jsonl, `tensorboard/`, `profile/` and
+training.png; and while `--overwrite` replaces a run, that run in `.replaced/` until the new one has
+saved.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from armd_jax.errors import UserError
 from armd_jax.files import buckets, paths, whole
 
 REPLACED, _MOVING = '.replaced', '.replaced-moving'
-# What a run leaves in its folder. Nothing else is ever moved or deleted, whatever its place.
+# What a run leaves in its folder. Nothing else is ever moved or deleted.
 _MADE = (
   'config.json', 'tokenizer.json', 'text.json', 'metrics.jsonl', 'training.png',
   'tensorboard/events.out.tfevents.*', 'profile/plugins/', 'checkpoints/[0-9]*/',
@@ -88,7 +88,7 @@ def read_config(workdir: str | os.PathLike[str]) -> config_lib.Config:
 
 
 def check_same_run(workdir: pathlib.Path, config: config_lib.Config) -> None:
-  """Refuses to go on with a run under a config that would make it another one.
+  """Refuses to resume a run with a config that would make it another one.
 
   Raises:
     UserError: naming the first field that differs.
@@ -117,7 +117,7 @@ def check_free(workdir: pathlib.Path, overwrite: bool) -> None:
   """Refuses a folder where a new run would mix with something else.
 
   Raises:
-    UserError: there are checkpoints of nobody, a config.json that is not a run's, or links.
+    UserError: there are checkpoints without a run, a config.json that is not a run's, or links.
   """
   if buckets.is_bucket(workdir) and overwrite:
     raise UserError(

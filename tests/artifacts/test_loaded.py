@@ -175,6 +175,7 @@ def test_infill_keeps_the_text_around_the_gaps(armd):
     (lambda m: m.generate('a', streams=25), 'streams holds S = 25, but of 24 tokens there are'),
     (lambda m: m.generate('a', order=[1, 2]), r'order is \[1, 2\]; make one with armd_jax.orders'),
     (lambda m: m.generate('a', stop=3), "stop is 3; write 'none', 'eos', or a list of texts"),
+    (lambda m: m.generate('a', stop=['a', 3]), r"stop is \['a', 3\]; write 'none', 'eos', or a"),
     (lambda m: m.generate('a', order=ORDERS.random(3), streams=2), 'give one of them'),
     (
       lambda m: m.generate('a', order=ORDERS.random(3), max_new_tokens=4),
