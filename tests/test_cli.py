@@ -68,3 +68,23 @@ def test_numbers_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match=r'cannot write .*file/a.json \(.*\); give another --json'):
     cli.write_json(tmp_path / 'file/a.json', {})
+
+
+@pytest.mark.parametrize(
+  ('raised', 'reason'),
+  [
+    ("gcsfs.retry.HttpError({'code': 503, 'message': 'busy'})", 'HttpError: busy, 503'),
+    (
+      """ValueError("ABORTED: All 32 retry attempts failed: busy [http_response_code='503']")""",
+      'ABORTED: All 32 retry attempts failed: busy',
+    ),
+  ],
+)
+def test_an_answer_of_a_store_is_told_once(tmp_path, raised, reason):
+  """Wherever it was met, and behind whatever other error."""
+  pytest.importorskip('gcsfs')
+  raises = f'exec("import gcsfs.retry\\ntry: raise " + {raised!r} + '
+  call = raises + '"\\nexcept Exception as error: raise RuntimeError from error")'
+  code, told = run(tmp_path, call)
+  assert code == 1 and len(told) == 1, told
+  assert told[0].startswith(f'error: a bucket did not do what it was asked ({reason}')

@@ -98,37 +98,6 @@ def fill_gaps(
   return request
 
 
-def with_text_between(request: Request, streams: int, ids_k: np.ndarray) -> Request:
-  """The request with these tokens given before each stream but the first, in every text.
-
-  Streams that begin behind a space or the end of a line have less to guess than those that begin
-  within a word. What is generated is a draw given these tokens at these places.
-
-  Args:
-    request: of numpy arrays.
-    streams: S.
-    ids_k: tokens between two streams.
-  Raises:
-    UserError: they leave less than a token for each stream.
-  """
-  tokens_BxN, given_BxN = request.tokens_BxN.copy(), request.given_BxN.copy()
-  for b, length in enumerate(request.length_B):
-    free = np.flatnonzero(~request.given_BxN[b, :length])
-    left = len(free) - (streams - 1) * len(ids_k)
-    if left < streams:
-      raise UserError(
-        f'of {len(free)} tokens, {streams - 1} times {len(ids_k)} between the streams leave less '
-        f'than one for each of {streams} streams; take fewer streams, or a shorter text between'
-      )
-    runs = np.array_split(np.arange(left), streams)
-    begin = 0
-    for run in runs[:-1]:
-      place = free[begin + len(run) : begin + len(run) + len(ids_k)]
-      tokens_BxN[b, place], given_BxN[b, place] = ids_k, True
-      begin += len(run) + len(ids_k)
-  return request.replace(tokens_BxN=tokens_BxN, given_BxN=given_BxN)
-
-
 def heads_of(given_N: np.ndarray | jax.Array, streams: int) -> list[int]:
   """Positions in a text at which its second and further streams begin.
 

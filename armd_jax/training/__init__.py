@@ -332,7 +332,8 @@ def _train_step(config: Config, vocab_size: int, mesh: Mesh) -> jax.stages.Wrapp
     metrics = {name: jnp.float32(value) for name, value in metrics.items()}
     if config.train.log_layers:
       before = adapters.trained(config.optimizer, state.params)
-      metrics['layers'] = by_layer.measured(gradients, updates, before)
+      whole = adapters.whole(config.optimizer, state.params, before)
+      metrics['layers'] = by_layer.measured(gradients, updates, before, whole, vocab_size)
     return jax.tree.map(functools.partial(jnp.where, is_finite), new, counted), metrics
 
   state_sharding = jax.tree.map(lambda x: x.sharding, abstract_state(config, vocab_size, mesh))

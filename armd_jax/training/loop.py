@@ -22,12 +22,16 @@ from armd_jax.data.pipeline import training_batches
 from armd_jax.errors import STOPPED, UserError
 from armd_jax.files import buckets, lock, paths
 from armd_jax.hardware import starts
-from armd_jax.parallel import ambient, distributed, sharding
+from armd_jax.parallel import ambient, distributed, ends, sharding
 from armd_jax.show import columns, goodput, header, history
 from armd_jax.training import adapters, checkpoint, hooks, metrics, optimizers, text
 from armd_jax.training import workdir as workdir_lib
 
 _READING = 'the text to be read and cut into tokens'
+_NOTHING_TO_SAVE = (
+  'stopped by SIGTERM at once, as there is nothing to save; the same command goes on from the last '
+  'checkpoint'
+)
 
 
 @ambient.settled()
@@ -49,7 +53,8 @@ def train(
     The state after the last step.
   Raises:
     UserError: bad config, text, or work directory; no space left; losses that are not finite.
-    SystemExit: with code 75, when SIGTERM or Ctrl-C came and the state was saved.
+    SystemExit: with code 75, when SIGTERM or Ctrl-C came and the state was saved, or SIGTERM before
+      there was anything to save.
   """
   began = starts.take()
   parts = {'import': time.time() - began} if began else {}
@@ -62,7 +67,11 @@ def train(
       'to a bucket; write (), or use a --workdir on a disk'
     )
   # First, so that it is closed last: closing the others may hang, too.
-  with contextlib.closing(hooks.Watchdog(config.train.hang_seconds, _READING)) as watchdog:
+  store = workdir if buckets.is_bucket(workdir) else None
+  with (
+    contextlib.closing(hooks.Watchdog(config.train.hang_seconds, _READING, store)) as watchdog,
+    ends.stopping_at_once(_NOTHING_TO_SAVE),
+  ):
     return _train(config, workdir, corpus, overwrite, watchdog, parts)
 
 
@@ -122,6 +131,8 @@ def _train(
         told = f'step {first_step} of {config.init_from}: {told}'
       print(f'start     {told}', flush=True)
     if first_step >= last_step:
+      if is_first and not (workdir / 'training.png').exists():  # it was stopped in its last save
+        _show(workdir, config)
       return state
     begun = workdir_lib.begun(workdir, config, overwrite)
     distributed.together(lambda: is_new and enter(begun))
@@ -162,7 +173,8 @@ def _train(
       examples = (batch.index_B[0], batches.next_index - 1)  # as the first process sees them
       log.step(step, step_metrics, batches.input_seconds, examples)
       watchdog.progress('a step, an evaluation or a save')
-      # Asked at every step, also by processes that got no signal: the answer is a collective.
+      # Asked at every step, also by processes that got no signal: the answer is a collective. Until
+      # then there is nothing to save, and the first step compiles, which may take minutes.
       stop = notice.reached() and step < last_step
       due = [hook for hook in all_hooks if hook.is_due(step, last_step) and not stop]
       save = stop or step == last_step or any(every and step % every == 0 for every in saves)
@@ -188,11 +200,14 @@ def _train(
           watchdog.progress('a step')
       if stop:
         break
+    came = notice.came()  # it may have in the last save
 
-  if step < last_step:
+  if came is not None:
     if is_first:
       print(
-        f'stopped by {notice.cause}; step {step} is saved, and the same command goes on from there'
+        f'stopped by {notice.cause}; step {step} is saved, and the same command goes on from there '
+        f'({time.monotonic() - came:.1f} s after the signal)',
+        flush=True,
       )
     sys.exit(STOPPED)
   if is_first:
