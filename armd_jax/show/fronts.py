@@ -28,7 +28,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: str) -> None:
 def panel(axes: Any, rows: Sequence[Mapping[str, Any]], batch: str, what: str, label: str) -> None:
   """One number against speed; a run's points are joined, exact ones full and bounds hollow."""
   runs = dict.fromkeys(row['way'].rpartition(', ')[0] for row in rows)
-  colors = plt.cm.tab10.colors
+  colors = list(plt.get_cmap('tab10')(range(10)))
   for color, run in zip(colors * (1 + len(runs) // len(colors)), runs, strict=False):
     own = [row for row in rows if row['way'].rpartition(', ')[0] == run]
     points = sorted((row['tokens_per_second'][batch], row[what], row['way']) for row in own)
