@@ -48,6 +48,12 @@ def _server():
           self._generation = '0'
           self._refuse(503)
           return
+        if method != 'GET' and self.server.changes is not None:
+          self.server.changes -= 1
+          if self.server.changes < 0:
+            self._generation = '0'
+            self._refuse(403)
+            return
         self._generation = self._current(url.path, query)
         if query.get('ifGenerationMatch', self._generation) != self._generation:
           self._refuse(412)
@@ -94,6 +100,7 @@ def _server():
   class Server(http.server.ThreadingHTTPServer):
     unavailable = 0  # requests that are refused from now on
     silent = 0  # and that are never answered
+    changes = None  # that are still allowed, if not all
 
     def handle_error(self, request, client_address):
       """A client that has gone, as one that is killed."""
@@ -140,6 +147,10 @@ class Bucket:
   def be_silent(self, requests: int) -> None:
     """Takes the next ones and never answers, as over a network that has stalled."""
     self._server.silent = requests
+
+  def allow(self, changes: int | None) -> None:
+    """Takes so many more changes, and refuses all others; None takes all again."""
+    self._server.changes = changes
 
   def folder(self, name: str) -> str:
     return f'gs://{NAME}/{name}'
