@@ -40,6 +40,7 @@ FAMILIES = {
   'd3pm': 'none',
   'sedd': 'none',
   'radd': 'none',
+  'bd3lm': 'none',
 }
 
 
@@ -51,6 +52,9 @@ class DiffusionConfig:
   d3pm_steps: int = field(1000, at_least=1, at_most=2**20)  # T
   d3pm_aux: float = field(0.01, at_least=0)  # weight of D3PM's auxiliary cross-entropy (its eq. 5)
   radd_loss: str = one_of('lambda_dce', 't_dce', 'any_order')  # what RADD trains on
+  block_length: int = field(4, at_least=1, at_most=2**20)  # L', tokens of a block of BD3-LM
+  clip_low: float = field(0.45, at_least=0, below=1)  # beta, least masked share BD3-LM trains on
+  clip_high: float = field(0.95, above=0, at_most=1)  # omega, the largest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +111,11 @@ class ModelConfig:
   def orders(self) -> str:
     """Generation orders along which the family predicts, see `FAMILIES`."""
     return FAMILIES[self.family]
+
+  @property
+  def set_length(self) -> int:
+    """Tokens that are noised together beside a clean copy of the text; 0: there is no copy."""
+    return {'bd3lm': self.diffusion.block_length}.get(self.family, 0)
 
   @property
   def num_slots(self) -> int:

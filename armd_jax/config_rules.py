@@ -50,6 +50,7 @@ def contradictions(config: Any) -> Iterator[str]:
   yield from of_adapting(config)
   yield from of_schedule(config)
   yield from of_mixture(config.data)
+  yield from of_sets(m)
   if m.num_two_stream_layers > m.num_layers:
     yield (
       f'config.model.num_two_stream_layers is {m.num_two_stream_layers}; '
@@ -169,6 +170,20 @@ def of_schedule(config: Any) -> Iterator[str]:
       f'{name}.decay_steps is {o.decay_steps} but {name}.schedule is {o.schedule!r}, which falls '
       "all the time; write 'warmup_stable_decay', or -1"
     )
+
+
+def of_sets(model: Any) -> Iterator[str]:
+  """What contradicts a clean copy beside noised sets of tokens, a sentence each."""
+  length, d, name = model.set_length, model.diffusion, 'config.model.diffusion'
+  if not length:
+    return
+  if model.length % length:
+    yield (
+      f'{name}.block_length is {length}, which does not divide config.model.length = '
+      f'{model.length}; write a divisor'
+    )
+  if d.clip_low >= d.clip_high:
+    yield f'{name}.clip_low is {d.clip_low}; write less than clip_high = {d.clip_high}'
 
 
 def of_mixture(data: Any) -> Iterator[str]:

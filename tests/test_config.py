@@ -85,6 +85,14 @@ def test_defaults_are_the_published_small_recipe():
     ({'model': {'diffusion': {'d3pm_aux': -1.0}}}, 'd3pm_aux is -1.0; write a number from 0 to'),
     ({'model': {'diffusion': {'schedule': 'sine'}}}, "write one of 'log_linear', 'cosine'"),
     ({'model': {'family': 'sedd', 'architecture': 'gpt2'}}, "which has RoPE only; write 'rope'"),
+    (
+      {'model': {'family': 'bd3lm', 'diffusion': {'block_length': 48}}},
+      'block_length is 48, which does not divide config.model.length = 1024; write a divisor',
+    ),
+    (
+      {'model': {'family': 'bd3lm', 'diffusion': {'clip_low': 0.9, 'clip_high': 0.9}}},
+      'clip_low is 0.9; write less than clip_high = 0.9',
+    ),
     ({'order': {'masking_steps': -1}}, 'masking_steps is -1; write a whole number from 0 to'),
     ({'model': 3}, 'must hold the fields of ModelConfig'),
   ],
@@ -94,6 +102,17 @@ def test_refusals(raw, message):
     config.parse(raw)
   assert message in str(error.value)
   assert '\n' not in str(error.value)
+
+
+def test_blocks_are_of_their_family_alone():
+  diffusion = {'block_length': 48, 'clip_low': 0.9, 'clip_high': 0.9}
+  lengths = {
+    family: config.parse(
+      {'model': {'family': family, 'length': 96, 'diffusion': d}}
+    ).model.set_length
+    for family, d in (('mdlm', diffusion), ('bd3lm', {'block_length': 48}))
+  }
+  assert lengths == {'mdlm': 0, 'bd3lm': 48}
 
 
 def test_length_counts_the_given_first_token():

@@ -3,6 +3,8 @@ denoisers of the diffusion baselines partly masked tokens in text order."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -11,6 +13,7 @@ from armd_jax.models.ar import AR
 from armd_jax.models.armd import ARMD
 from armd_jax.models.denoiser import Denoiser
 from armd_jax.models.params import Params
+from armd_jax.models.set_denoiser import SetDenoiser
 from armd_jax.order import left_to_right
 
 # By the orders of a family.
@@ -19,7 +22,8 @@ NETWORKS = {'any': ARMD, 'left_to_right': AR, 'none': Denoiser}
 
 def build(config: ModelConfig, vocab_size: int) -> ARMD | AR | Denoiser:
   """The network of a family that brings none of its own; see `families.build` for all of them."""
-  return NETWORKS[config.orders](config, vocab_size)  # type: ignore[return-value]
+  network: Any = SetDenoiser if config.set_length else NETWORKS[config.orders]
+  return network(config, vocab_size)
 
 
 def init(model: ARMD | AR | Denoiser, key: jax.Array) -> Params:

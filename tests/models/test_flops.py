@@ -61,6 +61,8 @@ def test_equals_the_counted_products(model):
     {'family': 'mdlm'},
     {'family': 'sedd'},
     {'family': 'radd', 'first_token': 'given'},
+    {'family': 'bd3lm'},
+    {'family': 'bd3lm', 'diffusion': {'block_length': 64}, 'scan_layers': False},
   ],
   ids=str,
 )
