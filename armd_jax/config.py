@@ -41,7 +41,11 @@ FAMILIES = {
   'sedd': 'none',
   'radd': 'none',
   'bd3lm': 'none',
+  'setdlm': 'none',
 }
+# Of those that noise sets of tokens beside a clean copy of the text: blocks from left to right, or
+# sets in any order.
+SETS = {'bd3lm': 'blocks', 'setdlm': 'ordered'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +59,9 @@ class DiffusionConfig:
   block_length: int = field(4, at_least=1, at_most=2**20)  # L', tokens of a block of BD3-LM
   clip_low: float = field(0.45, at_least=0, below=1)  # beta, least masked share BD3-LM trains on
   clip_high: float = field(0.95, above=0, at_most=1)  # omega, the largest
+  set_policy: str = one_of('staggered', 'blocks')  # in which order SetDLM's sets follow
+  set_size: int = field(4, at_least=1, at_most=2**20)  # d, tokens of a staggered set, on average
+  set_reach: int = field(8, at_least=1, at_most=2**20)  # s_max, positions from which they come
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +120,14 @@ class ModelConfig:
     return FAMILIES[self.family]
 
   @property
+  def sets(self) -> str:
+    """Which sets of tokens are noised beside a clean copy of the text, see `SETS`; '': none."""
+    return SETS.get(self.family, '')
+
+  @property
   def set_length(self) -> int:
-    """Tokens that are noised together beside a clean copy of the text; 0: there is no copy."""
-    return {'bd3lm': self.diffusion.block_length}.get(self.family, 0)
+    """Rows of noised tokens that see each other beside a clean copy; 0: there is no copy."""
+    return {'': 0, 'blocks': self.diffusion.block_length, 'ordered': 1}[self.sets]
 
   @property
   def num_slots(self) -> int:

@@ -174,16 +174,20 @@ def of_schedule(config: Any) -> Iterator[str]:
 
 def of_sets(model: Any) -> Iterator[str]:
   """What contradicts a clean copy beside noised sets of tokens, a sentence each."""
-  length, d, name = model.set_length, model.diffusion, 'config.model.diffusion'
-  if not length:
-    return
-  if model.length % length:
+  d, name = model.diffusion, 'config.model.diffusion'
+  has_blocks = model.sets == 'blocks' or (model.sets and d.set_policy == 'blocks')
+  if has_blocks and model.length % d.block_length:
     yield (
-      f'{name}.block_length is {length}, which does not divide config.model.length = '
+      f'{name}.block_length is {d.block_length}, which does not divide config.model.length = '
       f'{model.length}; write a divisor'
     )
-  if d.clip_low >= d.clip_high:
+  if model.sets == 'blocks' and d.clip_low >= d.clip_high:
     yield f'{name}.clip_low is {d.clip_low}; write less than clip_high = {d.clip_high}'
+  if model.sets and not has_blocks and not d.set_size <= d.set_reach <= model.num_slots:
+    yield (
+      f'{name}.set_reach is {d.set_reach}; write set_size = {d.set_size} to the {model.num_slots} '
+      'tokens that are predicted'
+    )
 
 
 def of_mixture(data: Any) -> Iterator[str]:

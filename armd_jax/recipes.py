@@ -2,7 +2,7 @@
 
 --config=experiments/owt_small.py:paper               the published recipe, to the letter of eq. 6
 --config=experiments/owt_small.py:family=mdlm         a baseline's twin: all else is the same
---config=experiments/owt_small.py:family=bd3lm,block=16   block diffusion, with blocks of 16 tokens
+--config=experiments/owt_small.py:family=bd3lm,block=16   block diffusion, in blocks of 16 tokens
 --config=experiments/owt_small.py:strided_steps=50000     SBP fine-tuning of the base model
 --config=experiments/owt_small.py:family=sedd,runlocal   the same, small, on this machine
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import ml_collections
 
-from armd_jax.config import DiffusionConfig, ModelConfig, default_config
+from armd_jax.config import SETS, default_config
 from armd_jax.errors import UserError
 
 # Ends of the masked shares that blocks of so many tokens are trained on (BD3-LM section 5).
@@ -27,7 +27,7 @@ class Options:
 
   Attributes:
     family: of the model, see `config.ModelConfig`.
-    block: L', tokens of a block of a family that noises blocks; 0: the default.
+    block: L', tokens of a block of BD3-LM, or d, of a set of SetDLM on average; 0: the default.
     strided_steps: i_SBP (paper section 3.1), steps of fine-tuning after the base model's; 0:
       train the base model.
     paper: leaves out what `ours` changes.
@@ -79,7 +79,7 @@ def finish(config: ml_collections.ConfigDict, text: str, base_run: str) -> None:
   chosen = options(text)
   config.model.family = chosen.family
   if chosen.block:
-    _cut_into_blocks(config, chosen.block)
+    _cut_into_sets(config, chosen.block)
   if chosen.runlocal:
     _shrink(config)
   if not chosen.paper:
@@ -94,22 +94,24 @@ def finish(config: ml_collections.ConfigDict, text: str, base_run: str) -> None:
     config.init_from = base_run
 
 
-def _cut_into_blocks(config: ml_collections.ConfigDict, length: int) -> None:
-  """Blocks of so many tokens, and masked shares as BD3-LM's paper has them (section 5), if it does.
+def _cut_into_sets(config: ml_collections.ConfigDict, length: int) -> None:
+  """Blocks of so many tokens, with masked shares as BD3-LM's paper has them, if it does; or sets of
+  so many on average, from twice as many positions, as SetDLM's released recipes.
 
   Raises:
-    UserError: the family has no blocks.
+    UserError: the family has neither.
   """
-  diffusion = DiffusionConfig(block_length=length)
-  if ModelConfig(family=config.model.family, diffusion=diffusion).set_length != length:
+  sets, diffusion = SETS.get(config.model.family), config.model.diffusion
+  if sets is None:
     raise UserError(
-      f'block={length} is for families that noise blocks of tokens, which {config.model.family!r} '
+      f'block={length} is for families that noise sets of tokens, which {config.model.family!r} '
       'does not; leave it out, or write family=bd3lm'
     )
-  config.model.diffusion.block_length = length
-  if length in CLIPS:
-    low, high = CLIPS[length]
-    config.model.diffusion.update(clip_low=low, clip_high=high)
+  if sets == 'ordered':
+    diffusion.update(set_size=length, set_reach=2 * length)
+    return
+  low, high = CLIPS.get(length, (diffusion.clip_low, diffusion.clip_high))
+  diffusion.update(block_length=length, clip_low=low, clip_high=high)
 
 
 def ours(config: ml_collections.ConfigDict) -> None:

@@ -4,7 +4,7 @@
   python -m armd_jax.train --config=experiments/lm1b_small.py --workdir=work/lm1b_small
 
 Twins and variants as in owt_small.py: lm1b_small.py:family=mdlm, lm1b_small.py:strided_steps=50000,
-lm1b_small.py:family=bd3lm,block=4, lm1b_small.py:runlocal.
+lm1b_small.py:family=bd3lm,block=4, lm1b_small.py:family=setdlm,block=4, lm1b_small.py:runlocal.
 
 Hardware and time: python -m armd_jax.aot --config=experiments/lm1b_small.py --topology=v5p:8x8x16,
 or --target=h100, says whether it fits and the least time a step takes; nothing of it was run.

@@ -8,6 +8,7 @@ Twins and variants (armd_jax/recipes.py): owt_small.py:paper is the published re
 default differs by what the reproduction found better; owt_small.py:family=mdlm (sedd, radd, d3pm,
 ar) trains a baseline with all else the same; owt_small.py:family=bd3lm,block=16 block diffusion,
 which the published models begin with 850K steps of MDLM (--config.init_from);
+owt_small.py:family=setdlm,block=8 set diffusion, with sets of 8 tokens from 16 positions;
 owt_small.py:strided_steps=50000 fine-tunes work/owt_small for strided generation (published: 10K,
 50K, 80K steps); any with ,runlocal takes minutes on two cores.
 

@@ -66,6 +66,8 @@ def test_blocks_are_cut_as_published(name):
     assert (
       dataclasses.replace(base, diffusion=d) == recipe(name, f'family=bd3lm,block={length}').model
     )
+  d = recipe(name, 'family=setdlm,block=16').model.diffusion
+  assert (d.set_policy, d.set_size, d.set_reach) == ('staggered', 16, 32)
   with pytest.raises(UserError, match=r"block=8 is for families .* 'mdlm' does not"):
     recipe(name, 'family=mdlm,block=8')
 

@@ -11,7 +11,7 @@ import tiny
 from armd_jax import families, models
 from armd_jax.models.denoiser import MASK, Denoiser
 from armd_jax.models.layers import unstack_layers
-from armd_jax.models.set_denoiser import SetDenoiser, SetRows
+from armd_jax.models.set_denoiser import OrderedSetDenoiser, SetDenoiser, SetRows
 
 CLEAN = jax.random.randint(jax.random.key(0), (1, 16), 0, tiny.VOCAB)
 TOKENS = CLEAN.at[:, ::3].set(MASK)
@@ -116,3 +116,42 @@ def test_a_noise_level_is_refused():
   model, params = network()
   with pytest.raises(ValueError, match='reads no noise'):
     model.apply({'params': params}, TOKENS, jnp.zeros(1))
+
+
+@pytest.mark.parametrize('first', [False, True])
+def test_along_an_order_rows_see_the_tokens_before_them(first):
+  config = tiny.model_config(
+    family='setdlm', num_layers=2, **({'first_token': 'given'} if first else {})
+  )
+  model, params = tiny.init(config, scale=1.0)
+  assert type(model) is OrderedSetDenoiser is families.of(config).network
+  params = jax.tree_util.tree_map_with_path(
+    lambda path, x: (
+      0.1 * jax.random.normal(jax.random.key(len(path)), x.shape)
+      if 'modulation' in jax.tree_util.keystr(path)
+      else x
+    ),
+    params,
+  )
+  slots = 16 - first
+  position = jax.random.permutation(jax.random.key(1), slots)[None] + 1
+  first_B = jnp.array([1]) if first else None
+  run = jax.jit(
+    lambda tokens: model.apply({'params': params}, tokens, None, first_B, position_BxN=position)
+  )
+  tokens = CLEAN[:, :slots]
+  base = run(tokens)
+  for n in range(slots):
+    moved = np.abs(run(tokens.at[0, n].set((tokens[0, n] + 1) % 7)) - base)[0].max(-1) > 1e-6
+    np.testing.assert_array_equal(moved, np.arange(slots) > n)
+  # Of what is shown from left to right, and no order, the next tokens are predicted as along it.
+  shown = 6
+  partly = jnp.where(jnp.arange(slots) < shown, tokens, MASK)
+  without = model.apply({'params': params}, partly, None, first_B)
+  ordered = model.apply(
+    {'params': params}, tokens, None, first_B, position_BxN=jnp.arange(1, slots + 1)[None]
+  )
+  np.testing.assert_allclose(without[:, shown], ordered[:, shown], atol=1e-5)
+  junk = partly.at[:, 9:].set(3)
+  ended = model.apply({'params': params}, junk, None, first_B, jnp.array([9]))
+  np.testing.assert_allclose(ended[:, shown:9], without[:, shown:9], atol=1e-5)

@@ -54,7 +54,8 @@ def gradients(mesh_sizes, config):
   mesh = on_mesh.mesh(mesh_sizes)
   params = training.new_state(config, tiny.VOCAB, mesh).params
   shake = lambda x: jax.device_put(x + 0.1 * np.cos(np.arange(x.size)).reshape(x.shape), x.sharding)
-  is_zero = lambda path: path[-1].key.endswith('_out')  # half of an adapter, at first
+  # At first half of an adapter is, and the gates of conditioned layers are shut.
+  is_zero = lambda path: path[-1].key.endswith('_out') or 'modulation' in jax.tree_util.keystr(path)
   params = jax.tree_util.tree_map_with_path(lambda p, x: shake(x) if is_zero(p) else x, params)
   shape = config.train.batch_size, config.model.length
   text = np.random.default_rng(0).integers(0, tiny.VOCAB, shape).astype(np.int32)
@@ -62,7 +63,8 @@ def gradients(mesh_sizes, config):
     start, place = np.arange(len(text))[:, None] % 5, np.arange(shape[1])
     text = np.where(place < start, ~text, np.where(place < 9 + start, text, documents.PADDING))
   text = sharding.put(text.astype(np.int32), sharding.batch_sharding(mesh))
-  return jax.device_get(compile_gradients(mesh, config)(params, text))
+  (loss, kinds), found = jax.device_get(compile_gradients(mesh, config)(params, text))
+  return ((loss,) if config.model.orders == 'none' else (loss, kinds)), found
 
 
 def assert_same(found, expected):
@@ -86,6 +88,9 @@ LORA = train_config(model__num_kv_heads=2, optimizer__lora_rank=3)
 BLOCKS = train_config(
   model__num_layers=2, model__family='bd3lm', model__num_kv_heads=1, model__vocab_multiple=8,
 )  # fmt: skip
+ORDERED_SETS = train_config(
+  model__num_layers=2, model__family='setdlm', model__vocab_multiple=8, train__accumulation=2
+)
 DOCUMENTS = train_config(
   data__packing='documents', order__strided_start=0, order__segments_prob=0.5,
   train__accumulation=2,
@@ -95,7 +100,7 @@ DOCUMENTS = train_config(
 @pytest.fixture(scope='module')
 def on_one_device():
   """Loss and gradients of one step, without a mesh."""
-  configs = CONFIG, SHARED_HEADS, LLAMA, LORA, DOCUMENTS, BLOCKS
+  configs = CONFIG, SHARED_HEADS, LLAMA, LORA, DOCUMENTS, BLOCKS, ORDERED_SETS
   return {config: gradients((1, 1, 1), config) for config in configs}
 
 
@@ -107,7 +112,7 @@ def on_one_device():
     ((2, 2, 2), MICRO, CONFIG),
     ((1, 4, 2), SHARED_HEADS, SHARED_HEADS),  # one key head on two devices
     *[(sizes, LLAMA, LLAMA) for sizes in on_mesh.MESHES[1:]],
-    *[(sizes, BLOCKS, BLOCKS) for sizes in on_mesh.MESHES[1:]],
+    *[(sizes, c, c) for sizes in on_mesh.MESHES[1:] for c in (BLOCKS, ORDERED_SETS)],
     *[(sizes, c, c) for sizes in ((1, 8, 1), (1, 4, 2)) for c in (LORA, DOCUMENTS)],
   ],
 )
@@ -305,7 +310,7 @@ def denoised(mesh_sizes, family):
   return next(bound), jax.device_get(run)
 
 
-@pytest.mark.parametrize('family', ['sedd', 'bd3lm'])
+@pytest.mark.parametrize('family', ['sedd', 'bd3lm', 'setdlm'])
 def test_denoising(eight_devices, family):
   nats, run = denoised((1, 1, 1), family)
   found_nats, found = eight_devices(denoised, (2, 2, 2), family)
