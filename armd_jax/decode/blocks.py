@@ -140,7 +140,7 @@ def block_by_block(
     clean, noised = rows_of(ids_BxK, before, before + 1), rows_of(ids_BxK, block, block)
     hidden_BxLxE, caches = run(clean, noised, caches, offset_1)
     predicted = predict(hidden_BxLxE, missing_BxK, block)
-    inner = (jnp.int32(0), ids_BxK, missing_BxK, appeared_BxK, predicted, jnp.bool_(False))
+    inner: Any = (jnp.int32(0), ids_BxK, missing_BxK, appeared_BxK, predicted, jnp.bool_(False))
     inner = jax.lax.while_loop(
       lambda inner: jnp.any(part(inner[2], block)),
       functools.partial(step, caches, block),

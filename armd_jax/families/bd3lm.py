@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -31,8 +30,8 @@ def generate(
   steps: int = 0,
   sampler: str = '',
 ) -> tuple[list[str], Denoised]:
-  """As many steps as reveal `streams` tokens each, unless their number, of all blocks together, is
-  given; at least one a block.
+  """As many steps as reveal `streams` tokens each, or no more than `steps` in all blocks together,
+  of each block as many; at least one.
 
   Raises:
     UserError: a gap with text after it that its block does not see.
@@ -50,10 +49,9 @@ def generate(
       f'a gap is followed by text in a later block, which a model of family {config.family!r} does '
       f'not see (its blocks are {length} tokens); generate from a prompt, or take another family'
     )
-  steps_of_block = steps * length / masked.num_free(request) if steps else length / streams
-  plan = blocks.Plan(
-    max(1, math.ceil(steps_of_block)), (sampler or SAMPLERS[0]) == 'ancestral', decoder.mesh
-  )
+  of_block = steps * length // masked.num_free(request) if steps else -(-length // streams)
+  is_ancestral = (sampler or SAMPLERS[0]) == 'ancestral'
+  plan = blocks.Plan(max(1, of_block), is_ancestral, decoder.mesh)
   return decoder.denoise(request, sampling, plan, blocks.sample)
 
 

@@ -84,7 +84,12 @@ def draw_mask(keys_B: Array, probability_B: Array, num_slots: int) -> Array:
   """bool [B, N], true with the sequence's probability, or each token's, one key per sequence."""
   u_BxN = jax.vmap(lambda key: jax.random.uniform(key, (num_slots,)))(keys_B)
   # u is below 1, so that a probability of 1 masks every token.
-  return u_BxN < probability_B.reshape(len(probability_B), -1)
+  return u_BxN < _of_tokens(probability_B)
+
+
+def _of_tokens(x: Array) -> Array:
+  """`[B, N]`, or `[B, 1]` of what belongs to sequences."""
+  return x if x.ndim == 2 else x[:, None]
 
 
 def draw_exactly(keys_B: Array, count_B: Array, num_slots: int) -> Array:
@@ -156,7 +161,7 @@ def masked_loss(
   )
   embedding_VxE = model.apply({'params': params}, method='embedding')
   # A token of weight 0 is never read: what the network predicts in its place does not matter.
-  weights_BxN = jnp.where(is_masked_BxN, weights_B.reshape(len(weights_B), -1), weight_of_shown)
+  weights_BxN = jnp.where(is_masked_BxN, _of_tokens(weights_B), weight_of_shown)
   total, loss_BxN = weighted_nll(
     hidden_BxNxE,
     embedding_VxE,
