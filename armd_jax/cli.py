@@ -21,9 +21,9 @@ from absl import logging as absl_logging
 from armd_jax import flags
 from armd_jax.config import MeshConfig
 from armd_jax.errors import CRASHED, USER_ERROR, MetByAll, UserError, sentence
-from armd_jax.files import paths, whole
+from armd_jax.files import buckets, paths, whole
 from armd_jax.hardware import kept_programs, starts
-from armd_jax.parallel import ambient, distributed, ends
+from armd_jax.parallel import ambient, distributed, ends, others
 
 
 def run(main: Callable[[flags.Options], None], options: type[flags.Options]) -> None:
@@ -33,13 +33,14 @@ def run(main: Callable[[flags.Options], None], options: type[flags.Options]) -> 
     main: of the program.
     options: the dataclass of its flags, see `armd_jax.flags`.
   """
-  # Libraries tell of every checkpoint they touch; what a user needs to know, the programs print.
+  # Libraries log every checkpoint they touch; programs print what a user needs.
   absl_logging.set_verbosity(absl_logging.WARNING)
   # For texts that a terminal cannot spell.
   sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
   logging.getLogger('jax').setLevel(logging.WARNING)
   logging.getLogger('armd_jax').setLevel(logging.INFO)
   logging.getLogger('absl').addFilter(_is_news)
+  logging.getLogger('gcsfs').setLevel(logging.CRITICAL)  # what it logs, it raises as well
   sys.unraisablehook = _tell_unraisable
   ambient.settle()
   ends.limit_interrupts()
@@ -63,11 +64,13 @@ def run(main: Callable[[flags.Options], None], options: type[flags.Options]) -> 
       distributed.leave_after_another()
     ends.leave(USER_ERROR, f'error: {error}')
   except Exception as error:
-    if reason := _environment(error):
+    if reason := _environment(error) or _store(error):
       ends.leave(USER_ERROR, f'error: {reason}')
+    others.hear()
     traceback.print_exc()
-    several = 'this process failed, or lost another one; see what the first to end says, and start '
-    several += 'all of them again to go on from the last checkpoint'
+    several = others.missing() or 'this process failed, or lost another one'
+    several += '; see what the first to end says, and start all of them again to go on from the '
+    several += 'last checkpoint'
     alone = 'this is a fault of the program itself; see the traceback above'
     ends.leave(CRASHED, f'error: {several if jax.distributed.is_initialized() else alone}')
 
@@ -117,6 +120,18 @@ def _environment(error: Exception) -> str | None:
     )
   # Other kinds are no errors of jax's about its devices, and asking for these starts them.
   return distributed.why_no_devices() if isinstance(error, AssertionError | RuntimeError) else None
+
+
+def _store(error: BaseException | None) -> str | None:
+  """What a bucket answered that is behind an error, and the fix; None if nothing."""
+  while error is not None:
+    if reason := buckets.refusal(error):
+      return (
+        f'a bucket did not do what it was asked ({reason}); see that it can be reached, and give '
+        'the same command again'
+      )
+    error = error.__cause__
+  return None
 
 
 def _tell_unraisable(what: Any) -> None:

@@ -84,7 +84,7 @@ def overview() -> str:
 
 
 def complete(line: str) -> list[str]:
-  """What may stand in place of the last word of a command line."""
+  """What may complete the last word of a command line."""
   words = line.split(' ')
   if len(words) == 2:
     return [name for name in programs() if name.startswith(words[1])]

@@ -42,17 +42,21 @@ FAMILIES = {
   'radd': 'none',
   'bd3lm': 'none',
   'setdlm': 'none',
+  'esolm': 'any',
 }
 # Of those that noise sets of tokens beside a clean copy of the text: blocks from left to right, or
 # sets in any order.
 SETS = {'bd3lm': 'blocks', 'setdlm': 'ordered'}
+# Of those that predict along orders: with draws of their own in place of `OrderConfig`'s. Their
+# content rows are the tokens that are not masked, and their query rows the masks, in all layers.
+OWN_ORDERS = ('esolm',)
 
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
   """The masking process of the diffusion baselines; ARMD and AR read none of it."""
 
-  schedule: str = one_of('log_linear', 'cosine')  # of MDLM, SEDD and RADD; see objectives.masking
+  schedule: str = one_of('log_linear', 'cosine')  # of MDLM, SEDD, RADD and Eso-LM; see masking
   d3pm_steps: int = field(1000, at_least=1, at_most=2**20)  # T
   d3pm_aux: float = field(0.01, at_least=0)  # weight of D3PM's auxiliary cross-entropy (its eq. 5)
   radd_loss: str = one_of('lambda_dce', 't_dce', 'any_order')  # what RADD trains on
@@ -62,6 +66,9 @@ class DiffusionConfig:
   set_policy: str = one_of('staggered', 'blocks')  # in which order SetDLM's sets follow
   set_size: int = field(4, at_least=1, at_most=2**20)  # d, tokens of a staggered set, on average
   set_reach: int = field(8, at_least=1, at_most=2**20)  # s_max, positions from which they come
+  esolm_diffused: float = field(0.125, at_least=0, at_most=1)  # alpha_0, not left to the AR phase
+  esolm_split: float = field(0.5, above=0, below=1)  # share of a step's texts that train diffusion
+  esolm_loss: str = one_of('elbo', 'low_variance', 'orders')  # see objectives.esolm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +112,7 @@ class ModelConfig:
   query_seed_norm: str = one_of('none', 'rms')
   query_seed_chunk: int = field(128, at_least=0)  # slots a chunk, in linear form; 0: quadratic
   query_seed_radius: int = field(8, at_least=1, at_most=64)  # tokens on a side, of 'neighbours'
+  content_mask: str = one_of('block', 'row')  # content rows see their own block, or to themselves
   position_rows: str = one_of('sinusoidal', 'learned')  # PE of eq. 6, of unit length
   position_dim: int = field(64, at_least=2, at_most=2**20)  # even
   attention: str = one_of('auto', 'reference', 'pallas_tpu', 'pallas_hopper', resumable=True)
@@ -130,6 +138,11 @@ class ModelConfig:
     return {'': 0, 'blocks': self.diffusion.block_length, 'ordered': 1}[self.sets]
 
   @property
+  def has_own_orders(self) -> bool:
+    """Whether training draws the family's own orders, see `OWN_ORDERS`."""
+    return self.family in OWN_ORDERS
+
+  @property
   def num_slots(self) -> int:
     """Tokens predicted per sequence: all of them, or all but a given first one."""
     return self.length - (self.first_token == 'given')
@@ -144,8 +157,8 @@ class OrderConfig:
   """Which generation orders a training step sees (paper sections 3.1 and 5).
 
   An AR model has left-to-right orders alone: `parse` sets its `max_shuffled` and `segments_prob` to
-  0, whatever is given, so that one experiment serves all families. The diffusion baselines read
-  none of this.
+  0, whatever is given, so that one experiment serves all families. The diffusion baselines and
+  families with orders of their own read none of this.
   """
 
   ar_steps: int = field(9_000, at_least=0)  # i_AR
@@ -397,8 +410,17 @@ def _value(known: dataclasses.Field[Any], kind: Any, value: Any, where: str) -> 
 
 
 def _resolve(config: Config) -> Config:
-  """Fills in the model sizes that default to others; an AR model's orders are left-to-right."""
+  """Fills in the model sizes that default to others; an AR model's orders are left-to-right, and
+  families with orders of their own have masks for query rows."""
   model = config.model
+  if model.has_own_orders:
+    model = dataclasses.replace(
+      model,
+      num_two_stream_layers=model.num_layers,
+      query_seed='mask_embedding',
+      query_seed_norm='none',
+      content_mask='row',
+    )
   filled: dict[str, Any] = {
     'num_two_stream_layers': model.num_layers // 2,
     'num_kv_heads': model.num_heads,

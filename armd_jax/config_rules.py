@@ -103,7 +103,7 @@ def contradictions(config: Any) -> Iterator[str]:
       'of a sequence'
     )
   if o.strided_start >= 0:
-    if m.orders != 'any':
+    if m.orders != 'any' or m.has_own_orders:
       yield (
         f'config.order.strided_start is {o.strided_start} but config.model.family is {m.family!r}, '
         'which has no strided orders; write -1'

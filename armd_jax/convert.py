@@ -5,7 +5,7 @@
 
 FOLDER holds a Llama, SmolLM2, Mistral, Qwen2.5, Qwen3 or GPT-2: config.json, model.safetensors (or
 its shards) and tokenizer.json, as Hugging Face keeps them, or one file of GGUF. DIR then holds a
-run at step 0, which `evaluate` and `sample` read, and which another run can go on from:
+run at step 0, which `evaluate` and `sample` read, and from which another run can start:
 
   armd train --config=experiments/adapt.py:run=DIR --workdir=NEW
 

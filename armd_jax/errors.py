@@ -1,4 +1,4 @@
-"""How a program ends: bad input, told to the user in one sentence, and exit codes."""
+"""How a program ends: errors of bad input, whose message is one sentence, and exit codes."""
 
 import re
 
@@ -31,7 +31,7 @@ class MetByAll(UserError):
 USER_ERROR = 1  # exit code of a UserError
 
 # Other exit codes; launchers start the job again after the first two.
-STOPPED = 75  # told to stop by SIGTERM or Ctrl-C, and saved (EX_TEMPFAIL)
+STOPPED = 75  # stopped by SIGTERM or Ctrl-C, and saved (EX_TEMPFAIL)
 CRASHED = 70  # an error of the program's own, another process lost, or a hung step (EX_SOFTWARE)
 INTERRUPTED = 130  # stopped by Ctrl-C, where there was nothing to save
 
@@ -56,5 +56,5 @@ def check_seed(seed: int) -> None:
 
 
 def sentence(error: BaseException) -> str:
-  """The first line of what an error of a library says, short enough for a sentence of ours."""
+  """The first line of a library's error message, short enough for a sentence of ours."""
   return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip('.')[:200]

@@ -4,11 +4,11 @@
   --suite=sedd         texts that were not trained on, as the paper of that name scores them; also
                        radd and mdlm
   --suite=lambada      how often LAMBADA's last words are predicted
-  --suite=infilling    missing sentences of stories: what the true ones cost, ROUGE of written ones
+  --suite=infilling    missing sentences of stories: nats of the true ones, ROUGE of generated ones
 
 Every number is labelled: 'exact' is the log-likelihood of a proper distribution over texts, 'bound'
-an average over random orders. The two kinds do not compare. A stopped evaluation goes on when its
-command is repeated.
+an average over random orders; numbers of different kinds cannot be compared. The same command
+resumes an evaluation that was stopped.
 """
 
 from __future__ import annotations

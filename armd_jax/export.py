@@ -60,7 +60,7 @@ def load(path: str | pathlib.Path, weights: str) -> tuple[Export, Params]:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
   workdir: str = flag('A training run, or an export.', is_path='or a bucket')
-  out: str = flag('Folder, or .safetensors file, to write.', '', is_path=True)
+  out: str = flag('Folder, or .safetensors file, to write.', '', is_path='or a bucket')
   hf: str = flag('Folder to write for transformers, in place of --out.', '', is_path=True)
   weights: str = flag('Averaged, or as trained.', 'ema', choices=('ema', 'raw'))
   scores: tuple[str, ...] = flag('Files of evaluate --json, for the model card.', (), is_path=True)
@@ -74,7 +74,8 @@ def main(options: Options) -> None:
   if bool(options.out) == bool(options.hf):
     raise UserError('write either --out=DIR or --hf=DIR')
   name = '--hf' if options.hf else '--out'
-  out = paths.given(options.hf or options.out, name)
+  where = paths.given if options.hf else paths.kept
+  out = where(options.hf or options.out, name)
   is_file = not options.hf and out.suffix == '.safetensors'
   if (options.stablehlo and (is_file or options.hf)) or (options.scores and is_file):
     raise UserError(

@@ -216,7 +216,7 @@ def _fields_named(flag: str, kinds: dict[str, Any]) -> str:
 
 
 def _run_experiment(read: Callable[[str], Any], path: str) -> Any:
-  """The config of an experiment file, whatever it raises."""
+  """The config of an experiment file; whatever that raises becomes a UserError."""
   try:
     return read(path)
   except (UserError, FileNotFoundError):

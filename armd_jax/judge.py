@@ -1,8 +1,7 @@
 """Judges generated texts: `armd judge --samples=samples.json --judge=PATH`.
 
-Any texts go through the same command, whatever made them: `armd sample --json` writes
-them, and so does whoever else saves JSON lines, CSV or parquet with a `text` each. Perplexity under
-the judge is never alone: entropy and repetition are printed beside it.
+The file is what `armd sample --json` writes, or JSON lines, CSV or parquet with a `text` in each
+row, made by any model. Entropy and repetition are always printed beside the perplexity.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Generation orders: which text position each slot holds, and which slots are predicted together.
 
 Everything the model may or may not see follows from one object. A *slot* is an index in generation
-order; `position[n]` is the slot's place in the text (1..N, BOS stands at 0) and `block[n]` says
-which slots are predicted together, from earlier blocks only (paper section 2: tokens with equal
-masking time form one block). Arrays are `[B, N]`, or `[1, N]` when all sequences share an order.
-Every function here runs under `jit`; those that draw take an explicit key per sequence.
+order. `position[n]` is the slot's place in the text (1..N, BOS has 0) and `block[n]` its block: the
+slots of one block are predicted together, from earlier blocks only (paper section 2: tokens with
+equal masking time form one block). Arrays are `[B, N]`, or `[1, N]` when all sequences share an
+order. Every function here runs under `jit`; those that draw take an explicit key per sequence.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Array = jax.Array
 
 @flax.struct.dataclass
 class GenerationOrder:
-  """Where each slot stands in the text, and the block it is predicted with.
+  """The position of each slot in the text, and the block that it is predicted with.
 
   Attributes:
     position_BxN: int32, text position of each slot, a permutation of 1..N in every row.
@@ -36,7 +36,7 @@ class GenerationOrder:
 
 
 def block_bounds(block_BxN: Array) -> tuple[Array, Array]:
-  """How many slots stand in earlier blocks, and in the same or earlier ones (paper section 3).
+  """How many slots are in earlier blocks, and in the same or earlier ones (paper section 3).
 
   These are the prefix lengths of the strictly causal mask M^sc and of the causal mask M^c.
 
@@ -54,7 +54,7 @@ def block_bounds(block_BxN: Array) -> tuple[Array, Array]:
   changes_BxN = block_BxN[:, 1:] != block_BxN[:, :-1]
   first_BxN = jnp.pad(changes_BxN, ((0, 0), (1, 0)), constant_values=True)
   last_BxN = jnp.pad(changes_BxN, ((0, 0), (0, 1)), constant_values=True)
-  # The last place so far where the block changed is where it began; its end is found from behind.
+  # A block begins at the last change so far; its end is found likewise, from the last slot on.
   start_BxN = jax.lax.cummax(jnp.where(first_BxN, slot_N, 0), axis=1)
   end_BxN = jax.lax.cummin(jnp.where(last_BxN, slot_N + 1, num_slots), axis=1, reverse=True)
   return start_BxN, end_BxN
@@ -111,7 +111,7 @@ def shuffled(
   if mode not in ('scatter', 'window'):
     raise ValueError(f"perm_mode is {mode!r}; write 'scatter' or 'window'")
   slot_N = jnp.arange(num_slots)
-  # k may be traced: what concerns k entries is a mask over all N.
+  # k may be traced, so that k entries are a mask over all N.
   chosen_N = slot_N < num_shuffled
 
   def positions(key: Array) -> Array:
@@ -186,11 +186,12 @@ def masking_blocks(keys_B: Array, num_slots: int, num_steps: int, schedule: str)
 
 
 def given_first(given_BxN: Array, length_B: Array, streams: Array | int) -> GenerationOrder:
-  """Given tokens first, the rest cut into `streams` runs generated in parallel (paper section 3.1).
+  """Given tokens first, the rest in `streams` parts that are generated in parallel (section 3.1).
 
   Given tokens are singletons in text order. The m remaining positions, in text order, are cut into
-  S runs that differ by at most one in length; run heads come first, one by one, then one token of
-  every run at a time. Positions past a sequence's length are stored last, in a block of their own.
+  S text streams whose lengths differ by at most one. The first tokens of all streams come first,
+  one by one, then one token of every stream at a time. Positions past a sequence's length are
+  stored last, in a block of their own.
 
   Args:
     given_BxN: bool, by text position (entry i is position i + 1).
@@ -208,27 +209,28 @@ def given_first(given_BxN: Array, length_B: Array, streams: Array | int) -> Gene
 
   rank_BxN = jnp.cumsum(~given_BxN, axis=1) - 1  # among the positions to generate
   short, extra = num_free_Bx1 // streams, num_free_Bx1 % streams
-  # The first `extra` runs hold short + 1 positions, the others `short` of them.
+  # The first `extra` streams hold short + 1 positions, the others `short` of them.
   in_long_BxN = rank_BxN < extra * (short + 1)
   rest_BxN = rank_BxN - extra * (short + 1)
-  short_or_1 = jnp.maximum(short, 1)  # without it an empty run would divide by 0
+  short_or_1 = jnp.maximum(short, 1)  # without it an empty stream would divide by 0
   run_BxN = jnp.where(in_long_BxN, rank_BxN // (short + 1), extra + rest_BxN // short_or_1)
   offset_BxN = jnp.where(in_long_BxN, rank_BxN % (short + 1), rest_BxN % short_or_1)
-  # Heads take the steps 0..S-1; then every step takes the next token of all runs.
+  # First tokens take the steps 0..S-1; then every step takes the next token of all streams.
   step_BxN = jnp.where(offset_BxN == 0, run_BxN, streams - 1 + offset_BxN)
 
   given_block_BxN = jnp.cumsum(given_BxN, axis=1)
   block_BxN = jnp.where(given_BxN, given_block_BxN, num_given_Bx1 + 1 + step_BxN)
   # A label beyond that of every real block, so that no real slot sees padding.
   block_BxN = jnp.where(real_BxN, block_BxN, 2 * num_slots + 1).astype(jnp.int32)
-  slot_BxN = jnp.argsort(block_BxN, axis=1, stable=True)  # runs inside a group stay in text order
+  slot_BxN = jnp.argsort(block_BxN, axis=1, stable=True)  # in a block, streams in text order
   block_BxN = jnp.take_along_axis(block_BxN, slot_BxN, axis=1)
   return GenerationOrder(position_N[slot_BxN], block_BxN)
 
 
 def with_given(order: GenerationOrder, given_BxN: Array, length_B: Array) -> GenerationOrder:
-  """An order of all positions as one of those that are to be generated: given tokens come first, as
-  singletons in text order, then the others as the order has them, block by block.
+  """Changes an order so that given tokens come first.
+
+  Given tokens are singletons in text order; the others follow as in the order, block by block.
 
   Args:
     order: `[B or 1, N]`.
@@ -236,7 +238,7 @@ def with_given(order: GenerationOrder, given_BxN: Array, length_B: Array) -> Gen
     length_B: int32 in 0..N, tokens of each sequence; positions above are stored last, in a block of
       their own, so that no other slot sees them.
   Returns:
-    The order, `[B, N]`; `given_first` is unchanged by it, but for its labels.
+    The order, `[B, N]`. An order of `given_first` only gets other labels.
 
   >>> order = with_given(strided(6, 2), jnp.array([[True] + 5 * [False]]), jnp.array([5]))
   >>> order.position_BxN.tolist(), order.block_BxN.tolist()
@@ -256,11 +258,11 @@ def with_given(order: GenerationOrder, given_BxN: Array, length_B: Array) -> Gen
 
 
 def strided(num_slots: int, streams: Array | int) -> GenerationOrder:
-  """S interleaved streams of N/S tokens, heads one by one, then S at a time (paper section 3.1).
+  """S text streams of N/S tokens, first tokens one by one, then S at a time (paper section 3.1).
 
   Args:
     num_slots: N.
-    streams: int32 scalar S, may be traced; S that does not divide N gives runs differing by one.
+    streams: int32 scalar S, may be traced; if S does not divide N, lengths differ by one.
   Returns:
     The order, shape [1, N].
 
@@ -275,9 +277,10 @@ def strided(num_slots: int, streams: Array | int) -> GenerationOrder:
 def segments(keys_B: Array, num_slots: int, max_cuts: int) -> GenerationOrder:
   """Texts cut at random places into segments, each read left to right (our choice).
 
-  The number of cuts is log-uniform in 1..max_cuts, their places are uniform. By a coin the segments
-  are read in turns, as streams are (heads first, then a token of every one at a time), or one after
-  another in random order, of which filling in the middle is a case. All tokens are singletons.
+  The number of cuts is log-uniform in 1..max_cuts, their places are uniform. With probability 1/2
+  the segments are read in turns, as text streams are (first tokens first, then a token of every
+  segment at a time), else one after another in random order, which includes filling in the middle.
+  All tokens are singletons.
 
   Args:
     keys_B: one key per sequence.
@@ -299,9 +302,9 @@ def read_segments(is_head_N: Array, turn_N: Array, is_in_turns: Array | bool) ->
   """Text positions in the order in which segments are read.
 
   Args:
-    is_head_N: bool, which tokens begin a segment; the first one does, whatever is said of it.
-    turn_N: int32, of segment s the place among the others, if they are read one after another.
-    is_in_turns: bool scalar, a token of every segment at a time instead.
+    is_head_N: bool, which tokens begin a segment; the first token always does.
+    turn_N: int32, the rank of segment s, if segments are read one after another.
+    is_in_turns: bool scalar, whether a token of every segment is read at a time instead.
   Returns:
     int32 position_N, from 1.
 
@@ -322,7 +325,7 @@ def read_segments(is_head_N: Array, turn_N: Array, is_in_turns: Array | bool) ->
 
 
 def num_blocks(order: GenerationOrder) -> Array:
-  """int32 [B]: blocks of every row, which is the number of forward passes a decoder takes.
+  """int32 [B]: the number of blocks of every order, one forward pass of a decoder for each.
 
   >>> [int(num_blocks(strided(1024, s))[0]) for s in (1, 2, 4)]
   [1024, 513, 259]
@@ -331,5 +334,5 @@ def num_blocks(order: GenerationOrder) -> Array:
 
 
 def select(choice_B: Array, if_true: GenerationOrder, if_false: GenerationOrder) -> GenerationOrder:
-  """Row by row, one order or the other; `choice_B` is bool, `[B]` or `[1]`."""
+  """For each sequence one order or the other; `choice_B` is bool, `[B]` or `[1]`."""
   return jax.tree.map(functools.partial(jnp.where, choice_B[:, None]), if_true, if_false)

@@ -45,7 +45,7 @@ def random(n: int, seed: int = 0) -> GenerationOrder:
 
 
 def strided(n: int, streams: int) -> GenerationOrder:
-  """`streams` runs of the text side by side: their first tokens one by one, then one of each."""
+  """`streams` parts of the text side by side: first tokens one by one, then one of each part."""
   check_streams(streams, _checked(n), 'streams')
   return order_lib.strided(n, streams)
 
@@ -92,7 +92,7 @@ def around(given_BxN: np.ndarray, length_B: np.ndarray, order: GenerationOrder) 
 
   Args:
     given_BxN: bool, by text position, which tokens are given.
-    length_B: int, tokens of each text; those behind are stored last, in a block of their own.
+    length_B: int, tokens of each text; later positions are stored last, in a block of their own.
     order: of the tokens that are not given, shape [1, n].
   Returns:
     The order of all positions, `[B, N]`, or `[1, N]` if all texts agree.

@@ -1,11 +1,11 @@
-"""The whole story in minutes: train, fine-tune for parallel decoding, measure, generate.
+"""All steps in minutes: train, fine-tune for parallel decoding, measure, generate.
 
   make quickstart [TEXT='books/*.txt']
   armd quickstart --workdir=DIR [--text=FILE_OR_GLOB] [--config.train.steps=2000 ...]
 
 All numbers it prints go to results.json in the work directory, beside the checkpoint, two plots, a
 page that replays how the texts were written, and the trained model alone (model/).
-The same command goes on where a stopped one was.
+The same command resumes a quickstart that was stopped.
 """
 
 from __future__ import annotations

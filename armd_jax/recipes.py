@@ -23,7 +23,7 @@ CLIPS = {4: (0.45, 0.95), 16: (0.3, 0.8)}
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What may stand after an experiment's name.
+  """What may follow an experiment's name.
 
   Attributes:
     family: of the model, see `config.ModelConfig`.
@@ -72,8 +72,8 @@ def finish(config: ml_collections.ConfigDict, text: str, base_run: str) -> None:
 
   Args:
     config: the experiment's; changed.
-    text: what stands after the experiment's name.
-    base_run: work directory of the base model, which fine-tuning goes on from; for another one
+    text: what follows the experiment's name.
+    base_run: work directory of the base model, which fine-tuning starts from; for another one
       there is --config.init_from.
   """
   chosen = options(text)
@@ -85,7 +85,7 @@ def finish(config: ml_collections.ConfigDict, text: str, base_run: str) -> None:
   if not chosen.paper:
     ours(config)
   if chosen.strided_steps:
-    # Optimizer, average and learning rate go on (our choice); orders are strided from here on.
+    # Optimizer, average and learning rate continue (our choice); orders are strided from here on.
     steps = (
       min(chosen.strided_steps, config.train.steps) if chosen.runlocal else chosen.strided_steps
     )
@@ -117,9 +117,9 @@ def _cut_into_sets(config: ml_collections.ConfigDict, length: int) -> None:
 def ours(config: ml_collections.ConfigDict) -> None:
   """Changes a published recipe to the best one that the reproduction found (docs/reproduction.md).
 
-  Query rows are seeded with the tokens beside them, left and right told apart; one layer has two
+  Query rows are seeded with the tokens beside them, left and right distinguished; one layer has two
   streams, so that a step costs what AR's does; and half of the sequences are cut into segments,
-  which teaches the model to go on from, and to arrive at, what is beside a junction. Fine-tuning
+  which teaches the model to continue from, and to arrive at, what is beside a junction. Fine-tuning
   draws S for every sequence.
   """
   config.model.update(query_seed='neighbours', query_seed_norm='rms', num_two_stream_layers=1)

@@ -40,7 +40,7 @@ def closure(
   """The entry files and the project files that they import, directly or through others.
 
   Args:
-    entries: globs relative to `root`. A file that is no Python file stands for itself.
+    entries: globs relative to `root`. A file that is no Python file counts by its bytes.
     without: globs of files that are neither taken nor followed: what they compute does not decide
       the results.
     root: imports are looked up here and, for a file outside of the package, in `tests` and beside
@@ -74,7 +74,7 @@ def digest(
 
   Args:
     entries, without, root: as for `closure`.
-    settings: whatever else decides the results, as text.
+    settings: all else that decides the results, as text.
   Raises:
     ValueError: a glob matches no file.
   """

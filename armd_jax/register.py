@@ -5,7 +5,7 @@
     armd_jax.register.family('mirrored', family, 'any')      --config.model.family=mirrored
 
 Programs import the modules that $ARMD_JAX_PLUGINS names (a list with commas) before they read
-their flags, so that every one of them knows what these register.
+their flags, so that all of them can use what these register.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Generates text: `armd sample --workdir=DIR --streams=4 --prompt="Once upon"`.
 
-With --prompt the text goes on from the prompt; with --infill every run of three or more underscores
-is a gap, and the rest is kept. A diffusion baseline takes --steps in place of --streams. On a
+With --prompt the text continues the prompt; with --infill three or more underscores in a row are a
+gap, and the rest is kept. A diffusion baseline takes --steps in place of --streams. On a
 terminal the text appears as it is generated, stream by stream: --live slows it down so that one can
 read along, and --race shows S = 1 beside S = 4 on one clock.
 """

@@ -7,7 +7,7 @@
 A sweep is a function without arguments that returns the overrides of every run, such as
 [{'optimizer.learning_rate': 3e-4}, {'optimizer.learning_rate': 1e-3}]. Run i trains in a folder of
 the work directory named after its overrides, here one after the other, or each as a job of a
-launcher. A sweep that was stopped goes on where it was: a finished run trains no further step.
+launcher. The same command resumes a sweep that was stopped: a finished run trains no further step.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Trains a model: `armd train --config=experiments/quickstart.py --workdir=DIR`.
 
-The same command goes on from the last checkpoint, with the same data and randomness, as if the run
+The same command resumes from the last checkpoint, with the same data and randomness, as if the run
 had never stopped. SIGTERM and Ctrl-C save, and end it with exit code 75.
 """
 

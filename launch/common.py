@@ -14,8 +14,10 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from armd_jax.errors import INTERRUPTED, STOPPED, UserError
 
@@ -176,6 +178,24 @@ def show(text: str) -> None:
   """Prints what would run, byte by byte what was given, whatever the terminal's encoding."""
   sys.stdout.buffer.write(os.fsencode(f'{text}\n'))
   sys.stdout.flush()
+
+
+def call(
+  command: Sequence[str], fix: str = 'install it, or use --dry-run', **options: Any
+) -> subprocess.CompletedProcess[Any]:
+  """Runs a program of the cluster to its end.
+
+  Args:
+    command: the program, and what it takes.
+    fix: what to do where it is not there.
+    options: of `subprocess.run`.
+  Raises:
+    UserError: it is not there.
+  """
+  try:
+    return subprocess.run(command, **options)
+  except FileNotFoundError:
+    raise UserError(f'there is no {command[0]} here; {fix}') from None
 
 
 def starts_again(code: int, restarts: int, job: Job) -> bool:

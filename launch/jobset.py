@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import subprocess
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,10 +61,7 @@ def main(arguments: Sequence[str]) -> int:
   if parsed.dry_run:
     common.show(common.here_document('kubectl apply --filename=-', text))
     return common.DONE
-  try:
-    return subprocess.run(['kubectl', 'apply', '--filename=-'], input=text, text=True).returncode
-  except FileNotFoundError:
-    raise common.UserError('there is no kubectl here; install it, or use --dry-run') from None
+  return common.call(['kubectl', 'apply', '--filename=-'], input=text, text=True).returncode
 
 
 def manifest(

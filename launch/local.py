@@ -79,10 +79,8 @@ def _with_what_is_there(job: common.Job) -> common.Job:
 def _devices(platform: str) -> int:
   if platform == 'cpu':
     return len(os.sched_getaffinity(0))
-  try:
-    listed = subprocess.run(['nvidia-smi', '--list-gpus'], capture_output=True, text=True)
-  except FileNotFoundError:
-    raise common.UserError('there is no nvidia-smi here; leave out --elastic') from None
+  list_gpus = ['nvidia-smi', '--list-gpus']
+  listed = common.call(list_gpus, 'leave out --elastic', capture_output=True, text=True)
   return len(listed.stdout.splitlines())
 
 

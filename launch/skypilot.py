@@ -13,7 +13,6 @@ from __future__ import annotations
 import pathlib
 import re
 import shlex
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -68,12 +67,8 @@ def main(arguments: Sequence[str]) -> int:
   with tempfile.NamedTemporaryFile('w', suffix='.yaml', encoding='utf-8') as file:
     file.write(text)
     file.flush()
-    try:
-      return subprocess.run(['sky', 'jobs', 'launch', '--yes', file.name]).returncode
-    except FileNotFoundError:
-      raise common.UserError(
-        'there is no sky here; pip install skypilot, or use --dry-run'
-      ) from None
+    command = ['sky', 'jobs', 'launch', '--yes', file.name]
+    return common.call(command, 'pip install skypilot, or use --dry-run').returncode
 
 
 def task(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 from collections.abc import Sequence
 
 import common
@@ -35,12 +34,8 @@ def main(arguments: Sequence[str]) -> int:
   if parsed.dry_run:
     common.show(common.here_document('sbatch', script))
     return common.DONE
-  try:
-    return subprocess.run(['sbatch'], input=os.fsencode(script)).returncode
-  except FileNotFoundError:
-    raise common.UserError(
-      'there is no sbatch here; run this on a login node of a Slurm cluster'
-    ) from None
+  fix = 'run this on a login node of a Slurm cluster'
+  return common.call(['sbatch'], fix, input=os.fsencode(script)).returncode
 
 
 def batch_script(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import pathlib
 import shlex
-import subprocess
 from collections.abc import Sequence
 
 import common
@@ -45,12 +44,12 @@ def main(arguments: Sequence[str]) -> int:
     common.show('\n'.join(map(shlex.join, [*setup, train])))
     return common.DONE
   for command in setup:
-    code = _call(command)
+    code = common.call(command).returncode
     if code:
       return code
   restarts = 0
   while True:
-    code = _call(train)
+    code = common.call(train).returncode
     if not common.starts_again(code, restarts, job):
       return code
     restarts += code not in common.TOLD_TO_STOP
@@ -72,13 +71,6 @@ def train_command(job: common.Job, where: list[str]) -> list[str]:
   # `exec`, so that a signal to the shell is one to the process.
   remote = f'cd armd_jax && export PATH="$PWD/.venv/bin:$PATH" && exec env {line}'
   return ['gcloud', 'compute', 'tpus', 'tpu-vm', 'ssh', job.name, *where, f'--command={remote}']
-
-
-def _call(command: list[str]) -> int:
-  try:
-    return subprocess.run(command).returncode
-  except FileNotFoundError:
-    raise common.UserError(f'there is no {command[0]} here; install it, or use --dry-run') from None
 
 
 if __name__ == '__main__':

@@ -35,6 +35,13 @@ def _server():
     def _answer(self, method):
       url = urllib.parse.urlparse(self.path)
       query = {name: values[0] for name, values in urllib.parse.parse_qs(url.query).items()}
+      if self.server.silent:
+        self.server.silent -= 1
+        self.connection.settimeout(600)
+        while self.connection.recv(2**16):  # until the client gives up
+          pass
+        self.close_connection = True
+        return
       with one_at_a_time:
         if self.server.unavailable:
           self.server.unavailable -= 1
@@ -86,6 +93,7 @@ def _server():
 
   class Server(http.server.ThreadingHTTPServer):
     unavailable = 0  # requests that are refused from now on
+    silent = 0  # and that are never answered
 
     def handle_error(self, request, client_address):
       """A client that has gone, as one that is killed."""
@@ -128,6 +136,10 @@ class Bucket:
   def be_unavailable(self, requests: int) -> None:
     """Answers the next ones with 503, as a store that is busy."""
     self._server.unavailable = requests
+
+  def be_silent(self, requests: int) -> None:
+    """Takes the next ones and never answers, as over a network that has stalled."""
+    self._server.silent = requests
 
   def folder(self, name: str) -> str:
     return f'gs://{NAME}/{name}'

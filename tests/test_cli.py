@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from armd_jax import cli
+from armd_jax.errors import UserError
+
 PROGRAM = """
 import dataclasses, resource, sys
 import jax
@@ -59,3 +62,29 @@ def test_a_disk_that_is_full_is_told_once(tmp_path):
   code, told = run(tmp_path, 'save(2_000)')
   assert code == 1 and len(told) == 1, told
   assert told[0].startswith('error: cannot save in ') and '(File too large)' in told[0]
+
+
+def test_numbers_that_cannot_be_written(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match=r'cannot write .*file/a.json \(.*\); give another --json'):
+    cli.write_json(tmp_path / 'file/a.json', {})
+
+
+@pytest.mark.parametrize(
+  ('raised', 'reason'),
+  [
+    ("gcsfs.retry.HttpError({'code': 503, 'message': 'busy'})", 'HttpError: busy, 503'),
+    (
+      """ValueError("ABORTED: All 32 retry attempts failed: busy [http_response_code='503']")""",
+      'ABORTED: All 32 retry attempts failed: busy',
+    ),
+  ],
+)
+def test_an_answer_of_a_store_is_told_once(tmp_path, raised, reason):
+  """Wherever it was met, and behind whatever other error."""
+  pytest.importorskip('gcsfs')
+  raises = f'exec("import gcsfs.retry\\ntry: raise " + {raised!r} + '
+  call = raises + '"\\nexcept Exception as error: raise RuntimeError from error")'
+  code, told = run(tmp_path, call)
+  assert code == 1 and len(told) == 1, told
+  assert told[0].startswith(f'error: a bucket did not do what it was asked ({reason}')

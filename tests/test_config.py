@@ -84,6 +84,9 @@ def test_defaults_are_the_published_small_recipe():
     ({'model': {'diffusion': {'d3pm_steps': 0}}}, 'd3pm_steps is 0; write a whole number from 1'),
     ({'model': {'diffusion': {'d3pm_aux': -1.0}}}, 'd3pm_aux is -1.0; write a number from 0 to'),
     ({'model': {'diffusion': {'schedule': 'sine'}}}, "write one of 'log_linear', 'cosine'"),
+    ({'model': {'family': 'esolm'}, 'order': {'strided_start': 0}}, 'has no strided orders'),
+    ({'model': {'diffusion': {'esolm_diffused': 1.5}}}, 'esolm_diffused is 1.5; write a number'),
+    ({'model': {'diffusion': {'esolm_split': 1.0}}}, 'esolm_split is 1.0; write a number above 0'),
     ({'model': {'family': 'sedd', 'architecture': 'gpt2'}}, "which has RoPE only; write 'rope'"),
     (
       {'model': {'family': 'bd3lm', 'diffusion': {'block_length': 48}}},

@@ -151,6 +151,11 @@ def test_long_texts_are_cut_into_windows_and_others_refused(folder):
   most = LENGTH - 1  # the first ones follow BOS, the others as many as the model takes
   rows = [(ids[:most], 0), (ids[-LENGTH:], LENGTH - (len(ids) - most))]
   assert found == pytest.approx(sum(log_p for log_p, _ in model._scores(rows)), rel=1e-5)
+  many = Instance('generate_until', {}, ('a', {'until': [], 'max_gen_toks': 99}), 0)
+  with pytest.raises(
+    UserError, match='asks for 99 tokens but the model takes 63; set max_gen_toks'
+  ):
+    model.generate_until([many])
   with pytest.raises(UserError, match="order is 'x'; write one of 'left_to_right', 'strided'"):
     harness_model.HarnessModel(f'{folder}/ar', order='x')
   with pytest.raises(UserError, match="family 'ar'; streams is 2, but it has left-to-right orders"):

@@ -202,6 +202,9 @@ def test_what_cannot_be_written_is_refused(tmp_path):
   config = tiny.model_config(family='mdlm', num_layers=1)
   with pytest.raises(UserError, match="predict along an order; 'mdlm' has none, write --out"):
     written(tmp_path, config, {})
+  config = tiny.model_config(family='esolm', num_layers=1)
+  with pytest.raises(UserError, match="no content_mask 'row', of family 'esolm'; write --out"):
+    written(tmp_path, config, {})
   assert not (tmp_path / 'out').exists()
 
 

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import types
 
+import numpy as np
 import pytest
 
 from armd_jax import judge
@@ -86,3 +88,21 @@ def test_a_judge_that_is_not_there_is_one_sentence(tmp_path):
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 1
   assert done.stderr.splitlines()[-1].startswith("error: no judge is at 'absent'")
+
+
+def test_texts_that_a_judge_cannot_score(tmp_path, monkeypatch):
+  one_token = types.SimpleNamespace(name='a judge', context=8, encode=lambda text: np.zeros(1, int))
+  monkeypatch.setattr(judging, 'open_judge', lambda path: one_token)
+  (tmp_path / 's.json').write_text('{"texts": ["a b", "c"]}')
+  options = judge.Options(samples=str(tmp_path / 's.json'), judge='x', tokenizer='bytes')
+  with pytest.raises(UserError, match=r's.json: no text has two tokens.*; generate longer texts'):
+    judge.main(options)
+
+
+def test_mauve_needs_its_package_and_two_texts(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'mauve', None)
+  with pytest.raises(UserError, match='MAUVE needs mauve; pip install mauve-text'):
+    judging.mauve_score(None, ['a', 'b'], ['a', 'b'])
+  monkeypatch.setitem(sys.modules, 'mauve', types.ModuleType('mauve'))
+  with pytest.raises(UserError, match='at least two texts and two references; give more'):
+    judging.mauve_score(None, ['a', 'b'], ['a'])

@@ -111,3 +111,10 @@ def test_exports_of_an_older_version_are_read(tmp_path, monkeypatch):
     standalone.seal(tmp_path, standalone.Export(found, get_tokenizer('bytes'), 'average', 7, ''))
   assert '"g0": "prefix"' in next(tmp_path.iterdir()).read_text()
   assert standalone.read(tmp_path).config == found
+
+
+def test_a_field_under_both_names_is_refused():
+  raw = {'order': {'rho': 4, 'max_shuffled': 8}}
+  message = "there both as 'rho' and as 'max_shuffled'; remove the former"
+  with pytest.raises(UserError, match=message):
+    config.parse_file(raw, 'config.json')

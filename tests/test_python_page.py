@@ -70,7 +70,7 @@ def test_what_fit_refuses_is_a_sentence(tmp_path):
 
 def test_every_family_is_trained(tmp_path):
   small = dict(steps=1, length=8, num_layers=1, embed_dim=16, num_heads=2, batch_size=1)
-  for family in ('ar', 'radd'):
+  for family in ('ar', 'radd', 'esolm'):
     texts = ['alpha beta gamma delta', 'epsilon zeta eta theta']
     model = armd_jax.fit(texts, tmp_path / family, family=family, **small)
     assert model.config.model.family == family and model.step == 1
@@ -84,13 +84,27 @@ def test_other_texts_never_go_on_with_a_run(tmp_path):
 
 
 def test_registered_names_are_checked(clean):
-  for call in (
-    lambda: register.source('a b', list),
-    lambda: register.family('f', families.FAMILIES['armd'], 'some'),
+  for call, message in (
+    (
+      lambda: register.source('a b', list),
+      "'a b' cannot be registered; write letters, digits and _",
+    ),
+    (
+      lambda: register.family('f', families.FAMILIES['armd'], 'some'),
+      "orders is 'some'; write 'any', 'left_to_right' or 'none'",
+    ),
   ):
-    with pytest.raises(UserError, match='write '):
+    with pytest.raises(UserError, match=message):
       call()
   register.source('broken', lambda rest: [3])
   span = readers.RegisteredSpan('broken', 'x')
   with pytest.raises(UserError, match=r'broken:x cannot be read \(it yields 3'):
     list(span.documents())
+
+
+def test_a_folder_that_texts_cannot_be_written_to(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(
+    UserError, match=r'cannot write .*texts-.*\.jsonl \(.*\); use another workdir'
+  ):
+    armd_jax.fit(['a b', 'c d'], tmp_path / 'file' / 'run')

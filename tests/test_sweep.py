@@ -76,3 +76,18 @@ def test_refusals(tmp_path, name, text, message):
   with pytest.raises(UserError) as caught:
     sweep.overrides_of(str(pathlib.Path(tmp_path) / name))
   assert message in str(caught.value)
+
+
+def test_a_run_that_fails_ends_the_sweep(tmp_path, monkeypatch, capsys):
+  (tmp_path / 's.py').write_text('runs = lambda: [{"seed": 0}, {"seed": 1}]')
+  monkeypatch.setattr(sweep.ends, 'run', lambda command: 3)
+  options = sweep.Options(
+    sweep=f'{tmp_path}/s.py:runs',
+    config='experiments/quickstart.py',
+    workdir=str(tmp_path / 'work'),
+  )
+  with pytest.raises(
+    UserError, match=r'config.seed=0.* ended with code 3; .* give the same command'
+  ):
+    sweep.main(options)
+  assert capsys.readouterr().out.count('\n') == 1  # the second one was not begun

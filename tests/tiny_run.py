@@ -95,7 +95,9 @@ def copy_at(run: pathlib.Path, workdir: pathlib.Path, step: int) -> None:
   log.write_text(''.join(line for line in lines if json.loads(line)['step'] <= step))
 
 
-def start(processes: int, devices: int, command: list[str]) -> list[subprocess.Popen]:
+def start(
+  processes: int, devices: int, command: list[str], stderr: int = subprocess.DEVNULL
+) -> list[subprocess.Popen]:
   """Starts the processes of a job by hand, with explicit flags."""
   coordinator = f'--coordinator=127.0.0.1:{free_port()}'
   variables = os.environ | VARIABLES | {'JAX_NUM_CPU_DEVICES': str(devices)}
@@ -103,7 +105,7 @@ def start(processes: int, devices: int, command: list[str]) -> list[subprocess.P
     subprocess.Popen(
       [*command, coordinator, f'--num_processes={processes}', f'--process_id={index}'],
       stdout=subprocess.PIPE,
-      stderr=subprocess.DEVNULL,
+      stderr=stderr,
       text=True,
       env=variables,
     )

@@ -36,7 +36,7 @@ def fit(
   """Trains on a list of texts, each a document, and returns the model.
 
   The texts are kept in the work directory, so that every program finds the run complete; the same
-  call goes on with a run that was stopped.
+  call resumes a run that was stopped.
 
   Args:
     texts: at least two, some of which are held out.
@@ -87,8 +87,9 @@ def _config(experiment: str, overrides: dict[str, Any]) -> Any:
       fix = f'write one of {", ".join(found)}' if found else 'armd_jax/config.py lists all fields'
       raise UserError(f'the config has no single field {name!r}; {fix}')
     given[found[0]] = value
-  orders = config_lib.FAMILIES.get(given.get('model.family', config.model.family), 'any')
-  if orders != 'any':  # which has no strided orders to be fine-tuned on
+  family = given.get('model.family', config.model.family)
+  orders = config_lib.FAMILIES.get(family, 'any')
+  if orders != 'any' or family in config_lib.OWN_ORDERS:  # no strided orders to be fine-tuned on
     given.setdefault('order.strided_start', -1)
   if isinstance(steps := given.get('train.steps'), int) and steps > 0:
     for name in _SCHEDULE:
@@ -102,7 +103,7 @@ def _config(experiment: str, overrides: dict[str, Any]) -> Any:
     section = config
     for one in sections:
       section = section[one]
-    with section.ignore_type():  # `parse` tells of wrong types
+    with section.ignore_type():  # `parse` reports wrong types
       section[last] = value
   return config
 

@@ -47,7 +47,7 @@ class HarnessModel(TemplateLM):
     streams: S, of `generate_until`, and of log-likelihoods if their order is strided.
     order: 'left_to_right' or 'strided', of log-likelihoods.
     batch_size: texts at a time.
-    max_gen_toks: tokens that a text may go on for where a task does not say.
+    max_gen_toks: most tokens to generate, unless a task has its own limit.
   Raises:
     UserError: the model predicts along no such order.
   """

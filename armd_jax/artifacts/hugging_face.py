@@ -1,7 +1,7 @@
 """Weights as a folder that transformers opens: `export --hf`.
 
 config.json, model.safetensors     the network (see `plain_models`)
-modeling_armd.py                   the class of a network that transformers has not, in PyTorch
+modeling_armd.py                   the class of a network that transformers lacks, in PyTorch
 tokenizer.json, tokenizer_config.json, generation_config.json
 README.md                          the model card
 """
@@ -21,7 +21,6 @@ from armd_jax.files import whole
 from armd_jax.models.params import Params
 
 _CODE = pathlib.Path(__file__).with_name('modeling_armd.py')
-_SEEDS = ('prefix', 'neighbours', 'mask_embedding', 'shift', 'warm')  # that the code in PyTorch has
 _BOS = '<|armd_bos|>'
 
 
@@ -36,9 +35,9 @@ def check(export: Export) -> None:
     raise UserError(
       f'--hf writes models that predict along an order; {model.family!r} has none, write --out'
     )
-  if model.orders == 'any' and model.query_seed not in _SEEDS:
+  if model.content_mask != 'block':
     raise UserError(
-      f'--hf writes no query seed {model.query_seed!r} yet (only {", ".join(_SEEDS)}); write --out'
+      f'--hf writes no content_mask {model.content_mask!r}, of family {model.family!r}; write --out'
     )
 
 

@@ -70,10 +70,10 @@ class Model:
     stop: str | Sequence[str] = 'none',
     mend: int = 0,
   ) -> str | list[str]:
-    """Text that goes on from the prompt, the prompt included.
+    """Text that continues the prompt, the prompt included.
 
     Args:
-      prompt: may be empty; of a list every text goes on.
+      prompt: may be empty; of a list, every text is continued.
       streams: S, tokens generated at once; with a sampler, on average in a step.
       order: of the new tokens, from `armd_jax.orders`, in place of streams.
       max_new_tokens: None: as many as the order has, or up to the model's length.
@@ -111,7 +111,7 @@ class Model:
     every: int = 8,
   ) -> Iterator[str]:
     """The text of `generate` while it grows, with `_` for each token that is still missing before
-    others. A diffusion baseline, whose sampler is one compiled loop, has the whole text alone.
+    others. A diffusion baseline, whose sampler is one compiled loop, yields only the whole text.
 
     Args:
       every: steps between two texts.
@@ -161,7 +161,7 @@ class Model:
     temperature: float = 1.0,
     top_p: float = 1.0,
   ) -> str | list[str]:
-    """A text whose gaps, runs of three or more underscores, are filled.
+    """A text whose gaps, three or more underscores in a row, are filled.
 
     Args:
       template: the text around the gaps.
@@ -198,7 +198,7 @@ class Model:
       The tokens in the order of the text. Their sum is the text's exact log-likelihood along the
       order.
     Raises:
-      UserError: the text is empty or too long, or the model does not know the order.
+      UserError: the text is empty or too long, or the model does not support the order.
     """
     ids_n = self._ids(text)
     slots = self.config.model.num_slots
@@ -257,7 +257,14 @@ class Model:
     self._check(streams, order)
     asked.check_mend(self.config.model, streams, mend)
     family = families.of(self.config.model)
-    how: dict[str, Any] = {} if family.samplers else {'order': order, 'mend': mend}
+    how: dict[str, Any] = {} if family.samplers else {'mend': mend}
+    if self.config.model.orders != 'none':
+      how['order'] = order
+    elif order is not None:
+      raise UserError(
+        f'there is an order, but a model of family {self.config.model.family!r} generates along '
+        'none; leave it out'
+      )
     texts, _ = family.generate(self._decoder(), request, sampling, streams=streams, **how)
     return texts
 

@@ -8,19 +8,22 @@ A folder holds
   stablehlo/     programs that run without this package, if asked for (see `stablehlo`)
   README.md      the model card, which may be edited
 
-A safetensors file holds the parameters by name, and in its metadata what export.json says.
+A safetensors file holds the parameters by name, and in its metadata the content of export.json.
 Everything is compared with what was written before anything is used.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -49,6 +52,7 @@ _FORM = {
 _MANIFEST, _WEIGHTS, _CARD = 'export.json', 'weights', 'README.md'
 _KEY = 'armd_jax'  # in the metadata of a safetensors file
 _FIX = 'export it again'
+_PATH = 'the path of a run or an export'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +75,10 @@ class Export:
 
 
 def is_export(path: str | os.PathLike[str]) -> bool:
-  """Whether a path is an export's (or a damaged one's) and not a run's; in a bucket are runs."""
-  found = paths.kept(path, 'the path of a run or an export')
+  """Whether a path is an export's (or a damaged one's) and not a run's."""
+  found = paths.kept(path, _PATH)
   if buckets.is_bucket(found):
-    return False
+    buckets.check(found, _PATH)
   return found.suffix == '.safetensors' or (found / _MANIFEST).exists()
 
 
@@ -82,7 +86,8 @@ def is_export(path: str | os.PathLike[str]) -> bool:
 def new_path(
   path: str | os.PathLike[str], overwrite: bool, name: str = '--out'
 ) -> Iterator[pathlib.Path]:
-  """A path to write to, which takes the name of `path` once everything in it is written.
+  """A path to write to, which takes the name of `path` once everything in it is written. What is to
+  be in a bucket is written to a disk, and copied from there: an export has its manifest last.
 
   Args:
     path: to be there in the end.
@@ -91,32 +96,60 @@ def new_path(
   Raises:
     UserError: something is there that is not to be overwritten, or it cannot be written.
   """
-  path = paths.given(path, name).absolute()
-  _check_new(path, overwrite, name)
-  part, old = (path.with_name(f'.{path.name}.armd_jax_{what}') for what in ('part', 'old'))
-  with lock.held(lock.beside(path), f'{name} {path}'):
+  place: Any = paths.kept(path, name)
+  if buckets.is_bucket(place):
+    with _uploaded(place, overwrite, name) as part:
+      yield part
+    return
+  place = place.absolute()
+  _check_new(place, overwrite, name)
+  part, old = (place.with_name(f'.{place.name}.armd_jax_{what}') for what in ('part', 'old'))
+  with lock.held(lock.beside(place), f'{name} {place}'):
     try:
       _remove(part)  # of an export that was killed
       yield part
-      _check_new(path, overwrite, name)
-      if path.exists() or path.is_symlink():
+      _check_new(place, overwrite, name)
+      if place.exists() or place.is_symlink():
         _remove(old)
-        path.rename(old)
-      part.rename(path)
+        place.rename(old)
+      part.rename(place)
       _remove(old)
     except Exception as error:
       if (reason := whole.refusal(error)) is None:
         raise
-      raise UserError(f'cannot write {path} ({reason}); give another {name}') from error
+      raise UserError(f'cannot write {place} ({reason}); give another {name}') from error
     finally:
       _remove(part)
-      if old.exists() and not path.exists():
-        old.rename(path)
+      if old.exists() and not place.exists():
+        old.rename(place)
+
+
+@contextlib.contextmanager
+def _uploaded(path: Any, overwrite: bool, name: str) -> Iterator[pathlib.Path]:
+  """`new_path` of a bucket."""
+  buckets.check(path, name)
+  _check_new(path, overwrite, name)
+  try:
+    with tempfile.TemporaryDirectory(prefix='armd_jax_') as folder:
+      part = pathlib.Path(folder) / path.name
+      yield part
+      _check_new(path, overwrite, name)
+      if part.is_file():
+        buckets.put(part, path)
+        return
+      (path / _MANIFEST).unlink(missing_ok=True)  # with it ends the export that was there
+      buckets.remove(path, buckets.contents(path))
+      for file in sorted(_files(part), key=lambda file: file == _MANIFEST):
+        buckets.put(part / file, path / file)
+  except Exception as error:
+    if (reason := whole.refusal(error)) is None:
+      raise
+    raise UserError(f'cannot write {path} ({reason}); give another {name}') from error
 
 
 def _check_new(path, overwrite, name):
   """Refuses to write over anything but an export, and over what somebody has put into one."""
-  if not path.exists() and not path.is_symlink():
+  if not path.exists() and (buckets.is_bucket(path) or not path.is_symlink()):
     return
   try:
     about = dict(_about(path))
@@ -133,7 +166,7 @@ def _check_new(path, overwrite, name):
 
 
 def _remove(path):
-  # A link is removed as such; what it leads to is nobody's of ours.
+  # A link is removed as such; its target is not part of the export.
   if path.is_dir() and not path.is_symlink():
     shutil.rmtree(path)
   else:
@@ -141,6 +174,8 @@ def _remove(path):
 
 
 def _files(folder):
+  if buckets.is_bucket(folder):
+    return [*buckets.contents(folder)]
   return [str(path.relative_to(folder)) for path in folder.rglob('*') if not path.is_dir()]
 
 
@@ -218,13 +253,54 @@ def _by_name(tree: Any) -> dict[str, Any]:
 # ----- reading
 
 
+@contextlib.contextmanager
+def _on_disk(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """An export's path; of one in a bucket that of a copy, which this process removes at its end."""
+  place: Any = paths.kept(path, _PATH)
+  if not buckets.is_bucket(place):
+    yield place
+    return
+  buckets.check(place, _PATH)
+  contents = buckets.contents(place) or buckets.contents(place.parent)
+  here = _copied(place, tuple(sorted(contents.items())))
+  try:
+    yield here
+  except UserError as error:
+    raise UserError(str(error).replace(os.fspath(here), os.fspath(place))) from error
+
+
+@functools.lru_cache(maxsize=4)
+def _copied(path: Any, contents: tuple[tuple[str, tuple[int, int]], ...]) -> pathlib.Path:
+  """A copy of what holds just this."""
+  place = pathlib.Path(tempfile.mkdtemp(prefix='armd_jax_'))
+  atexit.register(shutil.rmtree, place, ignore_errors=True)
+  here = place / path.name
+  try:
+    if path.suffix == '.safetensors':
+      buckets.get(path, here)
+    else:
+      for name, _ in contents:
+        buckets.get(path / name, here / name)
+  except FileNotFoundError:
+    return here  # which is not there
+  except Exception as error:
+    if (reason := whole.refusal(error)) is None:
+      raise
+    raise UserError(f'cannot copy {path} to {place} ({reason}); free space, or copy it') from error
+  return here
+
+
 def read(path: str | pathlib.Path) -> Export:
-  """What an export says of itself, once all of its files are found to be what was written.
+  """The content of export.json, once all files of the export are found to be what was written.
 
   Raises:
     UserError: it is damaged, was changed, or belongs to another vocabulary.
   """
-  path = paths.given(path, 'the path of a run or an export')
+  with _on_disk(path) as here:
+    return _read(here)
+
+
+def _read(path: pathlib.Path) -> Export:
   about = dict(_about(path))
   for name, (size, sha256) in about.get('files', {}).items():
     file = path / name
@@ -254,7 +330,8 @@ def text_sha256_of(path: str | os.PathLike[str]) -> str:
   Raises:
     UserError: what the export holds of itself is damaged.
   """
-  return _about(paths.given(path, 'the path of a run or an export'))['text_sha256']
+  with _on_disk(path) as here:
+    return _about(here)['text_sha256']
 
 
 def parameters(path: str | pathlib.Path, abstract: Any) -> Params:
@@ -266,12 +343,12 @@ def parameters(path: str | pathlib.Path, abstract: Any) -> Params:
   Raises:
     UserError: they are not the parameters of that model, or damaged.
   """
-  path = paths.given(path, 'the path of a run or an export')
-  if path.suffix == '.safetensors':
-    return _parameters_of_file(path, abstract)
-  with ocp.StandardCheckpointer() as checkpointer:
-    _check_names(path, _shapes_in(path), abstract)
-    return checkpointer.restore(paths.plain(path) / _WEIGHTS, abstract)
+  with _on_disk(path) as here:
+    if here.suffix == '.safetensors':
+      return _parameters_of_file(here, abstract)
+    with ocp.StandardCheckpointer() as checkpointer:
+      _check_names(here, _shapes_in(here), abstract)
+      return checkpointer.restore(paths.plain(here) / _WEIGHTS, abstract)
 
 
 def _shapes_in(folder):
@@ -305,10 +382,10 @@ def _check_names(path, have, abstract):
 
 
 def _about(path):
-  """What an export says of itself, found to be what was written.
+  """The content of export.json, found to be what was written.
 
   Raises:
-    UserError: it says nothing, or something else than was written.
+    UserError: there is none, or it is not what was written.
   """
   is_file = path.suffix == '.safetensors'
   form = _FORM | ({'parameters': str} if is_file else {'files': {str: [int, str]}})
@@ -334,7 +411,7 @@ def _about(path):
 def _header(path):
   """The text that an export has in the metadata of a safetensors file."""
   try:
-    with safetensors.safe_open(path, 'np') as file:
+    with _on_disk(path) as here, safetensors.safe_open(here, 'np') as file:
       return (file.metadata() or {})[_KEY]
   except FileNotFoundError:
     raise UserError(f'{path} is not there; give the path of an export or a run') from None

@@ -35,10 +35,10 @@ def load_ema(
 
   Args:
     workdir: the run's, or an export's path.
-    mesh_config: where the parameters shall lie; None: on the run's mesh if it makes up the devices
+    mesh_config: where the parameters go; None: on the run's mesh if it makes up the devices
       that are here, else on all of them along data.
   Returns:
-    The config's mesh is the one where the parameters lie.
+    The config's mesh is the one that the parameters are on.
   Raises:
     UserError: nothing is there, it is damaged or from another config, or the mesh does not make up
       the devices or cannot share the model.

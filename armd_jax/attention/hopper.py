@@ -1,6 +1,6 @@
 """Prefix attention on H100: Pallas (Mosaic GPU) kernels, forward and backward.
 
-Arrays keep their layout: TMA cuts tiles out of `[B R, N, H, D]`, fills what lies beyond the last
+Arrays keep their layout: TMA cuts tiles out of `[B R, N, H, D]`, fills what is beyond the last
 row or key with zeros and drops what is written there. A block computes 128 slots with all their
 streams, so that the key and value tiles it loads serve both. See docs/attention.md for the
 derivation, and hopper_kernels.py for what the warpgroups do.
@@ -39,7 +39,7 @@ MIN_SPLIT_CALL_TILES = 16
 
 
 class Reach(NamedTuple):
-  """What the lengths of a call tell its kernel.
+  """What a kernel needs of the lengths of a call.
 
   Attributes:
     lengths: int32 `[B or 1, R, T 128]`, in the layout of the queries, padded to whole tiles.
@@ -239,7 +239,7 @@ def _pad(x: Array, axis: int, multiple: int, mode: str = 'constant') -> Array:
 
 
 def _merge(x: Array) -> Array:
-  """Batch and streams as one axis: TMA knows at most five."""
+  """Batch and streams as one axis: TMA has at most five."""
   return x.reshape(-1, *x.shape[2:])
 
 

@@ -57,7 +57,7 @@ def streams_together(streams: int, head_dim: int) -> int:
 
 @functools.cache
 def tuned() -> dict[str, dict]:
-  """Blocks by `name`, from the table; empty where nobody tuned."""
+  """Blocks by `name`, from the table; empty if it was never written."""
   return json.loads(TABLE.read_text()) if TABLE.exists() else {}
 
 

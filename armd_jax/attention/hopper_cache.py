@@ -45,7 +45,7 @@ def append(
     rotation_BxRxWxHxD2: float32 (cos, sin) of the rows, `[B or 1, R, W, H, D/2]` each, the same
       for all heads; None leaves queries and keys as they are.
     offset_B: int32 `[B or 1]`, rows that the caches hold.
-    k_BxKxGxD, v_BxKxGxD: the caches; XLA reuses their memory where nobody else reads them.
+    k_BxKxGxD, v_BxKxGxD: the caches; XLA reuses their memory if nothing else reads them.
     query_streams: how many of the streams, the last ones, ask.
   Returns:
     q_BxQxWxHxD of these streams, and both caches with W more rows.
@@ -57,8 +57,8 @@ def append(
   out = jax.ShapeDtypeStruct((batch, query_streams, width, heads, head_dim), qkv_BxRxWxXxD.dtype)
 
   def run(*refs):
-    # A block is one warpgroup and has one row of one stream. It waits for nobody, and needs neither
-    # shared memory nor barriers:
+    # A block is one warpgroup and has one row of one stream. It waits for no other block and needs
+    # neither shared memory nor barriers:
     #
     #   of qkv    in registers   into                       by the blocks of
     #   queries   rotated        q                          the streams that ask

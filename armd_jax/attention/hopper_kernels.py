@@ -43,7 +43,7 @@ _IS_OLDEST = jax.__version_info__ < (0, 11)
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-  """What the kernels know statically."""
+  """The static arguments of the kernels."""
 
   head_dim: int  # D
   copies: int  # query heads of a group
@@ -162,7 +162,7 @@ def forward(index, inputs, outputs, tiles, barriers, *, call: Call, split_tiles:
   #   k -> k_tiles, then k_ready    |   scores = q k^T; arrive k_free
   #   wait v_free                   |   weights = exp2(scores - top); wait v_ready
   #   v -> v_tiles, then v_ready    |   acc = decay acc + weights v; arrive v_free
-  #                                 | acc / total -> q_tile, which nobody reads any more -> out
+  #                                 | acc / total -> q_tile, which is no longer read -> out
   #
   # At `turn` the compute warpgroups meet (|): while one exponentiates, the other multiplies.
   #   0:  q k^T | exp2  | weights v, q k^T | exp2             | weights v, q k^T
@@ -299,7 +299,7 @@ def query_gradient(index, inputs, outputs, tiles, barriers, *, call: Call):
   #   wait v_free                   |   wait v_ready
   #   v -> v_tiles, then v_ready    |   dweights = dout v^T; arrive v_free
   #                                 |   dq += weights (dweights - mean) k; arrive k_free
-  #                                 | dq -> q_tile, which nobody reads any more -> dq
+  #                                 | dq -> q_tile, which is no longer read -> dq
   most, least, lengths, stats, q, dout, k, v = inputs
   (dq,) = outputs
   q_tile, dout_tile, k_tiles, v_tiles = tiles
@@ -457,7 +457,7 @@ def key_value_gradient(index, inputs, outputs, tiles, barriers, *, call: Call):
 
     zeros = _full((keys, columns), 0, SCORES)
     dk_sum, dv_sum = walk(visit, (zeros, zeros))
-    # The tiles become the place of the results once nobody reads them any more.
+    # The tiles become the place of the results once they are no longer read.
     plgpu.barrier_arrive(done)
     plgpu.barrier_wait(done)
     k_tile[own, :, part] = (dk_sum * call.scale).astype(dk.dtype)

@@ -2,7 +2,7 @@
 
 Both kernels follow the same walk (`tiles.walk`): query tile by query tile, over the key tiles that
 some row of it sees. The grid is (batch, key heads, steps of the walk). The number of steps depends
-on the lengths and is a *dynamic* grid bound, so a tile that nobody sees costs no step at all. A
+on the lengths and is a *dynamic* grid bound, so a tile that no row sees costs no step. A
 static bound would be the dense grid: at least twice the steps for causal masks, each with its
 index arithmetic. All streams and all query heads of a group form one query tile, so each key tile
 that is loaded serves every one of them.
@@ -39,7 +39,7 @@ DTYPES = ('bfloat16', 'float32')
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What both kernels know statically.
+  """The static arguments of both kernels.
 
   Attributes:
     copies_per_stream: query rows per slot, stream and key head.

@@ -100,7 +100,7 @@ class Blocks:
     return tiles.Grid(
       batch=batch,
       query_tiles=-(-num_rows // self.rows),
-      spans=-(-key_tiles // span_tiles),  # none lies wholly beyond the last key
+      spans=-(-key_tiles // span_tiles),  # none is wholly beyond the last key
       span_tiles=span_tiles,
       rows=self.rows,
       keys=self.keys,
@@ -109,7 +109,7 @@ class Blocks:
 
 @functools.cache
 def tuned() -> dict[str, list[dict]]:
-  """Forward and backward blocks by `name`, from the table; empty where nobody tuned."""
+  """Forward and backward blocks by `name`, from the table; empty if it was never written."""
   return json.loads(TABLE.read_text()) if TABLE.exists() else {}
 
 
@@ -152,7 +152,7 @@ def longest_span(chip: str, keys: int, head_dim: int, itemsize: int, share: floa
 def rule(
   chip: str, copies: int, num_rows: int, num_keys: int, head_dim: int, itemsize: int
 ) -> tuple[Blocks, Blocks]:
-  """Forward and backward blocks where nobody tuned; arguments as in `choose`."""
+  """Forward and backward blocks that are not in the table; arguments as in `choose`."""
   narrow, small = itemsize == 2, MAX_VMEM_MIB[chip] < 32
   share = 1 / 3 if narrow or not small else 1 / 4  # of VMEM, for the gradients of a span of keys
   if num_rows <= LANES:  # decoding: bound by reading the keys, so few and large steps

@@ -37,7 +37,7 @@ def pad(x: Array, axis: int, size: int, **kwargs) -> Array:
 
 
 def _first(x: Array, count) -> Array:
-  """`x` with zeros after its first `count` rows, whatever was there."""
+  """`x` with zeros in place of the rows after its first `count`."""
   index = lax.broadcasted_iota(jnp.int32, x.shape, 0)
   return jnp.where(index < count, x, jnp.zeros_like(x))
 

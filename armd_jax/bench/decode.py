@@ -3,7 +3,7 @@
 AR with a key/value cache beside ARMD at every S (and, with --mdlm, the sampler of a diffusion
 baseline), of the same size and code, taken in turns. Prefill
 (of a prompt of half the length) and compilation are timed apart. With trained weights (--workdir)
-the exact NLL of held-out text stands beside every S, split into what the order costs, by distance
+the exact NLL of held-out text is given for every S, split into what the order costs, by distance
 from the junctions of two streams, too, and what independence costs (`evaluation.order_costs`).
 """
 
@@ -25,6 +25,7 @@ from armd_jax.bench import decode_peers, timing
 from armd_jax.compiled import flops
 from armd_jax.config_rules import check_streams
 from armd_jax.data import corpus as corpus_lib
+from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.decode import diffusion, step
 from armd_jax.decode.generate import compile_generate, plan_of, prepare, task_of
 from armd_jax.decode.network import Network
@@ -62,10 +63,10 @@ class Timed:
   Attributes:
     name, streams: of the system.
     steps: forward passes after the prefill.
-    run, prefill: generate a batch; only its beginning, None where it cannot be told apart.
+    run, prefill: generate a batch; only its beginning, None where it cannot be run alone.
     step_floor: (bytes, FLOPs) that no step does without: weights, each read once, and matrix
-      products, with the keys that are there in mid-text. None where nobody counts.
-    compile_seconds, memory_bytes: None where nobody says.
+      products, with the keys that are there in mid-text. None if they are not counted.
+    compile_seconds, memory_bytes: None if they are not known.
   """
 
   name: str
@@ -301,6 +302,10 @@ class Options(timing.ModelShape):
   workdir: str | None = flag('A run or export whose weights are used.', None, is_path=True)
   streams: tuple[int, ...] = flag('Stride counts S.', (1, 2, 4, 8, 16, 32), at_least=1)
   batch_sizes: tuple[int, ...] = flag('Texts generated together, like 1,8,64.', (1,), at_least=1)
+  behind: str | None = flag(
+    'Also costs of streams that begin behind this text, of one token: a space, of a byte model.',
+    None,
+  )
   mdlm: tuple[int, ...] = flag('Also MDLM, in so many steps: 1024,256,64.', (), at_least=1)
   fill_memory: bool = flag('Then double the batch while memory holds it.', False)
   transformers: bool = flag("Beside transformers' cached GPT-2.", False)
@@ -310,14 +315,27 @@ class Options(timing.ModelShape):
   png: str | None = flag('Also draw the numbers to this file.', None)
 
 
+def _single_token(text: str, tokenizer: Tokenizer) -> int:
+  ids_k = tokenizer.encode(text)
+  if len(ids_k) != 1:
+    raise UserError(
+      f'--behind={text!r} is {len(ids_k)} tokens of {tokenizer.name}; write a text that is one'
+    )
+  return int(ids_k[0])
+
+
 def main(options: Options) -> None:
   streams, batches = options.streams, list(options.batch_sizes)
-  params = scores = None
+  params = scores = scores_behind = before = None
+  if options.behind is not None and not options.workdir:
+    raise UserError('--behind measures a trained model; write --workdir=RUN')
   if options.workdir:
     config, tokenizer, params, _ = weights.load_ema(options.workdir)
     if config.model.family != 'armd':
       raise UserError(f'{options.workdir} is of family {config.model.family!r}; give an ARMD run')
     model, vocab_size = dataclasses.asdict(config.model), tokenizer.vocab_size
+    if options.behind is not None:
+      before = _single_token(options.behind, tokenizer)
   else:
     model, vocab_size = options.values()
   compared = systems(model, vocab_size, streams, params)
@@ -347,15 +365,21 @@ def main(options: Options) -> None:
   if params is not None and options.windows:
     windows_WxN = corpus_lib.load(config.data, config.model.length).held_out_WxN[: options.windows]
     network, mesh = models.build(config.model, vocab_size), sharding.make_mesh(config.mesh)
-    scores = order_costs.order_costs(network, params, windows_WxN, streams, mesh)
+    costs = functools.partial(order_costs.order_costs, network, params, windows_WxN, streams, mesh)
+    scores = costs()
     print(f'exact NLL of {len(windows_WxN)} held-out windows; costs in nats per token')
     print(quality_report(scores))
+    if before is not None:
+      scores_behind = costs(before=before)
+      print(f'streams that begin behind {options.behind!r}, where it is within half a stream')
+      print(quality_report(scores_behind))
   numbers = {
     'machine': machine,
     'shape': dataclasses.asdict(shape) | {'vocab_size': vocab_size},
     'parameters': parameters,
     'systems': rows,
     'quality': scores,
+    'quality_behind': scores_behind,
   }
   if options.json:
     cli.write_json(options.json, numbers)

@@ -12,7 +12,7 @@ from armd_jax.errors import UserError
 def gpt2(config: ModelConfig, vocab_size: int, batch_size: int) -> dict[str, Any]:
   """transformers' GPT-2, sampling with its key/value cache; the fields of `decode.Timed`.
 
-  Its `run` takes a number of tokens, all of them unless told.
+  Its `run` takes a number of tokens, by default all of them.
 
   Raises:
     UserError: torch or transformers is not installed.

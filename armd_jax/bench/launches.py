@@ -4,7 +4,7 @@
 
 A program is compiled at two depths. What they differ by are two layers (of ARMD one of each kind),
 what is left is what a step does beside its layers: the embedding and the seed of the query rows,
-logits and draws. Products may launch more inside cuBLAS than the program tells.
+logits and draws. Products may launch more inside cuBLAS than the program shows.
 """
 
 from __future__ import annotations

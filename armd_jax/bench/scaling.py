@@ -3,7 +3,7 @@
     python -m armd_jax.bench.scaling [--json=PATH] [--only=small] [--table]
 
 Needs `pip install -e '.[aot]'`. Every program is lowered, and compiled if the file does not hold it
-yet: results are kept in `armd_jax.records`, and a second run goes on where one stopped. TPU
+yet: results are kept in `armd_jax.records`, and a second run resumes one that was stopped. TPU
 programs are compiled at the compiler's lowest effort, in a quarter of the time; at the effort that
 training runs with they need somewhat less memory. After a change of the code, rows whose program is
 the same are not compiled again.
@@ -88,7 +88,7 @@ class Row:
 
 
 def experiment(name: str, *options: str) -> Config:
-  """The config of an experiment file, with what may stand after its name."""
+  """The config of an experiment file, with what may follow its name."""
   path = ROOT / 'experiments' / f'{name}.py'
   spec: Any = importlib.util.spec_from_file_location(name, path)
   module = importlib.util.module_from_spec(spec)
@@ -99,7 +99,7 @@ def experiment(name: str, *options: str) -> Config:
 def rows() -> Iterator[Row]:
   """All programs, training first."""
   pod, slice_, tensor = 'v5p:8x8x16', 'v5e:16x16', MeshConfig(1, 256, 4)
-  # Of one H100, what fits; of 7B nothing does, and the last row of it tells what would.
+  # Of one H100, what fits; of 7B nothing does, and its last row shows what would.
   accumulation = {'small': 16, 'medium': 32, '7b': 512}
   for model in MODELS:
     for batch_size in (512, 4096):

@@ -28,7 +28,7 @@ FAMILIES = ('armd', 'ar')
 
 
 def configs(model: dict[str, Any], train: dict[str, Any]) -> dict[str, config_lib.Config]:
-  """ARMD with the most tokens shuffled that its schedule knows, and AR, by family."""
+  """ARMD with the most tokens shuffled that its schedule reaches, and AR, by family."""
   rho = {'armd': min(32, model['length']), 'ar': 0}
   return {
     family: config_lib.parse(

@@ -6,7 +6,7 @@ loops are. Two counts come out:
   dense     what the code multiplies, hidden keys included
   visible   the same, but an attention call counts only the keys that each row sees
 
-Attention calls are found by their name: the jits of `armd_jax.attention` stand in the jaxpr as
+Attention calls are found by their name: the jits of `armd_jax.attention` are in the jaxpr as
 `_prefix_attention_...`, in backward passes and under `checkpoint` too. A call's share of visible
 keys is `mean(lengths) / K` of that very call. Its `lengths` follow from constants, such as a
 generation order, and from the concrete arguments: equations whose inputs are all known are
@@ -43,7 +43,7 @@ _CALLS = {
   'custom_vjp_call': 'call_jaxpr',
   'custom_vmap_call': 'call',
 }
-# Products that nobody needed so far; better refused than left out.
+# Products that no program had so far; better refused than left out.
 _UNCOUNTED = ('conv_general_dilated', 'ragged_dot', 'ragged_dot_general', 'scaled_dot')
 
 
@@ -97,7 +97,7 @@ def count(function: Callable[..., Any], *args: Any) -> MatmulFlops:
 
 @dataclasses.dataclass(frozen=True)
 class _Attention:
-  """What an attention call sees; `lengths` is None where nobody can know."""
+  """What an attention call sees; `lengths` is None if they cannot be known."""
 
   lengths: _Lazy | None
   keys: int | None = None

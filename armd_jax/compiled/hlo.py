@@ -1,8 +1,8 @@
 """Reads a compiled program: what its collectives send, what it moves through memory, how often.
 
 XLA's own counts take the body of a loop once. Here everything is multiplied by the trip counts of
-the loops it stands in. A loop whose length depends on data, as decoding's does, is counted for one
-round and told apart.
+the loops it is in. A loop whose length depends on data, as decoding's does, is counted for one
+round and marked.
 
 Works on the text of an optimised, partitioned HLO module (`compiled.as_text()`): shapes are those
 of one device, so all counts are per device.
@@ -34,7 +34,7 @@ _FREE = (
 
 @dataclasses.dataclass(frozen=True)
 class ArrayType:
-  """One array: its element type, its sizes, and whether it lies in the main memory (HBM)."""
+  """One array: its element type, its sizes, and whether it is in the main memory (HBM)."""
 
   dtype: str
   dims: tuple[int, ...]
@@ -296,7 +296,7 @@ class Program:
   def _collective(self, cost, computation, x, kind):
     groups = groups_of(x.attributes, math.prod(self._mesh_shape.values()))
     size = len(groups[0])
-    if size == 1:  # nobody to send to
+    if size == 1:  # no other to send to
       return
     key = kind, axes_of(groups, self._mesh_shape)
     operand = sum(s.bytes for name in x.operands for s in self._shapes(computation, name))
@@ -464,6 +464,6 @@ def _convolution_flops(computation, x) -> int:
 
 @functools.cache
 def _window_hits(size, inputs, outputs, stride, lhs, rhs, low) -> int:
-  """How often, along one axis, a window's element lies on an input and not on a hole or padding."""
+  """How often, along one axis, a window's element is on an input and not on a hole or padding."""
   places = (o * stride + k * rhs - low for o in range(outputs) for k in range(size))
   return sum(place % lhs == 0 and 0 <= place // lhs < inputs for place in places)

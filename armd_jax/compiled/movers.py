@@ -24,7 +24,7 @@ class Mover:
     moved: bytes that all of them read and write in one run, loops included.
     instructions: how many there are in the program's text.
     opcode: as in HLO, with the kind of a fusion or the target of a custom call.
-    line: 'file.py:123' of the innermost frame that the compiler knows, or ''.
+    line: 'file.py:123' of the innermost frame in the compiler's metadata, or ''.
     scope: the pass (forward, backward, or what the backward pass does again), then names of
       functions and modules, outermost first.
     shapes: of the result, of the instruction that moves most.

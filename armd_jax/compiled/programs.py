@@ -146,7 +146,7 @@ def decode_flops(config: Config, vocab_size: int, batch: int) -> dict[str, flops
 
 @dataclasses.dataclass(frozen=True)
 class TooLarge:
-  """What the compiler says of a program that it refuses: bytes wanted and bytes there are."""
+  """The compiler's figures for a program that it refuses: bytes wanted and bytes there are."""
 
   wanted: float
   there: float

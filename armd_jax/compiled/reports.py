@@ -31,7 +31,7 @@ def compile_and_report(
 
   Args:
     say: takes lines for the user.
-    num_movers: of the training step, said as well.
+    num_movers: of the training step, which are listed as well.
   """
   config, mesh = mesh_for(config, target, vocab_size, say)
   results: dict[str, Any] = {'target': target.name, 'processes': target.processes}

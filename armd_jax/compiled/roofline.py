@@ -1,9 +1,9 @@
 """How long a program takes at least, by what chips can do at most (chips.py).
 
 Three times: matrix products at the peak rate, memory traffic at the peak bandwidth, and collectives
-at the bandwidth of the links that their mesh axes lie along. If all of it overlapped, a step would
-take the longest of the three; if nothing did, their sum. The truth lies between for a program that
-otherwise runs at its peaks, and no program does: read it as a bound.
+at the bandwidth of the links of their mesh axes. If all of it overlapped, a step would take the
+longest of the three; if nothing did, their sum. A program that otherwise runs at its peaks takes a
+time between these two; real programs do not, so read it as a bound.
 """
 
 from __future__ import annotations

@@ -29,11 +29,11 @@ class Corpus:
   Attributes:
     train_WxN, held_out_WxN: unsigned token ids, or int32 ones with marks (`documents`); an array,
       or one that is read from files as it is indexed (`prepared.Windows`, `mixture.Mixture`). No
-      document stands on both sides, except in two corpora of a mixture.
+      document is on both sides, except in two corpora of a mixture.
     tokenizer: what made the ids.
     description: where the text comes from, in words.
-    sha256: of the text, hex: the same wherever it is and whatever it is called. A run and every
-      number that was measured on the text store it; `check_same` compares.
+    sha256: of the text, hex; it does not depend on the place and the name of the text. A run and
+      every number that was measured on the text store it; `check_same` compares.
     statistics: of each prepared corpus in it, by its name ('' of a single one), as
       `data.statistics` reads them.
   """

@@ -57,7 +57,7 @@ def num_scored(windows_WxN: np.ndarray) -> np.ndarray:
 
 def encode(text: str, tokenizer: Tokenizer) -> np.ndarray:
   """A document with its marks and EOS at its end, int32 [n]; the ids of its prompt, if it has one,
-  are those of the prompt alone, so that they are the same when it is asked."""
+  are those of the prompt alone, so that they are the same in generation."""
   prompt, answer = text.parts if isinstance(text, Parts) else ('', text)
   parts = [~tokenizer.encode(prompt).astype(np.int32)] if prompt else []
   parts += [tokenizer.encode(answer).astype(np.int32), np.array([tokenizer.eos_id], np.int32)]

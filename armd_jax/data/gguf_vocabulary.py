@@ -27,7 +27,7 @@ def tokenizer_json(path: pathlib.Path, found: Mapping[str, Any]) -> str:
 
   Args:
     path: the file, for errors.
-    found: what it says, by GGUF's names.
+    found: its metadata, by GGUF's names.
   Raises:
     UserError: its vocabulary is of a kind that is not known here, or damaged.
   """
@@ -40,8 +40,9 @@ def tokenizer_json(path: pathlib.Path, found: Mapping[str, Any]) -> str:
       f'{path} holds a vocabulary of the kind {kind!r}, {cut!r}, which is not known here; put the '
       "model's tokenizer.json beside it"
     )
-  tokens, kinds = found['tokenizer.ggml.tokens'], found.get('tokenizer.ggml.token_type', ())
   try:
+    tokens, kinds = found['tokenizer.ggml.tokens'], found.get('tokenizer.ggml.token_type', ())
+    special = [token for token, kind in zip(tokens, kinds, strict=False) if kind in _SPECIAL]
     merges = [tuple(pair.split(' ', 1)) for pair in found['tokenizer.ggml.merges']]
     ids = {token: number for number, token in enumerate(tokens)}
     whole = cut == 'llama-bpe'
@@ -60,6 +61,5 @@ def tokenizer_json(path: pathlib.Path, found: Mapping[str, Any]) -> str:
     steps = [by_byte(True)]
   made.pre_tokenizer = pre_tokenizers.Sequence(steps)
   made.decoder = decoders.ByteLevel()
-  special = [token for token, kind in zip(tokens, kinds, strict=False) if kind in _SPECIAL]
   made.add_special_tokens(special)
   return made.to_str(pretty=True)

@@ -60,14 +60,14 @@ def _is_text(kind: Any) -> bool:
 
 @functools.lru_cache(maxsize=4)
 def _table(name: str, split_name: str) -> Any:
-  """The rows of a split, read from a disk as they are asked for."""
+  """The rows of a split, read from a disk when they are needed."""
   try:
     import datasets
   except ImportError as error:
     raise UserError(
       f"hf:{name} is read by the package datasets; pip install 'armd_jax[hf]'"
     ) from error
-  # Its bars would run through ours, in every worker.
+  # Its progress bars would disturb ours, in every worker.
   datasets.disable_progress_bars()
   folder, rest = _folder(name)
   try:

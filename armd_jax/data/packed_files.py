@@ -1,8 +1,8 @@
 """Compressed files, read as the text that is in them.
 
 Positions are those of the text, so that a span of a compressed file is that of the text itself.
-Going forward costs what is unpacked on the way, going back a new beginning: pieces of a file are
-best read in their order, and a file is best no larger than what one worker does at a time.
+To move forward, everything on the way is unpacked; to move back, the file is read anew. Pieces of a
+file are therefore best read in order, and a file is best no larger than the work item of a worker.
 """
 
 from __future__ import annotations

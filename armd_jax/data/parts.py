@@ -1,8 +1,7 @@
 """The parts of a corpus that is prepared: what is in each, and whether it is what it was.
 
-A part is what one worker does at a time. Its files hold hashes of its documents, so that a text of
-the same size under the same name is told from the one that was read, and the same text in another
-place is known again.
+A part is what one worker does at a time. Its files hold hashes of its documents, so that another
+text of the same size and name is noticed, and the same text in another place is recognised.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class Split:
 
 
 def _key(text: str) -> bytes:
-  """Names a document whatever blanks are around it, which depend on the kind of its file."""
+  """The hash of a document without the blanks around it, which depend on the kind of its file."""
   return sources.hash_of(text.strip())[:16]
 
 
@@ -78,14 +77,14 @@ def held_out_set(parts: Sequence[WorkItem], bad_rows: str) -> frozenset[bytes]:
   Raises:
     UserError: a bad row, unless they are skipped.
   """
-  on_bad = rows.on_bad(bad_rows) if bad_rows == 'stop' else lambda tell: None  # told later
+  on_bad = rows.on_bad(bad_rows) if bad_rows == 'stop' else lambda tell: None  # reported later
   spans = [span for part in parts if part.side == 'held_out' for span in part.spans]
   return frozenset(_key(text) for span in spans for text in span.documents(on_bad))
 
 
 def group(spans: Sequence[Span], part_bytes: int) -> Iterator[tuple[Span, ...]]:
   """Neighbouring spans, together of about `part_bytes`."""
-  enough = 0.9 * part_bytes  # a span is a little shorter where the one before went on to a border
+  enough = 0.9 * part_bytes  # a span is a little shorter if the one before extends to a border
   group = []
   for one in spans:
     for span in one.split(min(part_bytes, SPAN_BYTES)):
@@ -98,7 +97,7 @@ def group(spans: Sequence[Span], part_bytes: int) -> Iterator[tuple[Span, ...]]:
 
 
 def stamps(parts: Sequence[WorkItem]) -> dict[str, list[int]]:
-  """What the system says of the files when they are written to, by path."""
+  """The system's record of the size and the last change of files, by path."""
   files = dict.fromkeys(s.path for part in parts for s in part.spans if hasattr(s, 'path'))
   return {path: stamp(path) for path in files}
 

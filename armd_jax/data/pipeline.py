@@ -43,7 +43,7 @@ class TrainingBatches(Iterator[Batch]):
 
   Attributes:
     next_index: global index of the first example not yet yielded, the stream's whole state;
-      the same on every process. Saved, and given as `start_index`, it goes on from there.
+      the same on every process. Given as `start_index`, it continues the stream.
     input_seconds: how long the last `next` took; above a millisecond, the step waited for data.
   """
 
@@ -167,5 +167,5 @@ def _batches_ready(prefetch_bytes: int, batch_bytes: int, num_workers: int) -> i
 
 
 def _start_worker(worker_index: int, worker_count: int) -> None:
-  del worker_index, worker_count  # grain tells; all are alike
+  del worker_index, worker_count  # grain reports the first; all have the same shape
   workers.exit_with_parent()

@@ -4,9 +4,9 @@
   armd prepare --source=tfds:lm1b --held_out_source=tfds:lm1b#test \\
                                   --tokenizer=bert-base-uncased --out=DIR
 
-The same command goes on where a stopped one was, and ends with the same bytes; so does one that
-names the same text in another place, while a text that has changed is refused. Training takes the
-folder as its text: --config.data.source=DIR. What is in it: `armd_jax.data.prepared`.
+The same command resumes a preparation that was stopped, and ends with the same bytes, even if the
+text is in another place by then; a text that has changed is refused. Training takes the folder as
+its text: --config.data.source=DIR. `armd_jax.data.prepared` describes what is in it.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from armd_jax.flags import flag
 _MIB = 2**20
 _MOST_PARTS = 256  # training keeps every file open
 _PLAN = 'plan.json'
-# What may be otherwise when a preparation goes on, as long as the documents are the same.
+# Settings that may differ when a preparation is resumed, if the documents are the same.
 _PLACES = ('source', 'description', 'held_out_source', 'files')
-# Documents that are in no file, by the reason.
+# Documents that are in no file, by reason.
 _LEFT_OUT, _BAD, _ON_BOTH_SIDES = 'left_out', 'bad rows', 'held out as well'
 _STATISTICS = 'statistics'
 
@@ -141,7 +141,7 @@ def _claim(
   """Makes the folder this plan's; the manifest if it is finished already."""
   there = None
   if (folder / MANIFEST).exists():
-    there = prepared.Prepared(os.fspath(folder)).manifest  # says so if a file is missing
+    there = prepared.Prepared(os.fspath(folder)).manifest  # which raises if a file is missing
   elif (folder / UNFINISHED / _PLAN).exists():
     there = {'plan': whole.read_json(folder / UNFINISHED / _PLAN, {}, 'use another --out')}
   elif folder.exists() and {path.name for path in folder.iterdir()} - {
@@ -225,7 +225,7 @@ def _run(
         running = {pool.submit(_write_part, *job(i)): i for i in missing}
       for future in concurrent.futures.as_completed(running):
         if future.exception():
-          # Of two bad rows the first one is told, whichever worker was quicker.
+          # Of two bad rows the first one is reported, whichever worker was quicker.
           for earlier in [one for one, i in running.items() if i < running[future]]:
             earlier.result()
         future.result()
@@ -420,7 +420,7 @@ def _write_json(target: epath.Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def _plain_errors(folder: epath.Path) -> Iterator[None]:
-  """What the disk and the ArrayRecord library raise, as a sentence."""
+  """Errors of the disk and of the ArrayRecord library as one sentence."""
   try:
     yield
   except UserError:

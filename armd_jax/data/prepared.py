@@ -1,4 +1,4 @@
-"""A corpus that `armd_jax.data.prepare` has tokenised: what lies in its folder, and how it is read.
+"""A corpus that `armd_jax.data.prepare` has tokenised: the files in its folder, and their reader.
 
   manifest.json                       what was prepared and how, the SHA-256 of every file and its
                                       own; written last, so that a folder with it is complete
@@ -8,7 +8,7 @@
 
 Windows of any length and packing are cut from the streams when they are read, at random, and never
 reach over the end of a file. Files are compared with their SHA-256 once: `.NAME.checked/` beside
-the folder notes what the system said of each, and only one that has changed since is read again.
+the folder notes size and times of each, and only a file that has changed since is read again.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def read_shard(about: dict[str, Any]) -> Shard:
 
 
 def stamp(path: str) -> list[int]:
-  """What the system says of a file when it is written to."""
+  """The system's record of the size and the last change of a file."""
   if '://' in path:
     about = epath.Path(path).stat()
     return [about.length, int(about.mtime)]
@@ -332,7 +332,7 @@ class Prepared:
 
 
 class Windows(Sequence):
-  """Windows of a prepared corpus, read from its files as they are asked for.
+  """Windows of a prepared corpus, read from its files when they are needed.
 
   An index gives one, unsigned [N]; a slice gives an array of them, [W, N]. Worker processes may
   have copies.

@@ -1,8 +1,8 @@
 """How each kind of corpus is cut into spans, and how the rows of a span are read.
 
 A span is a piece of a corpus that can be read on its own, in another process or after a crash. Its
-borders lie between documents and follow from the corpus alone, so that whoever reads the spans in
-order gets the same documents, however the corpus was cut. Training texts, the texts of zero-shot
+borders are between documents and follow from the corpus alone, so that reading the spans in order
+gives the same documents, however the corpus was cut. Training texts, the texts of zero-shot
 evaluations and the samples that are judged are all read here. Paths are local or `gs://`.
 """
 

@@ -1,7 +1,7 @@
 """What all readers of rows share: the column to read, and what becomes of a bad row.
 
 A row is bad if it holds no text: it is not UTF-8, no JSON, has too few fields, null or a number in
-its column. A reader hands every bad row, in words, to a function which raises or lets it go on.
+its column. A reader gives a description of every bad row to a function, which raises or returns.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from armd_jax.errors import UserError
 
 CHUNK = 1 << 20  # bytes read at a time in search of something
 
-# Gets a function that gives what is wrong with which row, and the fix. Finding a row's number may
-# take a while, so that only who tells it asks.
+# Gets a function that returns what is wrong with which row, and the fix. Finding a row's number may
+# take a while, so it is called only if the row is reported.
 OnBad = Callable[[Callable[[], tuple[str, str]]], None]
 
 # The columns to read, out of: those that hold text, all, and what has them, for the error.
@@ -93,7 +93,7 @@ def stop(tell: Callable[[], tuple[str, str]]) -> None:
 
 
 class Skip:
-  """Goes on without bad rows, and prints which the first ones are.
+  """Leaves out bad rows, and prints which the first ones are.
 
   Attributes:
     count: rows left out so far.
@@ -305,7 +305,7 @@ def _border_after(file: BinaryIO, wanted: int, border: re.Pattern) -> int | None
     if match := border.search(data):
       at = file.tell() - len(data) + match.end()
       return at + (match.group().endswith(b'\r') and match.end() == len(data) and _is_lf(file))
-    # What of it may begin a border that goes on: its last newline, if blanks alone follow.
+    # A border may begin here and end in the next chunk: the last newline, if only blanks follow.
     data = b'\n' if data.rstrip(b' \t\f\v').endswith((b'\n', b'\r')) else b''
   return None
 

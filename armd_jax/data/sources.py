@@ -5,7 +5,7 @@ A source is written as one of
   stdlib                     real English that needs no download: the prose inside CPython
   tfds:NAME, tfds:NAME#SPLIT a tensorflow-datasets set: tfds:lm1b#test, tfds:c4/en, tfds:pg19
   hf:NAME[/CONFIG]#SPLIT     a set that Hugging Face's `datasets` reads, for `prepare` alone
-  NAME:REST                  a source that armd_jax.register knows
+  NAME:REST                  a source that was given to armd_jax.register
   PATH                       files of text, JSON, CSV or parquet: a path or glob, local or gs://
 """
 
@@ -34,7 +34,7 @@ class Source:
 
   Attributes:
     spans: whole files and sets, in source order.
-    description: where they come from and how documents are told apart, for people.
+    description: where they come from and how documents are separated, for people.
   """
 
   spans: Sequence[readers.Span]
@@ -71,8 +71,8 @@ def open_source(source: str, column: str = '', prepare: bool = False, prompt: st
 
   Args:
     source: as at the top of this file; in a path `~` and `**` are understood and files are read in
-      sorted order. Documents of a text file are separated by blank lines; a file without two of
-      them has one document a line instead, and the description says so.
+      sorted order. Documents of a text file are separated by blank lines; in a file without blank
+      lines between documents each line is one, which the description mentions.
     column: where files with columns and tensorflow-datasets hold the document; '': 'text' if there
       is one, else the only one that holds text.
     prepare: download and prepare a set that is not there.
@@ -186,7 +186,7 @@ def is_held_out(digest: bytes, held_out_fraction: float) -> bool:
 
 
 def _rule(spans: Iterable[readers.Span]) -> str:
-  """How the documents of files are told apart, in words."""
+  """How the documents of files are separated, in words."""
   of_text = [span.by_line for span in spans if isinstance(span, TextSpan)]
   tables: list[Any] = [span for span in spans if not isinstance(span, TextSpan)]
   columns = sorted({column for span in tables for column in span.columns})

@@ -1,8 +1,8 @@
 """What is in a corpus: how long its documents are, and how many are there more than once.
 
-Each part of a preparation counts for itself, and the counts add up, whoever counted what. Lengths
+Each part of a preparation is counted on its own, and the counts add up. Lengths
 are kept exactly up to 64 tokens, and in steps of at most 3 % from there on; documents are compared
-by hashes, of a large corpus by those that end in so many zeros, which is every so many-th text.
+by hashes; in a large corpus only those whose hash ends in some zeros, a fixed share of them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Statistics:
 
   Attributes:
     lengths: documents by their tokens, EOS included, rounded up; in order.
-    duplicates: documents that are in the corpus before, scaled up from those that were compared.
-    every: one of so many texts was compared; 1: all.
+    duplicates: documents that occurred before, scaled up from those that were compared.
+    every: one of this many texts was compared; 1: all.
     held_out: share of the text's bytes.
   """
 
@@ -52,7 +52,7 @@ class Statistics:
         f'{self.at_most(0.9):,}, the longest {self.at_most(1):,}'
       )
       about = f'about {self.duplicates:,}' if self.every > 1 else f'{self.duplicates:,}'
-      yield f'repeated  {about} documents are there before ({self.duplicates / count:.1%})'
+      yield f'repeated  {about} documents occur earlier ({self.duplicates / count:.1%})'
     yield f'held out  {self.held_out:.2%} of the bytes'
 
 
@@ -75,7 +75,7 @@ class Counted:
       self._compared.append(digest[:8].hex())
 
   def json(self) -> dict[str, Any]:
-    """As FORM says."""
+    """The counts in the form of FORM."""
     lengths = {str(length): self._lengths[length] for length in sorted(self._lengths)}
     return {'lengths': lengths, 'compared': self._compared, 'every': self._every}
 
@@ -91,12 +91,12 @@ def rounded(length: int) -> int:
 
 
 def compared_every(num_bytes: int) -> int:
-  """Of a corpus of so many bytes, one of how many texts is compared."""
+  """K for a corpus of this size: one of K texts is compared with the others."""
   return -(-num_bytes // (_COMPARED * 1000)) if num_bytes else 1
 
 
 def total(parts: Iterable[Mapping[str, Any]], totals: Mapping[str, Any]) -> dict[str, Any]:
-  """Of all parts, as a manifest keeps it.
+  """The statistics of all parts, in the form of a manifest.
 
   Args:
     parts: what each has counted, see `Counted.json`.

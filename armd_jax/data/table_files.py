@@ -232,7 +232,7 @@ class CsvSpan(_Table):
           yield rows.text_of(values, self.columns)
 
   def split(self, num_bytes: int) -> Sequence[CsvSpan]:
-    del num_bytes  # only who reads from the start knows what is in quotes
+    del num_bytes  # what is in quotes is known only by reading from the start
     return [self]
 
 
@@ -252,7 +252,7 @@ def csv_span(path: str, file: BinaryIO, choose: Choose) -> CsvSpan:
     raise UserError(f'row 1 of {path} {names.problem}; write the names of the columns there')
   texts = [name for name in names if names.count(name) == 1]
   if len(names) == 1 and names != ['text']:
-    texts *= 2  # it may as well be the first row of a file without names, so it must be asked for
+    texts *= 2  # it could be the first row of a file without names, so --column must name it
   return CsvSpan(path, size, choose(texts, names, path), delimiter)
 
 
@@ -349,7 +349,7 @@ def parquet_span(path: str, file: BinaryIO, choose: Choose) -> ParquetSpan:
   ]
   columns = choose(texts, names, path)
   with _arrow_errors(path):
-    # Of all columns: asked for one whose metadata are damaged, pyarrow 26 aborts the process.
+    # Of all columns: for one whose metadata are damaged, pyarrow 26 aborts the process.
     groups = map(table.metadata.row_group, range(table.num_row_groups))
     sizes = [max(0, group.total_byte_size) for group in groups]
   return ParquetSpan(path, 0, len(sizes), columns, tuple(sizes))
@@ -380,7 +380,7 @@ def _is_bytes(kind: pyarrow.DataType) -> bool:
 
 
 def _bytes_of(column: pyarrow.Array) -> list[bytes | None]:
-  """The values undecoded, so that one that is not UTF-8 can be told from its neighbours."""
+  """The values undecoded, so that one that is not UTF-8 can be found among its neighbours."""
   if pyarrow.types.is_dictionary(column.type):
     column = column.dictionary_decode()
   return column.cast(pyarrow.large_binary()).to_pylist()

@@ -41,7 +41,7 @@ class TextSpan:
       if self.by_line:
         yield from _LINE.findall(text)
       else:
-        # The newline before the text makes a blank line at its start what it is anywhere else.
+        # With a newline before the text, a blank line at its start is treated like any other.
         parts = _BLANK_LINES.split('\n' + text)
         yield from (part.strip('\n') for part in parts if part.strip())
 
@@ -111,7 +111,7 @@ def _has_blank_lines(file: BinaryIO) -> bool:
       return True
     if blank:
       data = b'x\n\n'  # a document and a blank line; any text from here on is another
-    elif data:  # a document that may go on, or end with half a blank line
+    elif data:  # a document that may continue, or end with half a blank line
       space = data[len(data.rstrip()) :]
       data = b'x' + (
         space[-1:] if space.endswith(b'\r') else b'\n' if _NEWLINE.search(space) else b''

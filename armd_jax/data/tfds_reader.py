@@ -16,7 +16,7 @@ from armd_jax.data import rows
 from armd_jax.data.rows import OnBad, pick_column
 from armd_jax.errors import UserError, sentence
 
-# tensorflow-datasets whose documents stand in a column of another name, beside other columns.
+# tensorflow-datasets whose documents are in a column of another name, beside other columns.
 _COLUMNS = {'lambada': 'passage', 'pg19': 'book_text'}
 
 

@@ -92,7 +92,7 @@ def is_file(name: str) -> bool:
 
 
 def _num_bytes(token: str, by_byte: bool) -> int:
-  """UTF-8 bytes of text that a token stands for."""
+  """UTF-8 bytes of the text of a token."""
   if by_byte:  # each of its characters spells a byte
     return len(token)
   if re.fullmatch('<0x[0-9A-Fa-f]{2}>', token):

@@ -1,7 +1,7 @@
 """Tokenizers: text to ids and back, behind one small interface.
 
-Everything downstream (packing, the n-gram yardstick, likelihood, sampling) speaks to the
-`Tokenizer` protocol alone, so that another vocabulary is one more class and one more line in
+Everything downstream (packing, the n-gram baseline, likelihood, sampling) uses only the
+`Tokenizer` protocol, so that another vocabulary is one more class and one more line in
 `_TOKENIZERS`. BPE is tiktoken's and WordPiece that of `tokenizers`.
 """
 
@@ -20,7 +20,7 @@ from armd_jax.errors import UserError
 
 
 class Tokenizer(Protocol):
-  """What the rest of the code knows about a vocabulary.
+  """A vocabulary, as the rest of the code uses it.
 
   Attributes:
     name: what `get_tokenizer` calls it.
@@ -29,7 +29,7 @@ class Tokenizer(Protocol):
     bos_id: the id that begins a wrapped window; EOS where a vocabulary has no other.
     fingerprint: hex digits that change whenever some text would get other ids, stored beside
       checkpoints so that a model is never read with another vocabulary.
-    token_bytes_V: int32 [V], UTF-8 bytes of text each id stands for; 0 for EOS and BOS.
+    token_bytes_V: int32 [V], UTF-8 bytes of the text of each id; 0 for EOS and BOS.
   """
 
   @property
@@ -87,7 +87,7 @@ class ByteTokenizer:
   def decode(self, ids: np.ndarray) -> str:
     """The text of ids, int [N]: EOS becomes '', each malformed UTF-8 sequence U+FFFD.
 
-    Documents are decoded apart: a character cut off by EOS does not go on after it.
+    Documents are decoded apart: a character cut off by EOS does not continue after it.
     """
     documents = _documents(ids, self)
     texts = [ids.astype(np.uint8).tobytes() for ids in documents]
@@ -182,7 +182,7 @@ class BertTokenizer:
     self.fingerprint = _fingerprint('BertNormalizer BertPreTokenizer WordPiece', *pieces)
 
   def encode(self, text: str) -> np.ndarray:
-    # The batch call, unlike the plain one, does not track where in the text each piece stands.
+    # The batch call, unlike the plain one, does not track where in the text each piece is.
     (encoding,) = self._wordpiece.encode_batch_fast([text], add_special_tokens=False)
     return np.array(encoding.ids, np.int32)
 

@@ -1,7 +1,7 @@
 """The official vocabulary files: found in a local folder, in an installed package, or downloaded.
 
 Whichever way a file came, its sha256 is the official one, so that ids never depend on where it was
-found. Files lie in $ARMD_JAX_VOCABULARIES (by default ~/.cache/armd_jax/vocabularies) as
+found. Files are in $ARMD_JAX_VOCABULARIES (by default ~/.cache/armd_jax/vocabularies) as
 NAME/FILE, such as gpt2/encoder.json; a download is kept there.
 """
 

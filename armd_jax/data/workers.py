@@ -15,8 +15,8 @@ from multiprocessing import resource_tracker
 def shielded() -> Iterator[None]:
   """Processes started inside never see SIGTERM or SIGINT; this one does afterwards.
 
-  Slurm sends the one to every process of a job, a terminal the other, but who waits for what
-  workers do still needs them.
+  Slurm sends SIGTERM to every process of a job, and a terminal SIGINT, but the process that waits
+  for the workers' results still needs them.
   """
   resource_tracker.ensure_running()  # its start would end the block
   before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})

@@ -1,8 +1,8 @@
-"""What decoding does otherwise on CPUs, at the speed of their memory.
+"""The form of decoding on CPUs, at the speed of their memory.
 
 XLA's products on CPUs copy a matrix before they multiply it with two rows or more, which takes
 longer than to read it. A product and a sum over the inner axis, which XLA makes one loop of, copy
-nothing, if the columns that the loop adds up at once lie side by side: in panels
+nothing, if the columns that the loop adds up at once are side by side: in panels
 `[P, inner, PANEL]`. A step of decoding then costs little more than one read of the weights for up
 to eight rows (docs/decoding.md).
 
@@ -33,7 +33,7 @@ from armd_jax.models.vocabulary import Vocabulary
 Array = jax.Array
 
 PANEL = 16  # columns: two vectors of eight floats
-MOST_ROWS = 64  # of a step: beyond, what multiplying costs hides the copy
+MOST_ROWS = 64  # of a step; beyond, the multiplication takes longer than the copy
 PARTS = 4  # that a single row is cut into, since XLA's loop is slow for one
 ROOM = 128  # rows by which caches grow, at least
 
@@ -66,7 +66,7 @@ class CPU(Form):
       state = with_room(state, room)
       is_full = lambda state, width, room=room: jnp.max(state.filled_B) + width > room
       state = advance(plan, state, is_full)
-      # A loop per size: the heads, one row each, belong into the first.
+      # A loop per size: the first tokens of streams, one row each, belong to the first.
       plan = dataclasses.replace(plan, narrow=plan.width)
     return state
 
@@ -90,7 +90,7 @@ def _map_caches(function: Callable[[Any], Any], tree: Any) -> Any:
 
 @flax.struct.dataclass
 class HeadsFirst(KVCache):
-  """A cache as CPUs multiply it; they would turn whole caches around at every step otherwise.
+  """A cache as CPUs multiply it; otherwise they would transpose whole caches at every step.
 
   Attributes:
     k, v: `[B, G, K, D]`; `[G, K, D]` of a single sequence, whose axis XLA would drop by itself, and
@@ -185,7 +185,7 @@ def _panels(matrix_IxF: Array) -> Array:
 def _apply(
   next_function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
 ) -> Any:
-  """Stands in for the layers whose parameters are in one of these forms."""
+  """Replaces the layers whose parameters are in one of these forms."""
   module, method = context.module, context.method_name
   is_dense = isinstance(module, nn.DenseGeneral) and method == '__call__'
   is_logits = isinstance(module, Vocabulary) and method == 'logits'
@@ -195,7 +195,7 @@ def _apply(
   if not forms:
     return next_function(*args, **kwargs)
   (x,), weights = args, module.get_variable('params', forms[0])
-  # Inner axes are the last ones. Sizes do not tell how many: of a single head one would do.
+  # Inner axes are the last ones. Sizes do not determine how many: for a single head one would do.
   axis = x.ndim - (1 if is_logits or isinstance(module.axis, int) else len(module.axis))
   x_RxI = x.reshape(-1, weights.shape[-2])
   y_RxF = product(x_RxI, weights) if forms == ['panels'] else x_RxI @ weights

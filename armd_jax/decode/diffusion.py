@@ -1,15 +1,16 @@
 """Samplers of the masked-diffusion baselines, in one compiled loop.
 
 All of them go through times 1 = t_0 > t_1 > ... > t_K = 0 and, in step i, reveal each masked token
-with some probability, as what the network says at t_i. The families differ in that probability:
+with some probability, as a draw from the network's output at t_i. Families differ in that
+probability:
 
   ancestral, tweedie   (alpha_s - alpha_t) / (1 - alpha_t), from t to s: the exact posterior
                        (MDLM, D3PM, RADD; in scores it is SEDD's Tweedie tau-leaping, theorem 4.2)
   euler                dt times the rate -alpha' / (1 - alpha) (SEDD section 4, RADD: tau-leaping)
 
-SEDD's scores are not normalised, and what they sum to multiplies it. The last step reveals all.
+SEDD's scores are not normalised, and their sum multiplies it. The last step reveals all.
 Which token a slot becomes is drawn when the network runs and used when the slot is revealed. Until
-some slot of the batch is, a network without a noise input would say the same again, so it does not
+some slot of the batch is, a network without a noise input would compute the same, so it is not
 run (MDLM's caching, section 4; RADD's E-NFEs): that changes the cost and not the distribution.
 """
 

@@ -82,6 +82,8 @@ def serve(config: ModelConfig) -> bool:
     return False
   if config.query_key_norm:  # between the projection and the kernel that rotates
     return False
+  if config.content_mask == 'row':  # rows of a step then see different keys
+    return False
   shape = lambda *dims: jax.ShapeDtypeStruct((1, *dims, config.head_dim), config.dtype)
   q, k = shape(1, ROWS, config.num_heads), shape(ROWS, config.num_kv_heads)
   return attention.choose(config.attention, q, k, k) == 'pallas_hopper'  # type: ignore[arg-type]
@@ -119,7 +121,7 @@ def split(params: Params) -> Params:
 
 
 class _Layers:
-  """Stands in for the blocks whose parameters are in this form."""
+  """Replaces the blocks whose parameters are in this form."""
 
   def __init__(self) -> None:
     # By view, which all layers of a stack share, and beside it, so that no other takes its id.

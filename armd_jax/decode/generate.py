@@ -32,6 +32,7 @@ from armd_jax.parallel import axes, sharding
 Array = jax.Array
 Model = ARMD | AR
 
+SHORTEST_TAIL = 16  # steps of a slot each at the end, that get a loop of their own
 FEWEST_PREFILL = 16  # rows of the pass over given tokens; other sizes are twice another
 
 
@@ -47,7 +48,7 @@ def task_of(
   Args:
     given_BxN: bool, by text position, which tokens are given.
     length_B: int, tokens per sequence; positions above are left alone.
-    streams: S, how many runs the missing positions are cut into.
+    streams: S, how many parts the missing positions are cut into.
     first_token: token in BOS's place, for a config's `first_token='given'`.
     order: of the missing tokens, `[1, n]`; None: strided.
   Returns:
@@ -67,27 +68,41 @@ def task_of(
 
 
 def plan_of(
-  model: Model, task: Task, stop_token: int | None = None, mesh: Mesh | None = None
+  model: Model,
+  task: Task,
+  stop_token: int | None = None,
+  mesh: Mesh | None = None,
+  by_chance: bool = False,
 ) -> Plan:
-  """How a task is decoded on the device that is traced for, or on the mesh."""
+  """How a task is decoded on the device that is traced for, or on the mesh.
+
+  Args:
+    by_chance: whether other tasks of the kind have blocks of other sizes: the width is then a power
+      of two, so that they seldom compile anew.
+  """
   num_slots, batch = task.order.num_slots, len(task.first_B)
   num_given_B, length_B = np.asarray(task.num_given_B), np.asarray(task.length_B)
   slot_N = np.arange(num_slots)
   is_generated_BxN = (slot_N >= num_given_B[:, None]) & (slot_N < length_B[:, None])
   left_BxN = np.minimum(np.asarray(task.end_BxN), length_B[:, None]) - slot_N  # of a slot's block
-  width = int(np.where(is_generated_BxN, left_BxN, 1).max())
+  width_BxN = np.where(is_generated_BxN, left_BxN, 1)
+  width = int(width_BxN.max())
+  width = 1 << (width - 1).bit_length() if by_chance else width
   form = device_form()
   if mesh is None or mesh.size == 1:
     form = form.for_steps(model.config, 2 * batch * width)
   narrow = form.narrowest(-(-batch // (1 if mesh is None else sharding.batch_parts(mesh))))
   prefill, width = prefill_rows(int(num_given_B.max()), num_slots), max(width, narrow)
   room = whole_room(num_slots, width)
-  return Plan(form, batch, prefill, width, narrow, room, stop_token, mesh)
+  wide_end_B = np.where(width_BxN > narrow, slot_N + left_BxN, 0).max(axis=1)
+  has_tail = 0 < wide_end_B.max() <= (length_B - SHORTEST_TAIL).min()
+  tail = narrow if has_tail else 0
+  return Plan(form, batch, prefill, width, narrow, room, tail, stop_token, mesh)
 
 
 def prefill_rows(given: int, num_slots: int) -> int:
   """Rows of the pass over so many given tokens: few sizes, so that prompts of other lengths seldom
-  compile anew. The rows beyond the given ones are padding, which nobody sees."""
+  compile anew. The rows beyond the given ones are padding, which no row sees."""
   sizes = (FEWEST_PREFILL << n for n in itertools.count())
   return min(num_slots, next(size for size in sizes if size >= given)) if given else 0
 
@@ -115,8 +130,9 @@ def generate(
   *,
   sequence_B: Array | None = None,
   mesh: Mesh | None = None,
+  by_chance: bool = False,
 ) -> Generated:
-  """Generates what the task asks for.
+  """Generates the missing tokens of a task.
 
   Args:
     model: as trained.
@@ -128,8 +144,9 @@ def generate(
       depends on (seed, sequence index, slot) alone.
     mesh: where the parameters are, which shares the batch and the heads; None: on one device. Every
       process calls with the same arguments, and gets the result.
+    by_chance: see `plan_of`.
   """
-  plan = plan_of(model, task, sampling.stop, mesh)
+  plan = plan_of(model, task, sampling.stop, mesh, by_chance)
   inputs = _inputs(mesh, task, tokens_BxN, sampling.draws(len(tokens_BxN), sequence_B))
   return _generate_jitted(model, plan)(plan, model, params, *inputs)
 
@@ -144,7 +161,7 @@ def stream(
   chunk: int = 8,
   mesh: Mesh | None = None,
 ) -> Iterator[tuple[Generated, np.ndarray]]:
-  """`generate`, told about while it goes on: the same tokens, in three compiled parts.
+  """`generate` with intermediate results: the same tokens, in three compiled parts.
 
   Args:
     chunk: steps between two reports.

@@ -15,7 +15,7 @@ from armd_jax.decode.step import Generated
 def pieces(
   tokenizer: Tokenizer, tokens_N: np.ndarray, known_N: np.ndarray, width: int
 ) -> list[str]:
-  """What is known of a text: a line per unbroken piece, its position and the end of it.
+  """What is there of a text: a line for each unbroken piece, its position and its end.
 
   Args:
     tokenizer: of the ids.
@@ -42,7 +42,7 @@ _SECONDS_OF_A_STEP = 0.1  # shown slowly
 
 
 class Live:
-  """Draws what `decode.generate.stream` tells of, over what it drew before."""
+  """Draws what `decode.generate.stream` yields, over what it drew before."""
 
   def __init__(self, tokenizer: Tokenizer, out: TextIO, slow: bool = False):
     """`slow` waits between two drawings, so that one can read along."""

@@ -1,7 +1,7 @@
 """How a task is decoded: all that compiled programs depend on beside the model and the shapes.
 
 What a kind of device changes is behind `Form`. The one here is the plain one, of TPUs; GPUs
-(`fused.GPU`) and CPUs (`cpu.CPU`) have their own. Nothing else in decoding knows a device.
+(`fused.GPU`) and CPUs (`cpu.CPU`) have their own. Nothing else in decoding depends on the device.
 """
 
 from __future__ import annotations
@@ -79,10 +79,12 @@ class Plan:
 
   Attributes:
     form: of the device.
-    batch: sequences that somebody waits for; arrays hold as many as the devices can share.
+    batch: sequences that are wanted; arrays hold as many as the devices can share.
     prefill: rows of the pass over given tokens; at least the largest number of these, at most N.
     width: slots of the widest step.
     narrow: slots of a step whose blocks have one slot each.
+    tail: likewise, once all blocks that are to come have one slot each; 0: they are too few for a
+      loop of their own.
     room: rows that the caches have room for: whole texts, and the padding of the widest step.
     stop_token: a text ends at its first such token by position, and the batch ends early once every
       sequence has one with nothing missing before it; None: never.
@@ -95,5 +97,6 @@ class Plan:
   width: int
   narrow: int
   room: int
+  tail: int = 0
   stop_token: int | None = None
   mesh: Mesh | None = None

@@ -16,7 +16,7 @@ from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.decode import diffusion
 from armd_jax.decode.generate import generate, stream, task_of
 from armd_jax.decode.sampling import Sampling
-from armd_jax.decode.state import Request
+from armd_jax.decode.state import Request, Task
 from armd_jax.decode.step import Generated
 from armd_jax.errors import UserError, sentence
 from armd_jax.models.ar import AR
@@ -32,7 +32,7 @@ _MOST = 2**20  # texts at a time, and streams: arrays of more do not exist
 def continue_prompts(
   prompts: list[str], num_slots: int, tokenizer: Tokenizer, max_new_tokens: int | None = None
 ) -> Request:
-  """Every text goes on from its prompt, to the model's length or by so many tokens.
+  """Every text continues its prompt, to the model's length or by the given number of tokens.
 
   Raises:
     UserError: a prompt leaves no room, or is no text.
@@ -62,7 +62,7 @@ def continue_prompts(
 def fill_gaps(
   template: str, gap_tokens: int, count: int, num_slots: int, tokenizer: Tokenizer
 ) -> Request:
-  """`count` copies of a template whose gaps, runs of three or more underscores, are to be filled.
+  """`count` copies of a template whose gaps, three or more underscores in a row, are to be filled.
 
   Args:
     template: the text around the gaps.
@@ -236,12 +236,34 @@ class Decoder:
     arguments = self._arguments(request, streams, sampling, order)
     return stream(*arguments, chunk=chunk, mesh=self.mesh)
 
+  def along(
+    self, order: GenerationOrder, request: Request, sampling: Sampling
+  ) -> tuple[list[str], Generated]:
+    """Generates along an order of each text's own, drawn by chance.
+
+    Args:
+      order: `[B, N]`; what the request gives comes first, a token at a time, and what is behind a
+        text's end last (`order.with_given`).
+      request, sampling: as of `complete`.
+    """
+    is_given_BxN = request.given_BxN & (
+      np.arange(order.num_slots) < np.asarray(request.length_B)[:, None]
+    )
+    count_B, first_B = is_given_BxN.sum(axis=1), np.full(len(is_given_BxN), self._first_token)
+    ints: Any = [np.asarray(x, np.int32) for x in (count_B, request.length_B, first_B)]
+    task = Task.of(order, *ints)
+    arguments = self.model, self.params, task, request.tokens_BxN, sampling
+    generated = generate(*arguments, mesh=self.mesh, by_chance=True)  # type: ignore[arg-type]
+    return self._texts(generated), generated
+
+  @property
+  def _first_token(self) -> int:
+    return self.tokenizer.eos_id if self.model.config.first_token == 'given' else BOS
+
   def _arguments(
     self, request: Request, streams: int, sampling: Sampling, order: GenerationOrder | None
   ) -> Any:
-    first_is_given = self.model.config.first_token == 'given'
-    first_token = self.tokenizer.eos_id if first_is_given else BOS
-    task = task_of(request.given_BxN, request.length_B, streams, first_token, order)
+    task = task_of(request.given_BxN, request.length_B, streams, self._first_token, order)
     return self.model, self.params, task, request.tokens_BxN, sampling
 
   def denoise(

@@ -133,7 +133,7 @@ def nucleus(logits: Array, top_p: Array) -> Array:
 def draw(
   keys_BxW: Array, logits_BxWxV: Array, temperature: Array, top_p: Array | None = None
 ) -> tuple[Array, Array]:
-  """Draws one token per row, and says how close it was.
+  """Draws one token per row, and returns how close the decision was.
 
   float32 Gumbel noise made from 23 random bits never exceeds 16, which cuts the tails and lowers
   the temperature silently; `mode='high'` draws the tails too (the same draw as

@@ -96,13 +96,18 @@ def advance(
     until: also ends where this holds, of a state and the width of the next step.
   """
   draws = draws.with_keys()
-  # Heads come one by one and groups `width` at a time: two loops, so that heads cost few rows each.
-  for width in sorted({plan.narrow, plan.width}):
+  # Heads come one by one and groups `width` at a time, and, in some orders, many again one by one:
+  # a loop each, so that these cost few rows each.
+  widths = [*sorted({plan.narrow, plan.width}), *[plan.tail] * bool(plan.tail)]
+  for loop, width in enumerate(widths):
+    is_last = loop == len(widths) - 1
 
-    def more(state: DecodeState, width: int = width) -> Array:
+    def more(state: DecodeState, width: int = width, is_last: bool = is_last) -> Array:
       go_on = jnp.any(wanted(plan, task, state))
-      if width < plan.width:
+      if width < plan.width and not is_last:
         go_on &= jnp.max(step_rows(task, state)) <= width
+      elif not is_last:
+        go_on &= ~_in_tail(plan, task, state)
       return go_on if until is None else go_on & ~until(state, width)
 
     body = lambda state, width=width: step(network, task, draws, state, width)
@@ -180,6 +185,15 @@ def next_width(task: Task, state: DecodeState) -> Array:
 def step_rows(task: Task, state: DecodeState) -> Array:
   """int32 [B or 1]: rows that the next step needs, which commits the block before it, too."""
   return jnp.maximum(next_width(task, state), state.filled_B + 1 - state.committed_B)
+
+
+def _in_tail(plan: Plan, task: Task, state: DecodeState) -> Array:
+  """bool scalar: no step to come needs more than `plan.tail` rows of a sequence."""
+  slot_N = jnp.arange(task.order.num_slots)
+  is_free_BxN = (slot_N >= task.num_given_B[:, None]) & (slot_N < task.length_B[:, None])
+  end_BxN = jnp.minimum(task.end_BxN, task.length_B[:, None])
+  wide_end_B = jnp.max(jnp.where(is_free_BxN & (end_BxN - slot_N > plan.tail), end_BxN, 0), axis=1)
+  return jnp.all(state.filled_B >= wide_end_B) & (jnp.max(step_rows(task, state)) <= plan.tail)
 
 
 def wanted(plan: Plan, task: Task, state: DecodeState) -> Array:

@@ -41,7 +41,7 @@ def over_orders(nats_KxW: np.ndarray) -> list[OrdersBound]:
   Returns:
     One bound per power of two that is at most K.
   Raises:
-    ValueError: fewer than two texts, of which no standard error can be told.
+    ValueError: fewer than two texts, for which there is no standard error.
 
   >>> [round(b.nats, 3) for b in over_orders(np.array([[1.0, 1.0], [3.0, 3.0]]))]
   [2.0, 1.566]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import re
 
-# (what stands there, what is put in its place), both literal unless marked as a pattern.
+# (what is replaced, what replaces it), both literal unless marked as a pattern.
 _LITERAL, _PATTERN = 'literal', 'pattern'
 
 _WIKITEXT = (

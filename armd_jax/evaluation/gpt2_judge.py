@@ -46,7 +46,7 @@ class Gpt2Judge:
   def __init__(self, folder: str):
     self.name = os.path.basename(os.path.normpath(folder))
     config, self._vocab_size, self._params = gpt2.load(folder)
-    # Nothing stands before the first id of a window, not even what is between documents.
+    # Nothing is put before the first id of a window, not even the separator of documents.
     self._config = dataclasses.replace(config, first_token='given')
     self.context = config.length
     self.encode = _encoder(pathlib.Path(folder), self._vocab_size)

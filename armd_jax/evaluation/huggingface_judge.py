@@ -81,7 +81,7 @@ class HuggingFaceJudge:
     return np.stack(rows)
 
   def _run(self, windows, output_hidden_states) -> Iterator[tuple[list[int], Any]]:
-    """Numbers of windows of like length, and what the model says of them."""
+    """Numbers of windows of like length, and the model's outputs for them."""
     for batch, ids_BxT in quality.padded_batches(windows, _TOKENS_AT_ONCE):
       ids = self._torch.as_tensor(ids_BxT)
       with self._torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Missing sentences of short stories: what the true ones cost, and how near the written ones come.
+"""Missing sentences of short stories: the nats of the true ones, and ROUGE of generated ones.
 
 Stories of five sentences (ROCStories) lose the third, or the three in the middle. An order around
 given tokens predicts what is missing from both sides: the log-likelihood of the true sentences is
@@ -124,7 +124,7 @@ def parts(
   config: ModelConfig,
 ) -> list[ScoredWindows]:
   """What is scored and written: each gap from its left side alone, then from both sides, if the
-  model can; along orders with S streams, one and those that are asked for.
+  model can; along orders with S streams, one and those of --streams.
 
   Raises:
     UserError: an S is more than the tokens, or a story is too long.

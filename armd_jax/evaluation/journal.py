@@ -1,7 +1,7 @@
-"""What an evaluation has measured so far, kept in a file, so that a stopped one goes on.
+"""What an evaluation has measured so far, kept in a file, so that a stopped one can be resumed.
 
 The file is JSON lines: what is measured, then the results of each batch as they come. They come in
-one order, so that their number says where to go on; every number is read back to the bit.
+one order, so that their number is the place to resume; every number is read back to the bit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Journal:
 
   Args:
     path: the file; None keeps nothing.
-    measured: what makes up the results, by name in the words of a user; a file that says otherwise
+    measured: what makes up the results, by name in the words of a user; a file with other values
       is refused.
     restart: drop what the file holds.
     writes: False: reads only; of several processes, one writes.
@@ -114,7 +114,7 @@ class Journal:
 
 
 def place(partial: str | None, workdir: str, suite: str) -> pathlib.Path | None:
-  """Where results are kept: what --partial says, or beside the weights; None in a bucket, where
+  """Where results are kept: the value of --partial, or beside the weights; None in a bucket, where
   nothing can be added to a file.
 
   Raises:

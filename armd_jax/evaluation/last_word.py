@@ -26,7 +26,7 @@ _MULTIPLE = 128  # windows are cut to one of it, which attention kernels divide 
 
 @dataclasses.dataclass(frozen=True)
 class Passages:
-  """Passages of one window each, and where their last words stand.
+  """Passages of one window each, and the places of their last words.
 
   Attributes:
     text_WxN: int32 ids in text order, padding behind them; N is at most the model's length, and
@@ -122,7 +122,7 @@ def score(
 
 @functools.lru_cache(maxsize=8)
 def _run(model, mesh, most):
-  """Logits exist for the `most` slots alone in which a last word may stand."""
+  """Logits are computed only for the `most` slots in which a last word may be."""
 
   def run(params: Params, text_BxN: jax.Array, first_B: jax.Array, count_B: jax.Array) -> jax.Array:
     given = model.config.length - model.config.num_slots
@@ -130,7 +130,7 @@ def _run(model, mesh, most):
     tokens_BxN = text_BxN[:, given:]
     num_slots = tokens_BxN.shape[1]
     variables = {'params': params}
-    # Padding stands behind: left-to-right, no row of the passage attends to it.
+    # Padding comes last: left-to-right, no row of the passage attends to it.
     slot_M = jnp.arange(most)
     slot_BxM = jnp.minimum(first_B[:, None] + slot_M, num_slots - 1)
     with axes.on(mesh):

@@ -199,7 +199,7 @@ def order_keys(seed: int, window_I: np.ndarray, drawn_I: np.ndarray) -> Array:
 
 
 def pulled_ahead(items: Iterator[Any], count: int) -> Iterator[Any]:
-  """The items, each given out when `count` more have been asked for: a device that works on those
+  """The items, each yielded after `count` more have been started: a device that works on those
   does not wait for the host."""
   waiting: collections.deque[Any] = collections.deque()
   for item in items:

@@ -1,4 +1,4 @@
-"""The yardstick a small language model has to beat: interpolated Witten-Bell counts.
+"""The baseline that a small language model has to beat: interpolated Witten-Bell counts.
 
     P_k(w | h) = (c(h, w) + T(h) P_{k-1}(w | h')) / (c(h) + T(h)),   P_{-1}(w) = 1 / V
 

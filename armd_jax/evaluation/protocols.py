@@ -1,7 +1,7 @@
 """Published ways to score a text that was not trained on: protocols are data, printed with results.
 
-Protocols differ in the split of a text that they score, in what stands around a window and in what
-they drop, so that perplexities under different protocols do not compare.
+Protocols differ in the split of a text that they score, in the tokens around a window and in what
+they drop, so perplexities under different protocols cannot be compared.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ZeroShot:
     name: on the command line.
     packing: of `armd_jax.data.packing`: 'joined', or 'wrapped' in BOS and EOS.
     rows_per_group: rows that are joined; what they leave over is dropped.
-    split: which split of a text is scored, where `splits` does not say otherwise.
+    split: which split of a text is scored, unless `splits` has another one for it.
     splits: of single texts, by name.
     source: whose evaluation it is, in words.
   """
@@ -107,7 +107,7 @@ def sources_of(protocol: ZeroShot, given: Mapping[str, str]) -> dict[str, str]:
 
   Args:
     protocol: names the split of sets that tensorflow-datasets has.
-    given: source by name of a text; '' asks for the set of tensorflow-datasets.
+    given: source by name of a text; '' means the set of tensorflow-datasets.
   Raises:
     UserError: no such text, or one that tensorflow-datasets does not have.
   """

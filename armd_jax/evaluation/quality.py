@@ -1,6 +1,6 @@
 """Quality of generated texts: perplexity under a judge, beside it always entropy and repetition.
 
-A judge likes a text that says one word for ever, so that its perplexity alone means nothing.
+A judge gives a low perplexity to a text that repeats one word, so perplexity alone means nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Judge(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """What a judge says of texts.
+  """The numbers of a judge for texts.
 
   Attributes:
     corpus_perplexity: e to the nats of all tokens over their number.
@@ -65,7 +65,7 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Junctions:
-  """What a judge says of the places where the streams of texts meet, beside all other places.
+  """The numbers of a judge where the streams of texts meet, and in all other places.
 
   Attributes:
     count: junctions.
@@ -153,8 +153,8 @@ def padded_batches(
     tokens_at_once: most ids of a batch, unless one window alone has more.
     padded_length: of a batch whose longest window has so many ids.
   Yields:
-    The numbers of a batch's windows, and their ids, int64 [batch, length]; padding, 0, stands
-    behind, where causal attention never looks.
+    The numbers of a batch's windows, and their ids, int64 [batch, length]; padding, 0, comes
+    last, where causal attention never looks.
   """
   by_length = sorted(range(len(windows)), key=lambda number: len(windows[number]))
   while by_length:
@@ -175,7 +175,7 @@ class Statistics:
     entropy_nats: of the histogram of a text's tokens, mean over texts (SEDD, MDLM).
     entropy_bits: the same in bits.
     distinct_1, distinct_2, distinct_3: different n-grams among all n-grams of all texts.
-    repetition_4: 4-grams that stood earlier in the same text, among all 4-grams.
+    repetition_4: 4-grams that occurred earlier in the same text, among all 4-grams.
     tokens: of all texts.
   """
 

@@ -298,7 +298,7 @@ def table(scores: Sequence[Score]) -> str:
 
 
 def to_quote(scores: Sequence[Score]) -> str:
-  """Which number stands beside a paper's, in a sentence."""
+  """Which number can be compared with a paper's, in a sentence."""
   exact = next((s for s in scores if s.kind == 'exact'), None)
   if exact is None:
     found = scores[0]

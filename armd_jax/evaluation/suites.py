@@ -61,7 +61,8 @@ def likelihood_task(
     UserError: an S is more than the tokens, or the text is not there or another one.
   """
   suite = likelihood.standard_suite(config.model, streams)
-  if likelihood.UNIFORM in suite and config.order.max_shuffled > 1:
+  is_shuffled = config.order.max_shuffled > 1 and not config.model.has_own_orders
+  if likelihood.UNIFORM in suite and is_shuffled:
     suite.insert(-1, likelihood.shuffled_protocol(config.order))
   corpus = corpus_lib.load(config.data, config.model.length)
   if text_sha256:

@@ -89,8 +89,8 @@ def perplexity(
 ) -> float:
   """Per token, of a text of any length in windows of the model's length, BOS before each.
 
-  The last window may be shorter. A diffusion baseline is measured by its bound, which is one of
-  whole windows: what is left over is not scored.
+  The last window may be shorter. A family that has a bound of its own is measured by it, which is
+  one of whole windows: what is left over is not scored. Along orders, streams may be asked for.
 
   Raises:
     UserError: there is no token, or no whole window where one is needed.
@@ -100,7 +100,7 @@ def perplexity(
     raise UserError('the text is empty; give one with at least one token')
   whole, rest_n = len(ids_n) // slots, ids_n[len(ids_n) // slots * slots :]
   total, count = 0.0, 0
-  if families.of(config).method:
+  if families.of(config).bound and (streams == 1 or config.orders == 'none'):
     if not whole:
       raise UserError(
         f'the text has {len(ids_n)} tokens, but the bound of family {config.family!r} is one of '

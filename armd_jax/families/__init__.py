@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from armd_jax.config import ModelConfig
-from armd_jax.families import ar, armd, bd3lm, d3pm, mdlm, radd, sedd, setdlm
+from armd_jax.families import ar, armd, bd3lm, d3pm, esolm, mdlm, radd, sedd, setdlm
 from armd_jax.families.family import Family
 
 FAMILIES = {
@@ -21,6 +21,7 @@ FAMILIES = {
   'radd': radd.FAMILY,
   'bd3lm': bd3lm.FAMILY,
   'setdlm': setdlm.FAMILY,
+  'esolm': esolm.FAMILY,
 }
 
 

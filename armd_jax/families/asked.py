@@ -89,7 +89,7 @@ def check_mend(model: ModelConfig, streams: int, mend: int) -> None:
   """
   if not is_whole(mend) or not 0 <= mend <= model.num_slots:
     raise UserError(f'mend is {mend!r}; write a whole number from 0 to {model.num_slots}')
-  if mend and (model.orders != 'any' or streams < 2):
+  if mend and (model.orders != 'any' or families.of(model).samplers or streams < 2):
     raise UserError(
       f'mend is {mend}, but only 2 or more streams of an ARMD have junctions; the family is '
       f'{model.family!r} and streams is {streams}, leave it out'

@@ -33,7 +33,7 @@ class Device:
 
   Attributes:
     platform: 'cpu', 'gpu' or 'tpu'.
-    chip: 'v5e' or the like for TPUs we know, 'H100' for Hopper, else jax's name.
+    chip: 'v5e' or the like for known TPUs, 'H100' for Hopper, else jax's name.
     interpreted: whether kernels run in Pallas' interpreter.
   """
 

@@ -11,7 +11,7 @@ import sys
 
 import jax
 
-from armd_jax.files import paths
+from armd_jax.files import buckets, paths
 
 FOLDER, NONE = '~/.cache/armd_jax/compiled', 'none'
 _SECONDS = 0.1  # what compiles faster is not worth a file
@@ -28,9 +28,10 @@ def keep(folder: str) -> None:
   either, unless a folder is given. Of the processes of a job the first one writes.
 
   Args:
-    folder: '' for FOLDER; NONE keeps nothing.
+    folder: '' for FOLDER; NONE keeps nothing; in a bucket, where nothing is ever removed, all
+      machines of a job share it.
   Raises:
-    UserError: it names nothing on a disk.
+    UserError: it names nothing on a disk, or a bucket that cannot be read.
   """
   if folder == NONE:
     jax.config.update('jax_enable_compilation_cache', False)
@@ -40,7 +41,17 @@ def keep(folder: str) -> None:
   if not folder and (measures or jax.config.jax_compilation_cache_dir):  # type: ignore[attr-defined]
     return
   # A CPU's programs may hold instructions that another one lacks, which jax does not look at.
-  path = paths.given(folder or FOLDER, '--compilation_cache') / _cpu()
+  path = paths.kept(folder or FOLDER, '--compilation_cache') / _cpu()
+  if buckets.is_bucket(path):
+    buckets.check(path, '--compilation_cache')
+  elif not _is_writable(path):
+    return
+  jax.config.update('jax_compilation_cache_dir', str(path))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', _SECONDS)
+
+
+def _is_writable(path: pathlib.Path) -> bool:
+  """Whether a folder takes files, which is made and has room for them; told where it does not."""
   try:
     path.mkdir(parents=True, exist_ok=True)
     _remove_old(path, _MOST_BYTES)
@@ -52,9 +63,8 @@ def keep(folder: str) -> None:
       f'--compilation_cache, or {NONE}',
       file=sys.stderr,
     )
-    return
-  jax.config.update('jax_compilation_cache_dir', str(path))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', _SECONDS)
+    return False
+  return True
 
 
 def _cpu() -> str:

@@ -6,7 +6,7 @@ import os
 import pathlib
 import time
 
-_of_program: float | None = None  # until it has been told
+_of_program: float | None = None  # until `take` has returned it
 
 
 def program_begins() -> None:
@@ -16,8 +16,8 @@ def program_begins() -> None:
 
 
 def take() -> float | None:
-  """Unix time at which the program's process began; told once, None to all who ask later, and in
-  a process that is none of a program."""
+  """Unix time at which the program's process began; None at all later calls, and in a process
+  that runs no program."""
   global _of_program
   found, _of_program = _of_program, None
   return found

@@ -22,7 +22,7 @@ OF_SETS = {'blocks': SetDenoiser, 'ordered': OrderedSetDenoiser}
 
 
 def build(config: ModelConfig, vocab_size: int) -> ARMD | AR | Denoiser:
-  """The network of a family that brings none of its own; see `families.build` for all of them."""
+  """The network of a family that has none of its own; see `families.build` for all of them."""
   network: Any = OF_SETS.get(config.sets, NETWORKS[config.orders])
   return network(config, vocab_size)
 

@@ -5,6 +5,9 @@ Two kinds of rows run through the network, both in generation order:
   content rows X   BOS, then the tokens of slots 1..N-1    see blocks up to their own     (M^c)
   query rows   G   slots 1..N, without their own token     see strictly earlier blocks    (M^sc)
 
+With `content_mask='row'` (Eso-LM) a content row sees itself and the rows before it, and of its own
+block no more.
+
 The first `num_two_stream_layers` layers update both with the same weights, keys and values coming
 from X. The others run block-causal attention on G alone, so all N conditionals come out of one
 pass. Cached decoding (`extend`) is the same computation on the few rows that are new.
@@ -31,7 +34,7 @@ from armd_jax.models.layers import (
   side_by_side,
 )
 from armd_jax.models.query_seed import SEEDS
-from armd_jax.models.rows import Rows, content_of, full_rows
+from armd_jax.models.rows import Rows, content_of, full_rows, up_to_themselves
 from armd_jax.models.vocabulary import Vocabulary
 from armd_jax.order import GenerationOrder
 from armd_jax.parallel import axes
@@ -42,12 +45,12 @@ Rotation = tuple[Array, Array] | None  # see `rope_rotation`
 
 @flax.struct.dataclass
 class ArmdState:
-  """What the network remembers of the rows it has seen.
+  """What the network keeps of the rows that it has computed.
 
   Attributes:
     two_stream: caches of the two-stream layers, of content rows.
     causal: caches of the causal layers, of query rows.
-    seed: what the query seed remembers; see `query_seed`.
+    seed: the state of the query seed; see `query_seed`.
   """
 
   two_stream: tuple[KVCache, ...]
@@ -59,7 +62,7 @@ class _Pass(NamedTuple):
   """What all layers of a pass share."""
 
   rows: Rows
-  # Computed once: cosines are not free, and every layer needs the same.
+  # Computed once, because every layer needs the same cosines.
   content_rotation: Rotation
   query_rotation: Rotation
   index_B: Array | None
@@ -81,7 +84,7 @@ class ARMD(nn.Module):
     # Checkpoints have the seed's parameters ('mask', 'pe', 'gain') at the top, beside the layers.
     nn.share_scope(self, self.query_seed)
     self.two_stream = Stack(c, max(c.num_two_stream_layers - 1, 0))
-    # Nobody reads the content rows after the last two-stream layer, so it updates queries only; a
+    # No layer reads the content rows after the last two-stream layer, so it updates queries only; a
     # layer inside a scan cannot be different, which is why it is a module of its own.
     if c.num_two_stream_layers:
       self.last_two_stream = remat_block(dataclasses.replace(c, scan_layers=False))(c)
@@ -113,12 +116,12 @@ class ARMD(nn.Module):
   def extend(self, content_BxW: Array, rows: Rows, state: ArmdState) -> tuple[Array, ArmdState]:
     """Commits W content rows to the caches and predicts W slots from all committed rows.
 
-    Needs `scan_layers=False`. Padding rows (past `rows.count_B`) are written behind the real ones,
-    where nobody sees them before the next call overwrites them.
+    Needs `scan_layers=False`. Padding rows (past `rows.count_B`) are written after the real ones,
+    where no row sees them before the next call overwrites them.
 
     Args:
       content_BxW: int32 token ids of the content rows, `BOS` for the BOS row.
-      rows: what the rows are and see.
+      rows: positions and prefix lengths of the rows.
       state: caches so far.
     Returns:
       hidden_BxWxE of the query rows, and the new state.
@@ -147,6 +150,8 @@ class ARMD(nn.Module):
 
   def _run(self, content_BxW, rows, state, index_B=None):
     """One pass: over a whole sequence, or, with a state, over the rows that are new to it."""
+    if self.config.content_mask == 'row':
+      rows = up_to_themselves(rows)
     x_BxWxE = self._embed(content_BxW, rows, index_B)
     g_BxWxE, position_BxW, seed_state = self._seed(x_BxWxE, rows, state)
     shared = _Pass(
@@ -155,7 +160,7 @@ class ARMD(nn.Module):
       rope_rotation(self.config, position_BxW),
       index_B,
     )
-    # Without two-stream layers, the seed is all that the query rows learn of the content.
+    # Without two-stream layers, query rows receive content through the seed alone.
     two_stream, last = (), ()
     if self.config.num_two_stream_layers:
       x_BxWxE, g_BxWxE, two_stream = self._two_stream_layers(x_BxWxE, g_BxWxE, shared, state)

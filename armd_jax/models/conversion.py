@@ -29,8 +29,8 @@ def warm_start(
     params: its parameters.
     num_two_stream_layers: how many of its layers get a content stream.
   Returns:
-    ARMD's config, with `query_seed='warm'`, and parameters; what an AR model has not is as at the
-    start of any training.
+    ARMD's config, with `query_seed='warm'`, and parameters; those that an AR model does not have
+    are initialised as for any training.
   Raises:
     UserError: the model is no AR model.
   """
@@ -45,7 +45,7 @@ def warm_start(
   new_model = models.build(new_config, vocab_size)
 
   @jax.jit
-  def fresh(key):  # what is not used of it is not computed
+  def fresh(key):  # jit computes only those that are used
     made = models.init(new_model, key)
     return {name: made[name] for name in ('gain', 'neighbours', 'unknown')}
 

@@ -1,6 +1,6 @@
 """Models of Llama's family in one file of GGUF, by the names that Hugging Face gives their parts.
 
-Quantised weights are read as the numbers that they stand for. The package `gguf` reads the file.
+Quantised weights are dequantised. The package `gguf` reads the file.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from armd_jax.errors import UserError, sentence
+from armd_jax.errors import UserError, is_whole, sentence
 from armd_jax.models.weight_files import Weights
 
 _FIX = 'name a folder with the config.json and model.safetensors of a model'
@@ -40,7 +40,7 @@ def is_there(path: pathlib.Path) -> bool:
 
 
 def fields(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any], Any]:
-  """The file, what it says of its model by GGUF's names, and its reader.
+  """The file, its metadata by GGUF's names, and its reader.
 
   Raises:
     UserError: there is none, or several, or it is damaged, or the package is missing.
@@ -57,12 +57,12 @@ def fields(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any], Any]:
   try:
     reader = gguf.GGUFReader(path)
     return path, {name: field.contents() for name, field in reader.fields.items()}, reader
-  except Exception as error:  # the library reads arrays of any kind as the file says
+  except Exception as error:  # the library reads arrays of any kind that the file names
     raise UserError(f'cannot read {path} ({sentence(error)}); fetch it anew') from error
 
 
 def read(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any], Weights]:
-  """The file, what config.json would say, and the arrays.
+  """The file, the content that config.json would have, and the arrays.
 
   Raises:
     UserError: see `fields`.
@@ -75,11 +75,12 @@ def read(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any], Weights]:
     if found.get(f'{kind}.{theirs}') is not None
   }
   arrays = {_name(path, tensor.name): _dequantized(path, tensor) for tensor in reader.tensors}
+  tokens = found.get('tokenizer.ggml.tokens')
   for name in ('bos', 'eos'):
     described[f'{name}_token_id'] = found.get(f'tokenizer.ggml.{name}_token_id')
   described |= {
     'model_type': kind,
-    'vocab_size': len(found.get('tokenizer.ggml.tokens') or ()),
+    'vocab_size': len(tokens) if isinstance(tokens, list) else 0,
     'tie_word_embeddings': 'lm_head.weight' not in arrays,
     'attention_bias': 'layers.0.self_attn.o_proj.bias' in arrays,
   }
@@ -90,7 +91,12 @@ def read(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any], Weights]:
     for name, x in arrays.items():
       for end, heads in (('q_proj', 'num_attention_heads'), ('k_proj', 'num_key_value_heads')):
         if name.partition('self_attn.')[2].partition('.')[0] == end:
-          arrays[name] = _turned_back(x, described.get(heads) or described['num_attention_heads'])
+          count: Any = described.get(heads) or described.get('num_attention_heads')
+          if not is_whole(count) or count < 1 or not x.ndim or len(x) % (2 * count):
+            raise UserError(
+              f'{path} holds {name} of shape {x.shape}, which {count!r} heads do not divide; {_FIX}'
+            )
+          arrays[name] = _turned_back(x, count)
   return path, described, Weights(path, arrays, 'its description')
 
 

@@ -1,10 +1,10 @@
 """GPT-2's published weights as the AR model here: a folder with Hugging Face's names.
 
 The folder holds config.json and model.safetensors, or the shards of it and their index. GPT-2
-(Radford et al. 2019) is `AR` in the style 'gpt2'. Whatever in the folder would change what the
-model computes, and is not used here, is refused by its name. GPT-2 has no vector for BOS: its
-training put the id 50256, the last of its vocabulary, between documents, whose embedding is
-therefore in BOS's place.
+(Radford et al. 2019) is `AR` with `architecture='gpt2'`. If the folder has a setting or an array
+that would change what the model computes and is not supported here, an error names it. GPT-2 has no
+vector for BOS: its training put the id 50256, the last of its vocabulary, between documents. The
+embedding of this id is therefore used for BOS.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from armd_jax.models import weight_files
 from armd_jax.models.layers import stack_of
 from armd_jax.models.params import Params
 
-# What the computation here is fixed to, by the names of config.json; GPT-2's defaults come first.
+# The only values supported here, by the names of config.json; GPT-2's defaults come first.
 _FIXED = {
   'activation_function': ('gelu_new', 'gelu_pytorch_tanh', 'gelu_fast'),  # all the tanh form
   'scale_attn_weights': (True,),
@@ -29,7 +29,7 @@ _FIXED = {
   'tie_word_embeddings': (True,),
   'add_cross_attention': (False,),
 }
-# What decides nothing here: names, training, other heads, how transformers generates.
+# Fields without influence here: names, training, other heads, how transformers generates.
 _UNUSED = {
   'layer_norm_epsilon',  # read
   'model_type', 'architectures', 'vocab_size', 'n_positions', 'n_ctx', 'n_embd', 'n_layer',
@@ -48,7 +48,7 @@ _UNUSED = {
   'chunk_size_feed_forward', 'output_scores', 'return_dict_in_generate',
   '_attn_implementation_autoset',
 }  # fmt: skip
-# Old files keep beside the weights of each layer which row sees which, and the logit of the others.
+# Old files also contain a causal mask for each layer, and the logit of masked scores.
 _MASKS = {
   'bias': lambda mask, length: np.array_equal(
     mask.reshape(-1), np.tri(length, dtype=mask.dtype).reshape(-1)
@@ -58,7 +58,7 @@ _MASKS = {
 
 
 def is_gpt2(path: str | pathlib.Path) -> bool:
-  """Whether a folder says that it holds one whose weights are in files of safetensors."""
+  """Whether a folder holds a GPT-2, by its config.json, with weights in safetensors files."""
   path = pathlib.Path(path)
   try:
     described = whole.read_json(path / 'config.json', {}, '')
@@ -77,7 +77,7 @@ def load(folder: str | pathlib.Path) -> tuple[config_lib.ModelConfig, int, Param
     float32 or float64.
   Raises:
     UserError: a file is missing or damaged, is no GPT-2, or lacks an array, has one of another
-      shape than config.json says, or anything that is not used.
+      shape than in config.json, or anything that is not used.
   """
   folder = paths.given(folder, 'the folder of a GPT-2')
   described = _described(folder)
@@ -116,7 +116,7 @@ def load(folder: str | pathlib.Path) -> tuple[config_lib.ModelConfig, int, Param
     'vocabulary': {
       'embedding': np.pad(embedding_VxE, ((0, config.padded(vocab_size) - vocab_size), (0, 0))),
       'bos': embedding_VxE[-1],
-      # Nothing of an AR model stands at N, where ARMD's last query does.
+      # An AR model has no row at position N, where ARMD has its last query.
       'positions': np.concatenate([positions_NxE, positions_NxE[-1:]]),
     },
     'stack': stack_of(config, [layer(number) for number in range(config.num_layers)]),
@@ -146,7 +146,7 @@ def load(folder: str | pathlib.Path) -> tuple[config_lib.ModelConfig, int, Param
 
 
 def _described(folder: pathlib.Path) -> dict[str, Any]:
-  """What config.json says."""
+  """The content of config.json."""
   path = folder / 'config.json'
   fix = 'name a folder with the config.json and model.safetensors of a GPT-2'
   try:

@@ -31,11 +31,11 @@ BIASED = {  # products of a block that add a bias, by what `config.biases` is
 }
 ROWS = ('batch', None, None)  # axes of rows: batch, stream, row; or batch, key, kind
 
-# What the backward pass finds instead of computing it again.
+# What the forward pass keeps for the backward pass, so that it is not computed again.
 REMAT_POLICIES = {
-  # Products with matrices, what the attention kernels name, and what a block names: no product is
-  # computed twice. A block names what it makes of a product where nothing else is made of it: the
-  # product itself is not kept then, and what was made of it not made again.
+  # Products with matrices, and the arrays that attention kernels and blocks name: no product is
+  # computed twice. Where only one array is computed from a product, a block names that array: it is
+  # kept in place of the product, and not computed again.
   'dots': jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     jax.checkpoint_policies.save_only_these_names(
@@ -48,7 +48,7 @@ REMAT_POLICIES = {
 
 @flax.struct.dataclass
 class View:
-  """What the rows of a layer are and what they may see; shared by all layers of a stack."""
+  """Positions and masks of the rows of a layer; shared by all layers of a stack."""
 
   # float32 (cos, sin) of the RoPE angles, `[B or 1, ...]`: of the rows, and of those that keys and
   # values come from. None without RoPE.
@@ -60,7 +60,7 @@ class View:
   offset_B: Array | None = None
   # int32, index of each sequence in the whole batch, which its dropout depends on; None: from 0.
   index_B: Array | None = None
-  # What shifts, scales and gates every branch (adaLN); None without conditioning.
+  # The condition that shifts, scales and gates every branch (adaLN), or None.
   condition_BxC: Array | None = None
   # If not 0, the last stream has keys of its own beside those of the stream before it, or of the
   # cache: its rows see, besides those, each other in consecutive sets of so many.
@@ -86,7 +86,7 @@ class KVCache:
     return cls(zeros, zeros)
 
   def write(self, k_BxWxGxD: Array, v_BxWxGxD: Array, offset_B: Array) -> KVCache:
-    """Puts W rows at `offset_B` (`[1]` when all sequences are at the same place)."""
+    """Writes W rows at `offset_B` (`[1]` when all sequences are at the same place)."""
 
     def put(cache_BxKxGxD, rows_BxWxGxD):
       write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=-3)
@@ -103,7 +103,7 @@ class KVCache:
 
 def side_by_side(*streams: Any) -> Any:
   """Arrays of R streams, or trees of them, along a new axis 1: `[B, ...]` as `[B, R, ...]`."""
-  if len(streams) == 1:  # of which a stack would be a concatenation, undone by a slice
+  if len(streams) == 1:  # for one array a stack would be a concatenation, undone by a slice
     return jax.tree.map(lambda x: x[:, None], *streams)
   return jax.tree.map(lambda *x: jnp.stack(x, axis=1), *streams)
 
@@ -120,8 +120,8 @@ def rope_rotation(config: ModelConfig, position: Array) -> tuple[Array, Array] |
 
 
 def _scaled(scaling: RopeScalingConfig, frequency_D2: Array) -> Array:
-  """Radians per position, for long texts: all slower, or (Llama 3) only those that turn seldom
-  within the length of the texts that the model was first trained on."""
+  """Radians per position, for long texts: all are reduced, or (Llama 3) only the angles that turn
+  few times within the length of the texts that the model was first trained on."""
   if scaling.kind == 'none':
     return frequency_D2
   slow_D2 = frequency_D2 / scaling.factor
@@ -183,7 +183,7 @@ def kernel_init(scale: float) -> nn.initializers.Initializer:
 class Dropout(nn.Module):
   """Dropout that is on exactly when a 'dropout' key is passed to `apply`.
 
-  What a sequence loses depends on the key, the layer and the sequence's index, and on nothing else:
+  What a sequence loses depends only on the key, the layer and the sequence's index:
   neither on the sequences beside it nor on the devices that they share.
   """
 
@@ -196,7 +196,7 @@ class Dropout(nn.Module):
     index_B = jnp.arange(len(x)) if index_B is None else index_B
     key, keep = self.make_rng('dropout'), 1 - self.rate
     draw = lambda index, x: jax.random.bernoulli(jax.random.fold_in(key, index), keep, x.shape)
-    # With a rate of 1 nothing is kept; the divisor then must only not be 0.
+    # With a rate of 1 nothing is kept; the divisor must only differ from 0.
     return jnp.where(jax.vmap(draw)(index_B, x), x / max(keep, 1e-6), 0)
 
 
@@ -204,8 +204,8 @@ class Block(nn.Module):
   """Pre-norm attention and MLP with residual branches, over R streams that share keys and values.
 
   Keys and values come from stream 0 (content rows X beside query rows G, paper eqs. 3-4; or the
-  only stream, paper section 3's causal layers), unless `source` says otherwise. With sets (see
-  `View`) every stream has keys, one after the other.
+  only stream, paper section 3's causal layers), unless `source` is given. With sets (see `View`)
+  every stream has keys, one after the other.
   """
 
   config: ModelConfig
@@ -252,7 +252,7 @@ class Block(nn.Module):
       k_BxKxGxD = RMSNorm(c.dtype, c.norm_epsilon, name='key_norm')(k_BxKxGxD)
     q_BxRxNxHxD = rotate(q_BxRxNxHxD, view.rotation_BxRxNxD2)
     k_BxKxGxD = rotate(k_BxKxGxD, view.source_rotation_BxKxD2)
-    # Named after the rotation: what the backward pass keeps is then what the kernels read, and
+    # Named after the rotation: the backward pass then keeps what the kernels read, and
     # nothing has to be rotated again.
     q_BxRxNxHxD, k_BxKxGxD, v_BxKxGxD = checkpoint_name(
       (q_BxRxNxHxD, k_BxKxGxD, kv_BxKx2xGxD[:, :, 1]), 'attention_input'
@@ -303,8 +303,8 @@ class Block(nn.Module):
     return (2 * self.config.num_layers) ** -0.5
 
   def _modulation(self, condition_BxC):
-    """How the condition changes what enters and leaves a branch: adaLN, whose gates start at zero,
-    so that a layer starts as the identity (DiT, as in SEDD)."""
+    """How the condition changes input and output of a branch: adaLN, whose gates start at zero, so
+    that a layer starts as the identity (DiT, as in SEDD)."""
     if condition_BxC is None:
       return lambda branch, x: x, lambda branch, x: x
     dense = nn.DenseGeneral(
@@ -357,7 +357,7 @@ class Stack(nn.Module):
 
 
 def remat_block(config: ModelConfig):
-  """`Block`, recomputed in the backward pass as `config.remat` says."""
+  """`Block`, recomputed in the backward pass by the policy of `config.remat`."""
   if config.remat == 'none':
     return Block
   # Inside a scan the loop itself keeps XLA from undoing the recomputation.
@@ -366,7 +366,7 @@ def remat_block(config: ModelConfig):
 
 
 def _is_unrolled(config: ModelConfig) -> bool:
-  """Whether a scan over layers is compiled without a loop, parameters stacked as ever.
+  """Whether a scan over layers is compiled without a loop; parameters are stacked all the same.
 
   A loop copies what the backward pass keeps of a layer into arrays of all layers, and out of them:
   a seventh of a training step's memory traffic on a GPU. With the policy 'full' that is little.

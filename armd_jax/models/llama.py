@@ -1,9 +1,9 @@
 """Llama's family as the AR model here: Llama, SmolLM2, Mistral, Qwen2.5, Qwen3.
 
 A folder holds Hugging Face's config.json and model.safetensors, or shards and their index, or one
-file of GGUF (see `gguf_file`). Whatever in it would change what the model computes, and is not used
-here, is refused by its name. In BOS's place is the embedding of the id that config.json names for
-it, else of the id that ends a text, as both may begin one.
+file of GGUF (see `gguf_file`). If it has a setting or an array that would change what the model
+computes and is not supported here, an error names it. BOS is the embedding of the id that
+config.json names for it, else of the id that ends a text, since texts may begin with either.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from armd_jax.models.layers import stack_of
 from armd_jax.models.params import Params
 from armd_jax.models.weight_files import Weights
 
-MOST = 1024  # tokens of a text, where nobody asks for more
+MOST = 1024  # tokens of a text, unless more are asked for
 KINDS = ('llama', 'mistral', 'qwen2', 'qwen3')
 _ROPE = 'rope_parameters'
 _SIZES = {
   'num_hidden_layers': 'num_layers', 'hidden_size': 'embed_dim', 'num_attention_heads': 'num_heads',
   'intermediate_size': 'mlp_dim',
 }  # fmt: skip
-# What the computation here is fixed to; the defaults of transformers come first.
+# The only values supported here; the defaults of transformers come first.
 _FIXED: dict[str, tuple[Any, ...]] = {
   'hidden_act': ('silu', 'swish'), 'pretraining_tp': (1, None),
   'partial_rotary_factor': (1.0, None),
@@ -41,7 +41,7 @@ _READ = {
   'eos_token_id',
 }  # fmt: skip
 _MADE_OF = {'rope_scaling': dict, _ROPE: dict, 'layer_types': list, 'sliding_window': int}
-# What decides nothing here: names, training, how transformers generates.
+# Fields without influence here: names, training, how transformers generates.
 _UNUSED = {
   'architectures', 'attention_dropout', 'hidden_dropout', 'initializer_range', 'use_cache',
   'torch_dtype', 'dtype', 'transformers_version', '_name_or_path', 'pad_token_id', 'unk_token_id',
@@ -51,7 +51,7 @@ _UNUSED = {
   'torchscript', 'use_bfloat16', 'temperature', 'top_p', 'top_k', 'do_sample', 'max_length',
   'repetition_penalty', 'sep_token_id', 'decoder_start_token_id', 'task_specific_params',
 }  # fmt: skip
-_TYPES = {  # what a kind of scaling is made of, beside its name
+_TYPES = {  # the fields of each kind of scaling, beside its name
   'default': {}, 'linear': {'factor': 'factor'},
   'llama3': {
     'factor': 'factor', 'low_freq_factor': 'low_frequency', 'high_freq_factor': 'high_frequency',
@@ -59,6 +59,7 @@ _TYPES = {  # what a kind of scaling is made of, beside its name
   },
 }  # fmt: skip
 _SCALE = {'rope_type', 'type', 'rope_theta', 'partial_rotary_factor'}
+_OTHER = 'name another model'
 
 
 def load(folder: str | pathlib.Path, length: int) -> tuple[config_lib.ModelConfig, int, Params]:
@@ -71,7 +72,7 @@ def load(folder: str | pathlib.Path, length: int) -> tuple[config_lib.ModelConfi
     The config is float32 without dropout; parameters are float32.
   Raises:
     UserError: a file is missing or damaged, holds no model of this family, lacks an array, has one
-      of another shape than the config says, or anything that is not used.
+      of another shape than in the config, or anything that is not used.
   """
   folder = paths.given(folder, 'the folder of a model')
   if gguf_file.is_there(folder):
@@ -89,7 +90,7 @@ def of(
 
   Args:
     path: the file that describes the model, for errors.
-    described: what config.json says.
+    described: the content of config.json.
     weights: by Hugging Face's names, without 'model.'.
   """
   config = _config(path, described, length)
@@ -126,7 +127,9 @@ def _config(
   names = ('attention_bias', 'mlp_bias')
   attention, mlp = (bool(described.get(name, False)) for name in names)
   if mlp and not attention:
-    raise UserError(f'{path} says mlp_bias without attention_bias, which is not known here')
+    raise UserError(
+      f'{path} says mlp_bias without attention_bias, which is not known here; {_OTHER}'
+    )
   biases = 'all' if mlp else 'attention' if attention else 'none'
   heads = _whole(path, described, 'num_attention_heads')
   sizes: dict[str, Any] = {ours: _whole(path, described, name) for name, ours in _SIZES.items()}
@@ -138,7 +141,8 @@ def _config(
     sizes['head_dim'] = 128  # transformers' own default
   if sizes['embed_dim'] % heads and 'head_dim' not in sizes:
     raise UserError(
-      f'{path} says hidden_size = {sizes["embed_dim"]}, which {heads} heads do not divide'
+      f'{path} says hidden_size = {sizes["embed_dim"]}, which {heads} heads do not divide; fetch '
+      'it anew'
     )
   raw = sizes | {
     'family': 'ar',
@@ -155,7 +159,7 @@ def _config(
   try:
     return config_lib.parse({'model': raw, 'order': {'max_shuffled': 0}}).model
   except UserError as error:
-    raise UserError(f'{path} describes no model that is known here: {error}') from None
+    raise UserError(f'{path} describes no model that is known here ({error}); {_OTHER}') from None
 
 
 def _check_known(path: pathlib.Path, described: Mapping[str, Any]) -> None:
@@ -180,7 +184,7 @@ def _check_known(path: pathlib.Path, described: Mapping[str, Any]) -> None:
 
 
 def _check_window(path: pathlib.Path, described: Mapping[str, Any], length: int) -> None:
-  """Attention to the latest tokens alone is not known here; where all are the latest, it is off."""
+  """A sliding window is not supported here; one that is as long as the texts changes nothing."""
   kinds = described.get('layer_types') or []
   slides = described.get('use_sliding_window', described['model_type'] == 'mistral')
   window = described.get('sliding_window')
@@ -191,7 +195,7 @@ def _check_window(path: pathlib.Path, described: Mapping[str, Any], length: int)
       f'--length={window} or less'
     )
   if others := set(map(str, kinds)) - {'full_attention', 'sliding_attention'}:
-    raise UserError(f'{path} says layer_types with {min(others)!r}, which is not known here')
+    raise UserError(f'{path} says layer_types with {min(others)!r}, not known here; {_OTHER}')
 
 
 def _rope(path: pathlib.Path, described: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,11 +211,13 @@ def _rope(path: pathlib.Path, described: Mapping[str, Any]) -> dict[str, Any]:
   names = _TYPES[kind]
   fixed = found.get('partial_rotary_factor', 1.0)
   if odd := sorted(found.keys() - names.keys() - _SCALE):
-    raise UserError(f'{path} says {odd[0]} of rope_scaling {kind!r}, which is not known here')
+    raise UserError(f'{path} says {odd[0]} of rope_scaling {kind!r}, not known here; {_OTHER}')
   if missing := [name for name in names if name not in found]:
     raise UserError(f'{path} lacks {missing[0]} of rope_scaling {kind!r}; fetch it anew')
   if fixed != 1.0:
-    raise UserError(f'{path} says partial_rotary_factor = {fixed!r}; only 1.0 is known here')
+    raise UserError(
+      f'{path} says partial_rotary_factor = {fixed!r}, but only 1.0 is known here; {_OTHER}'
+    )
   scaling = {'kind': 'none' if kind == 'default' else kind}
   return {
     'rope_theta': theta,
@@ -241,7 +247,7 @@ def _params(
   some, attention = c.biases != 'none', c.biases in ('attention', 'all')
 
   def rows(name, *shape):
-    """Of a matrix that Hugging Face keeps the other way round."""
+    """The rows of a matrix that Hugging Face stores transposed."""
     return take(f'{name}.weight', int(np.prod(shape)), c.embed_dim).T.reshape(-1, *shape)
 
   def scale(name, width=c.embed_dim):
@@ -298,7 +304,7 @@ def _params(
     'stack': stack_of(c, [layer(number) for number in range(c.num_layers)]),
     'final_norm': scale('norm'),
   }
-  # What older files keep of RoPE is computed here.
+  # Older files contain RoPE's frequencies, which are computed here.
   others = [name for name in weights.rest() if not name.endswith('.rotary_emb.inv_freq')]
   if others:
     raise UserError(

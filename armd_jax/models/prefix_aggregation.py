@@ -36,7 +36,7 @@ def quadratic(pe_q_BxNxP: Array, pe_k_BxKxP: Array, x_BxKxE: Array, lengths_BxN:
     g_BxNxE, float32.
   """
   visible_BxNxK = jnp.arange(x_BxKxE.shape[1]) < lengths_BxN[..., None]
-  # Masked after the product: without a softmax, a weight of 0 hides a row wholly.
+  # Masked after the product: without a softmax, a weight of 0 hides a row completely.
   weight_BxNxK = jnp.einsum('bnp,bkp->bnk', pe_q_BxNxP, pe_k_BxKxP) * visible_BxNxK
   weight_BxNxK = jnp.broadcast_to(weight_BxNxK, (x_BxKxE.shape[0], *weight_BxNxK.shape[1:]))
   return jnp.einsum('bnk,bke->bne', weight_BxNxK, x_BxKxE.astype(jnp.float32))
@@ -94,7 +94,7 @@ def chunked(
   # aggregate is cut off at the end.
   lengths_CxBxC = split(lengths_BxN, num_slots)
   zeros = jnp.zeros((batch, pe_k_BxNxP.shape[-1], width), jnp.float32)
-  # The last entry is the length of the first slot of the next chunk, which tells where the block
+  # The last entry is the length of the first slot of the next chunk, which shows where the block
   # across the boundary began; the last chunk has no next one and makes nothing of it.
   xs = (
     chunk * jnp.arange(num_chunks),
@@ -117,6 +117,6 @@ def update(state_BxPxE: Array, pe_BxWxP: Array, x_BxWxE: Array, count_B: Array) 
 
 
 def read(state_BxPxE: Array, pe_BxWxP: Array) -> Array:
-  """Recurrent form: what slots at the given position rows see of the state, g_BxWxE."""
+  """Recurrent form: what slots with the given position rows read from the state, g_BxWxE."""
   pe_BxWxP = jnp.broadcast_to(pe_BxWxP, (state_BxPxE.shape[0], *pe_BxWxP.shape[1:]))
   return jnp.einsum('bwp,bpe->bwe', pe_BxWxP, state_BxPxE)

@@ -2,8 +2,8 @@
 
   prefix          eq. 6: a linear attention, by position, over the content of earlier blocks
   neighbours      the content beside the slot, by offset, as far as earlier blocks hold it (our
-                  choice): left and right are told apart, and so are known and unknown
-  mask_embedding  one learned vector for all slots; only RoPE tells them apart
+                  choice): left differs from right, and known from unknown
+  mask_embedding  one learned vector for all slots; only RoPE distinguishes them
   shift           the latest content row of earlier blocks, at that row's position: on left-to-right
                   orders the network is an AR model (the paper's rejected alternative)
   warm            `shift` plus a learned share of `neighbours`, none at the start (our choice): how
@@ -39,13 +39,13 @@ class Seed(NamedTuple):
   g_BxWxE: Array
   # Where RoPE places them: at their slots, or where the rows that they copy are.
   position_BxW: Array
-  # What the seed remembers after this pass of the content; of a whole sequence, nothing is asked.
+  # The state of the seed after this pass of the content; None for a whole sequence.
   state: Any
 
 
 @flax.struct.dataclass
 class Beside:
-  """What `Neighbours` remembers: the content by its place in the text.
+  """The state of `Neighbours`: the content by its place in the text.
 
   Attributes:
     x_BxTxE: content rows, where they are known.
@@ -142,7 +142,7 @@ class Prefix(nn.Module):
   def _pe(self, position):
     if self.config.position_rows == 'sinusoidal':
       return prefix_aggregation.sinusoidal(position, self.config.position_dim)
-    # Of unit length, as the fixed ones are: whatever is learned, a position weighs itself by 1.
+    # Of unit length, as the fixed ones are, so that a position always weighs itself by 1.
     rows = jnp.asarray(self.pe_table)[position]
     return rows * jax.lax.rsqrt(jnp.sum(jnp.square(rows), axis=-1, keepdims=True))
 
@@ -160,7 +160,7 @@ class Neighbours(nn.Module):
     radius, width = self.config.query_seed_radius, self.config.embed_dim
 
     def signs(key, shape):
-      # Of other signs than its neighbours', so that sums tell offsets apart.
+      # Of other signs than its neighbours', so that offsets differ in sums.
       return jax.random.rademacher(key, shape, jnp.float32) / jnp.abs(self.offsets)[:, None]
 
     self.known_DxE = self.param('neighbours', signs, (2 * radius, width))

@@ -45,7 +45,7 @@ def full_rows(order: GenerationOrder) -> Rows:
   return Rows(
     content_position_BxW=shift(order.position_BxN),
     query_position_BxW=order.position_BxN,
-    # The last slot has no content row; only rows of its own block would see it, and nobody sees
+    # The last slot has no content row; only rows of its own block would see it, and no row sees
     # those.
     content_length_BxW=jnp.minimum(1 + shift(end_BxN), num_slots),
     query_length_BxW=1 + start_BxN,
@@ -54,6 +54,15 @@ def full_rows(order: GenerationOrder) -> Rows:
     query_offset_B=zero_B,
     count_B=jnp.full(1, num_slots, jnp.int32),
   )
+
+
+def up_to_themselves(rows: Rows) -> Rows:
+  """The same rows, but content rows see none behind them, not even of their own block."""
+  index_W = jnp.arange(1, rows.content_length_BxW.shape[1] + 1, dtype=jnp.int32)
+  content_BxW, query_BxW = jnp.broadcast_arrays(
+    rows.content_offset_B[:, None] + index_W, rows.query_length_BxW
+  )
+  return rows.replace(content_length_BxW=content_BxW, query_length_BxW=query_BxW)
 
 
 def content_of(tokens_BxN: Array, first_B: Array | None) -> Array:

@@ -15,7 +15,7 @@ Array = jax.Array
 
 SPECIAL = -1  # among token ids, a learned vector that is not a vocabulary entry
 BOS = SPECIAL  # in ARMD and AR it is the row before the text
-LOOKED_UP_AT_ONCE = 8192  # tokens whose part of the embedding exists at once, where it is cut
+LOOKED_UP_AT_ONCE = 8192  # tokens, where devices share the embedding
 
 
 class Vocabulary(nn.Module):

@@ -54,7 +54,7 @@ class Weights:
     return found.astype(np.float32)
 
   def rest(self) -> list[str]:
-    """Names of the arrays that nobody has taken."""
+    """Names of the arrays that have not been taken."""
     return sorted(self.arrays.keys() - self._taken)
 
 

@@ -191,7 +191,8 @@ class _Waits:
         CRASHED, f'{waited} the devices; end the program that has them, or check the driver'
       )
     missing = self.meeting.missing() if self.meeting else []
-    who = f' ({", ".join(map(str, missing))} did not come)' if missing else ''
+    absent = f'{", ".join(map(str, missing))} did not come' if missing else others.missing()
+    who = f' ({absent})' if absent else ''
     ends.leave(
       CRASHED,
       f'{waited} the other processes{who}; check that all of them were started and can reach '
@@ -252,7 +253,7 @@ def _join(cluster: Cluster, timeout: int, waits: _Waits) -> None:
       f'{_here(cluster)} cannot join the others: {sentence(error)}; check --cluster and the '
       'flags beside it'
     ) from error
-  others.Touch(_host())
+  others.keep_in_touch(_host())
 
 
 def _here(cluster: Cluster) -> str:
@@ -391,28 +392,34 @@ class StopNotice:
   One process that gets it is enough: all of them learn of it, and stop after the same step. A
   second Ctrl-C is a KeyboardInterrupt; of a program of ours the end, see `ends`.
 
+  Until it is first asked, both signals keep their meaning.
+
   Args:
     mesh: of the devices of all processes.
   """
 
   def __init__(self, mesh: Mesh):
-    self._noticed: set[int] = set()
-    self._previous = {
-      number: signal.signal(number, self._notice)
-      for number in (signal.SIGTERM, signal.SIGINT)
-      # A command in the background does not hear of the terminal's Ctrl-C.
-      if signal.getsignal(number) is not signal.SIG_IGN
-    }
+    self._noticed: dict[int, float] = {}  # when they came, on the monotonic clock
+    self._previous: dict[int, Any] = {}
     # Not jax's own preemption service: it counts steps, and while orbax finishes a save in the
     # background it tells the service of an older one, after which a notice can be missed.
     self._devices = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
     self._asked = np.False_
 
+  def _hear(self) -> None:
+    if not self._previous:
+      self._previous = {
+        number: signal.signal(number, self._notice)
+        for number in (signal.SIGTERM, signal.SIGINT)
+        # A command in the background does not hear of the terminal's Ctrl-C.
+        if signal.getsignal(number) is not signal.SIG_IGN
+      }
+
   def _notice(self, number: int, _: Any) -> None:
     if number == signal.SIGINT in self._noticed:
       raise KeyboardInterrupt
-    self._noticed.add(number)
+    self._noticed.setdefault(number, time.monotonic())
 
   @property
   def cause(self) -> str:
@@ -425,12 +432,21 @@ class StopNotice:
     Of several processes it is what they agreed on at the step before, as the loop reads its
     metrics, so that the devices never wait for the host.
     """
+    self._hear()
     if jax.process_count() == 1:
       return bool(self._noticed)
     local = np.full(len(self._devices.mesh.local_devices), bool(self._noticed))
     asked = jax.make_array_from_process_local_data(self._devices, local)
     agreed, self._asked = bool(self._asked), self._any(asked)
     return agreed
+
+  def came(self) -> float | None:
+    """When the first signal came to any of the processes, each of which must call this, on this
+    one's monotonic clock; None if none did."""
+    now = time.monotonic()
+    since = now - min(self._noticed.values()) if self._noticed else -1.0
+    longest = float(np.max(multihost_utils.process_allgather(np.array(since, np.float32))))
+    return now - longest if longest >= 0 else None
 
   def close(self) -> None:
     """Gives both signals back their former meaning."""

@@ -7,6 +7,7 @@ keeps all others from their barrier.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -14,10 +15,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from armd_jax.errors import CRASHED, INTERRUPTED
+from armd_jax.errors import CRASHED, INTERRUPTED, STOPPED
 
 # From Ctrl-C to the end of a process whose main thread does not come out of its call, or whose
 # `finally` clauses wait.
@@ -28,6 +29,7 @@ _BY_CTRL_C = 'stopped by Ctrl-C; the same command starts again, or goes on from 
 _ending = threading.RLock()
 _code: int | None = None
 _partings: list[Callable[[int], None]] = []
+_listening = threading.Event()
 _abort_handlers = []  # type: list[Any]  # which C calls, and Python must not collect
 
 
@@ -59,20 +61,21 @@ def leave(code: int, sentence: str = '') -> NoReturn:
     os._exit(code)
 
 
-def leave_if_aborted(sentence: str) -> None:
+def leave_if_aborted(tell: Callable[[], str]) -> None:
   """From now on an abort by a library, which would be a signal and a dump, is an end of ours.
 
   jax's coordination client aborts the process, from a thread of its own, as soon as it learns that
   another process is lost, and offers Python no other way to hear of it.
 
   Args:
-    sentence: printed to stderr, unless the process is being ended already, or expects to be.
+    tell: gives a sentence, which is printed to stderr unless the process is being ended already, or
+      expects to be.
   """
 
   @ctypes.CFUNCTYPE(None, ctypes.c_int)
   def handler(_: int) -> None:
     if _code is None:
-      print(sentence, file=sys.stderr, flush=True)
+      print(tell(), file=sys.stderr, flush=True)
     os._exit(CRASHED if _code is None else _code)
 
   _abort_handlers.append(handler)
@@ -89,7 +92,42 @@ def expect(code: int) -> None:
   _code = code
 
 
-# ----- Ctrl-C
+# ----- signals
+
+
+class _AtOnce:
+  """A signal's handler that ends the process, whatever its main thread computes or waits for."""
+
+  def __init__(self, sentence: str):
+    self._sentence = sentence
+
+  def __call__(self, *_: Any) -> None:
+    if not _listening.is_set():
+      raise SystemExit(STOPPED)
+    self.leave()
+
+  def leave(self) -> NoReturn:
+    leave(STOPPED, self._sentence)
+
+
+@contextlib.contextmanager
+def stopping_at_once(sentence: str) -> Iterator[None]:
+  """While the block runs, SIGTERM ends the process with `STOPPED`, unless another handler is set.
+
+  In a program that does not listen (see `limit_interrupts`) the signal is a SystemExit, as soon as
+  the main thread hears of it.
+
+  Args:
+    sentence: printed to stderr.
+  """
+  previous = signal.getsignal(signal.SIGTERM)
+  if previous is not signal.SIG_IGN:
+    signal.signal(signal.SIGTERM, _AtOnce(sentence))
+  try:
+    yield
+  finally:
+    if previous is not signal.SIG_IGN:
+      signal.signal(signal.SIGTERM, previous)
 
 
 def interrupted() -> NoReturn:
@@ -106,11 +144,12 @@ def leave_on_interrupt() -> None:
 def limit_interrupts() -> None:
   """Ctrl-C is a KeyboardInterrupt again, which has seconds to unwind; a second one ends at once.
 
-  A main thread that computes or compiles hears of neither, so a thread of its own listens.
+  A main thread that computes or compiles hears of neither, nor of a SIGTERM that
+  stops it at once, so a thread of its own listens.
   """
-  if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a command in the background
-    return
-  signal.signal(signal.SIGINT, signal.default_int_handler)
+  if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of a command in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+  _listening.set()
   read, write = os.pipe()
   os.set_blocking(write, False)
   signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -120,6 +159,9 @@ def limit_interrupts() -> None:
 def _listen(read: int) -> None:
   interrupts = 0
   while numbers := os.read(read, 64):
+    for handler in map(signal.getsignal, set(numbers)):
+      if isinstance(handler, _AtOnce):
+        handler.leave()
     interrupts += numbers.count(signal.SIGINT)
     if interrupts > 1:
       interrupted()

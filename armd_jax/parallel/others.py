@@ -1,5 +1,5 @@
 """The other processes of a job: met before jax starts, told when this one fails, heard of when one
-of them does.
+of them does or falls silent.
 """
 
 from __future__ import annotations
@@ -14,14 +14,21 @@ from typing import Any
 
 from jax._src import distributed as jax_distributed
 
-from armd_jax.errors import USER_ERROR, UserError
+from armd_jax.errors import STOPPED, USER_ERROR, UserError
 from armd_jax.parallel import ends
 
 _SECONDS_TO_GREET = 2
 _SECONDS_FOR_LATE_ONES = 10  # to be told too that the job was refused
 _SECONDS_TO_PART = 5
 _SECONDS_TO_EXIT = 0.2  # from the last thing that a process does to its end
-_ENDED = 'armd_jax/ended'
+_SECONDS_BETWEEN_LOOKS = 0.5  # at what others have told
+_SECONDS_TO_HEAR = 4 * _SECONDS_BETWEEN_LOOKS  # of the end of another one
+_SECONDS_BETWEEN_BEATS = 1.0
+_SECONDS_OF_SILENCE = 5.0  # after which a process does not answer
+# Keys of what is told to all, and of what process 0 alone reads.
+_TOLD, _BEATS = 'armd_jax/told', 'armd_jax/beats'
+_ENDED, _SILENT, _FIRST = f'{_TOLD}/ended', f'{_TOLD}/silent', f'{_TOLD}/host of process 0'
+_AGAIN = 'start all of them again to go on from the last checkpoint'
 _MAX_BYTES = 2**16
 
 
@@ -174,9 +181,11 @@ def _is_open(connection: socket.socket) -> bool:
 
 
 class Touch:
-  """Has the end of one process, by an error, be that of all, each with its own sentence or none.
+  """Has the end of one process be that of all, each with its own sentence or none, and notices
+  those that do not answer.
 
-  To be made once jax has connected them.
+  To be made once jax has connected them. Every process beats, that is, counts under its own name in
+  jax's store of keys, which process 0 serves. Process 0 tells all others whose count stands still.
 
   Args:
     host: this process's, for people.
@@ -186,38 +195,83 @@ class Touch:
     state = jax_distributed.global_state
     self._client, self._process = state.client, state.process_id  # type: Any, int
     self._processes, self._host = state.num_processes, host
+    self._count = 0
+    now = time.monotonic()
+    self._answered = now  # process 0, to this one
+    self._first_host = ''
+    # What process 0 has heard of each, and since when; and of whom it has heard nothing for long.
+    self._beats = {process: ('', now) for process in range(self._processes)}
+    self._silent: set[int] = set()
+    self._missing = ''
     self._closed = threading.Event()
     self._listener = threading.Thread(target=self._listen, daemon=True)
     ends.before_leaving(self._part)
-    ends.leave_if_aborted(
-      f'error: process {self._process} on {host} lost another one; see what the first to end says, '
-      'and start all of them again to go on from the last checkpoint'
-    )
+    ends.leave_if_aborted(self._lost)
     # Before jax takes leave of the others, which is the end of its client.
     atexit.register(self._close)
     self._listener.start()
 
+  def missing(self) -> str:
+    """Who does not answer, as 'process 2 on n2 does not answer'; '' where all do."""
+    if self._first_is_silent():
+      return _does_not_answer([_named(0, self._first_host)])
+    return self._missing
+
+  def _first_is_silent(self) -> bool:
+    return self._process > 0 and time.monotonic() - self._answered > _SECONDS_OF_SILENCE
+
+  def _lost(self) -> str:
+    here = _named(self._process, self._host)
+    if missing := self.missing():
+      return f'error: {here} lost another one: {missing}; {_AGAIN}'
+    return f'error: {here} lost another one; see what the first to end says, and {_AGAIN}'
+
   def _listen(self) -> None:
-    while not self._closed.wait(0.5):
+    next_beat = 0.0
+    while not self._closed.wait(_SECONDS_BETWEEN_LOOKS):
       try:
-        ended = self._client.key_value_dir_get(_ENDED)
+        if (now := time.monotonic()) >= next_beat:
+          self._beat(now)
+          next_beat = now + _SECONDS_BETWEEN_BEATS
+        told = dict(self._client.key_value_dir_get(_TOLD))
       except RuntimeError:  # process 0 is gone, which jax's own thread notices and ends this one
         continue
-      for key, value in ended:
-        code, _, host = value.partition(' ')
-        if key.rpartition('/')[2] != str(self._process):
-          told = int(code) == USER_ERROR
-          process = key.rpartition('/')[2]
-          ends.leave(
-            int(code),
-            ''
-            if told
-            else f'error: process {process} on {host} ended with exit code {code}; see what it '
-            'says, and start all of them again to go on from the last checkpoint',
-          )
+      self._answered = time.monotonic()
+      self._missing, self._first_host = told.pop(_SILENT, ''), told.pop(_FIRST, '')
+      for key, value in told.items():
+        process = int(key.rpartition('/')[2])
+        if process != self._process:
+          code, _, host = value.partition(' ')
+          ends.leave(int(code), self._ended(_named(process, host), int(code)))
+
+  def _ended(self, who: str, code: int) -> str:
+    if code in (USER_ERROR, STOPPED):  # of which it has told
+      return ''
+    if missing := self.missing():
+      return f'error: {who} ended with exit code {code}, since {missing}; {_AGAIN}'
+    return f'error: {who} ended with exit code {code}; see what it says, and {_AGAIN}'
+
+  def _beat(self, now: float) -> None:
+    self._count += 1
+    self._client.key_value_set(f'{_BEATS}/{self._process}', f'{self._count} {self._host}', True)
+    if self._process > 0:
+      return
+    self._client.key_value_set(_FIRST, self._host, True)
+    for key, value in self._client.key_value_dir_get(_BEATS):
+      process = int(key.rpartition('/')[2])
+      if self._beats[process][0] != value:
+        self._beats[process] = value, now
+    silent = {p for p, (_, since) in self._beats.items() if now - since > _SECONDS_OF_SILENCE}
+    if silent != self._silent:
+      self._silent = silent
+      hosts = {process: self._beats[process][0].partition(' ')[2] for process in sorted(silent)}
+      text = _does_not_answer([_named(*who) for who in hosts.items()]) if hosts else ''
+      self._client.key_value_set(_SILENT, text, True)
 
   def _part(self, code: int) -> None:
-    # In a thread, since process 0 may have been stopped and never answer.
+    if self._first_is_silent():  # who else would pass it on
+      return
+    # In a thread, since process 0 may have been stopped just now and never answer.
     telling = threading.Thread(target=self._tell, args=(code,), daemon=True)
     telling.start()
     telling.join(_SECONDS_TO_PART)
@@ -227,7 +281,8 @@ class Touch:
     try:
       self._client.key_value_set(f'{_ENDED}/{self._process}', f'{code} {self._host}', True)
       # With process 0 ends what jax's clients are connected to, so it is the last to go.
-      for other in range(1, self._processes) if self._process == 0 else ():
+      after = {*range(1, self._processes)} - self._silent if self._process == 0 else ()
+      for other in after:
         left = max(deadline - time.monotonic(), 0.001)
         self._client.blocking_key_value_get(f'{_ENDED}/{other}', int(1000 * left))
       if self._process == 0:
@@ -237,4 +292,36 @@ class Touch:
 
   def _close(self) -> None:
     self._closed.set()
-    self._listener.join()
+    self._listener.join(_SECONDS_TO_PART)  # it may wait for process 0, which was stopped
+
+
+_touch: Touch | None = None
+
+
+def keep_in_touch(host: str) -> None:
+  """Makes the `Touch` of this process."""
+  global _touch
+  _touch = Touch(host)
+
+
+def missing() -> str:
+  """Who of this process's job does not answer, see `Touch.missing`; '' of a process alone."""
+  return _touch.missing() if _touch else ''
+
+
+def hear() -> None:
+  """Returns after a moment, in which the end of another process, if there was one, ends this one.
+
+  To be called with an error in hand: that another one has ended, in whatever way, breaks what all
+  compute together at once, and is only then told.
+  """
+  if _touch:
+    time.sleep(_SECONDS_TO_HEAR)
+
+
+def _named(process: int, host: str) -> str:
+  return f'process {process} on {host}' if host else f'process {process}'
+
+
+def _does_not_answer(who: list[str]) -> str:
+  return f'{" and ".join(who)} {"does" if len(who) == 1 else "do"} not answer'

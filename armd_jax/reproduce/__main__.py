@@ -5,7 +5,7 @@
 
 Trains all systems of the comparison at one small size, fine-tunes ARMD for parallel generation,
 ablates, measures, and writes reproduction.md, reproduction.json and pictures. Every result is kept
-in the work directory at once: the same command goes on where a stopped one was, and does anew what
+in the work directory at once: the same command resumes a stopped one, and measures again what
 another text or other code has made stale. --only=REGEX runs the pieces of such names, with what
 they need; --list prints the names. The page is written from whatever is there.
 """

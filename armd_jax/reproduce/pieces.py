@@ -81,7 +81,7 @@ class Piece:
     needs: names of the pieces that have to be there before; of 'evaluate' and 'speed', the first
       is the training run that is measured.
     rate_of: the system whose sweep decides a run's learning rate; '' leaves the config's.
-    base: the training piece that a run goes on from; '' trains from scratch.
+    base: the training piece that a run starts from; '' trains from scratch.
     steps: of the checkpoints that are kept or measured; of 'front', those of samplers.
     variants: of 'cost', overrides of the config by the name of what is timed.
     windows: held-out windows to measure on.

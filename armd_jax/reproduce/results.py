@@ -159,7 +159,7 @@ def mean_of(values: Sequence[float]) -> Mean | None:
 
 
 def perplexity_excess(nats: float, reference: float) -> float:
-  """Percent that a perplexity lies above another, from nats per token."""
+  """Percent by which a perplexity exceeds another, from nats per token."""
   return 100 * math.expm1(nats - reference)
 
 

@@ -41,7 +41,7 @@ def corpus_of(data: config_lib.DataConfig, length: int) -> corpus_lib.Corpus:
 
 
 def train(piece: Piece, config: Config, folder: pathlib.Path) -> dict[str, Any]:
-  """Trains, or goes on with it, and keeps the checkpoints that are to be measured.
+  """Trains, or resumes training, and keeps the checkpoints that are to be measured.
 
   Returns:
     loss and held_out (own objective, nats per token, few windows), each [step, value] pairs;

@@ -44,7 +44,7 @@ def page(runs: Sequence[Run], sampling: Sampling, streams: int, prompt: str) -> 
     runs: two or more.
     sampling: how the tokens of texts are drawn.
     streams: S of texts, where the family has it.
-    prompt: what they go on from.
+    prompt: what they continue.
   Raises:
     UserError: the prompt leaves no room.
   """

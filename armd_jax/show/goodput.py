@@ -47,7 +47,7 @@ class Goodput:
 
 
 def of(records: Iterable[Record]) -> Goodput | None:
-  """Counts what a log says.
+  """Counts the records of a log.
 
   Args:
     records: in the order in which they were written.

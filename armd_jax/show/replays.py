@@ -69,7 +69,7 @@ def replays(
 
   Args:
     decoder: a trained model.
-    prompt: what they go on from.
+    prompt: what they continue.
     streams: stride counts S.
     sampling: how tokens are drawn.
   Returns:
@@ -101,7 +101,7 @@ def replays(
 def drawn_orders(config: Config, step: int) -> dict[str, orders.GenerationOrder]:
   """Small orders of the kinds that a run has been trained on by a step, by what they are called."""
   o, keys = config.order, jax.random.split(jax.random.key(config.seed), 1)
-  if config.model.orders == 'none':
+  if config.model.orders == 'none' or config.model.has_own_orders:
     return {}
   is_strided = 0 <= o.strided_start < step
   last = o.strided_start if is_strided else step

@@ -23,7 +23,7 @@ from armd_jax.order import GenerationOrder
 from armd_jax.show import history, plots
 
 _FILES = pathlib.Path(__file__).with_name('page')
-_COLORS = 32  # steps of the scale on which a text's steps are told apart
+_COLORS = 32  # colours of the scale that shows a text's steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Replay:
   """A generated text, in pieces that appeared at once.
 
   Attributes:
-    name: what it is told apart by, 'S = 4' of streams, or 'K = 64' of a diffusion's steps.
+    name: on the page, 'S = 4' of streams, or 'K = 64' of a diffusion's steps.
     steps: runs of the network that generation took.
     pieces: (text, tokens, step) in text order; given pieces have step 0.
     junctions: indices of pieces with which a further stream of the text begins.

@@ -43,7 +43,7 @@ def page(
     decoder: the run's weights, which generate the texts that are replayed.
     sampling: how their tokens are drawn.
     streams: stride counts S of the texts that are generated, see `replays`.
-    prompt: what these go on from.
+    prompt: what these continue.
     statistics: of the prepared corpora that it was trained on, by name.
   Raises:
     UserError: an S does not suit the model, or numbers are not what they should be.

@@ -62,13 +62,13 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 class RecentNorms(NamedTuple):
-  """float32 [K], norms of the latest gradients that a step was taken by; NaN: none yet."""
+  """float32 [K], norms of the gradients of the latest steps that were taken; NaN: none yet."""
 
   norms: Array
 
 
 def recent_norms(count: int = 64) -> optax.GradientTransformation:
-  """Changes nothing, and remembers the norms of so many gradients; see `is_blow_up`."""
+  """Changes no update, and keeps the norms of the latest `count` gradients; see `is_blow_up`."""
 
   def update(gradients: Params, state: RecentNorms, params: Any = None) -> Any:
     del params
@@ -84,7 +84,7 @@ def taken_over(
   """The state of another run, with this config's optimizer at its place of the schedule.
 
   Args:
-    config: of the run that goes on from it.
+    config: of the run that continues it.
     other: of the run that it is from; if it is of another kind, a new optimizer begins.
     state: as that run's checkpoint has it.
     vocab_size: V.
@@ -112,7 +112,7 @@ def with_guard(config: OptimizerConfig, opt_state: Any, mesh: Mesh) -> Any:
 
 def is_blow_up(config: OptimizerConfig, gradient_norm: Array, opt_state: Any) -> Array:
   """Whether a norm is more than `skip_above` times the median of the latest ones (our choice): such
-  a step, though clipped, would turn Adam's moments to what one batch says."""
+  a step, though clipped, would turn Adam's moments toward one batch."""
   if not config.skip_above:
     return jnp.zeros((), bool)
   return gradient_norm > config.skip_above * jnp.nanmedian(opt_state[0].norms)  # NaN: never
@@ -285,7 +285,7 @@ def train_step(config: Config, vocab_size: int, mesh: Mesh) -> jax.stages.Wrappe
   only counted) and finite (0 if this one did), and kinds_2xK of `loss_and_gradients`; if they are
   asked for, also layers of `by_layer.measured`.
   """
-  # How long to train and when to look does not change the step: one program serves all.
+  # Fields that do not change the step get one value, so that one program serves all of them.
   return _train_step(config_lib.reset(config, 'host_only'), vocab_size, mesh)
 
 
@@ -307,7 +307,7 @@ def _train_step(config: Config, vocab_size: int, mesh: Mesh) -> jax.stages.Wrapp
     ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, trained)
     # An average of finite numbers is finite if its weights are, so that it need not be read.
     is_finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & jnp.isfinite(decay)
-    # Norms that are not there yet are NaN.
+    # Norms of steps that were not taken yet are NaN.
     is_finite &= _all_finite((trained, opt_state[1:] if guarded else opt_state))
     is_finite &= ~is_blow_up(config.optimizer, gradient_norm, state.opt_state)
     skipped = state.skipped + 1 - is_finite
@@ -332,7 +332,8 @@ def _train_step(config: Config, vocab_size: int, mesh: Mesh) -> jax.stages.Wrapp
     metrics = {name: jnp.float32(value) for name, value in metrics.items()}
     if config.train.log_layers:
       before = adapters.trained(config.optimizer, state.params)
-      metrics['layers'] = by_layer.measured(gradients, updates, before)
+      whole = adapters.whole(config.optimizer, state.params, before)
+      metrics['layers'] = by_layer.measured(gradients, updates, before, whole, vocab_size)
     return jax.tree.map(functools.partial(jnp.where, is_finite), new, counted), metrics
 
   state_sharding = jax.tree.map(lambda x: x.sharding, abstract_state(config, vocab_size, mesh))

@@ -1,9 +1,9 @@
-"""What of a network is trained: all of it, or parameters by their names, whole or by adapters.
+"""What is trained of a network: all of it, or parameters by their names, whole or by adapters.
 
 An adapter of a matrix W is a pair of smaller ones beside it, A and B (LoRA, Hu et al. 2021): the
 network has W + alpha / rank A B. W never changes; gradients, their moments and averages are those
-of A and B. B is zero at first, so that nothing changes at step 0. The networks know nothing of it:
-`whole` makes their parameters, in a training step and for all that comes after.
+of A and B. B is zero at first, so that nothing changes at step 0. Networks do not depend on any of
+this: `whole` computes their parameters, in a training step and afterwards.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import functools
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from armd_jax.config import OptimizerConfig
 from armd_jax.errors import UserError
@@ -49,20 +50,19 @@ def beside(config: OptimizerConfig, params: Params, key: jax.Array) -> Params:
   """
   if is_all(config):
     return params
-  names = [name for name, _ in _leaves(params) if re.search(config.trained, name)]
+  flat = _flat(params)
+  names = [name for name in flat if re.search(config.trained, name)]
   adapted = [name for name in names if config.lora_rank and _last(name) in MATRICES]
   if not names or (config.lora_rank and not adapted):
     what = 'matrix' if config.lora_rank else 'parameter'
-    known = next(name for name, _ in _leaves(params) if _last(name) in MATRICES)
+    known = next(name for name in flat if _last(name) in MATRICES)
     raise UserError(
       f'config.optimizer.trained is {config.trained!r}, which no name of a {what} has in it; '
       f'write a part of one, such as {known!r}'
     )
-  added: dict[str, jax.Array] = {}
-  for name, x in _leaves(params):
-    if name in adapted:
-      added |= _adapter(name, x, config.lora_rank, key)
-  return _with(params, added)
+  for name in adapted:
+    flat |= _adapter(name, flat[name], config.lora_rank, key)
+  return _nested(flat)
 
 
 def trained(config: OptimizerConfig, params: Any) -> Any:
@@ -76,12 +76,12 @@ def trained(config: OptimizerConfig, params: Any) -> Any:
     has_adapter = config.lora_rank and _last(name) in MATRICES
     return bool(re.search(config.trained, name)) and not has_adapter
 
-  return _only(is_trained, params)
+  return _nested({name: x for name, x in _flat(params).items() if is_trained(name)})
 
 
 def replaced(params: Params, changed: Params) -> Params:
   """Parameters, some of them with other values."""
-  return _with(params, dict(_leaves(changed)))
+  return _nested(_flat(params) | _flat(changed))
 
 
 def whole(config: OptimizerConfig, params: Params, changed: Params) -> Params:
@@ -97,14 +97,12 @@ def whole(config: OptimizerConfig, params: Params, changed: Params) -> Params:
   params = replaced(params, changed)
   if not config.lora_rank:
     return params
-  found = dict(_leaves(params))
+  found = _flat(params)
   scale = config.lora_alpha / config.lora_rank
-  merged = {
-    name: x + scale * _product(name, found[f'{name}_in'], found[f'{name}_out'])
-    for name, x in found.items()
-    if f'{name}_in' in found
-  }
-  return _with(_only(lambda name: not _is_adapter(name), params), merged)
+  for name in [name for name in found if f'{name}_in' in found]:
+    a, b = found.pop(f'{name}_in'), found.pop(f'{name}_out')
+    found[name] += scale * _product(name, a, b)
+  return _nested(found)
 
 
 def _adapter(name: str, x: jax.Array, rank: int, key: jax.Array) -> dict[str, jax.Array]:
@@ -120,7 +118,7 @@ def _adapter(name: str, x: jax.Array, rank: int, key: jax.Array) -> dict[str, ja
 
 
 def _product(name: str, a: jax.Array, b: jax.Array) -> jax.Array:
-  # Of few numbers, and added to weights: rounded as they are, and not as activations may be.
+  # These few numbers are added to weights: full precision, unlike products with activations.
   product: Callable[..., jax.Array] = functools.partial(jnp.tensordot, axes=1, precision='highest')
   for _ in range(a.ndim - axes.num_inputs(name) - 1):  # layers of a scan
     product = jax.vmap(product)
@@ -139,34 +137,5 @@ def _is_adapter(name: str) -> bool:
   return stem in MATRICES and end in ('in', 'out')
 
 
-def _leaves(tree: Any, above: str = '') -> Iterator[tuple[str, Any]]:
-  for name, value in tree.items():
-    if isinstance(value, Mapping):
-      yield from _leaves(value, f'{above}{name}/')
-    else:
-      yield above + name, value
-
-
-def _only(is_kept: Callable[[str], bool], tree: Any, above: str = '') -> Any:
-  """The leaves with such names, without branches that have none."""
-  kept = {}
-  for name, value in tree.items():
-    if not isinstance(value, Mapping):
-      if is_kept(above + name):
-        kept[name] = value
-    elif inside := _only(is_kept, value, f'{above}{name}/'):
-      kept[name] = inside
-  return kept
-
-
-def _with(tree: Any, leaves: Mapping[str, Any]) -> Any:
-  """The tree with these leaves, added or in place of its own."""
-  found = dict(tree)
-  inside: dict[str, dict[str, Any]] = {}
-  for name, value in leaves.items():
-    first, slash, rest = name.partition('/')
-    if slash:
-      inside.setdefault(first, {})[rest] = value
-    else:
-      found[first] = value
-  return found | {name: _with(found[name], rest) for name, rest in inside.items()}
+_flat = functools.partial(traverse_util.flatten_dict, sep='/')
+_nested = functools.partial(traverse_util.unflatten_dict, sep='/')

@@ -7,9 +7,9 @@
   checkpoints/STEP.part     a save that is not finished; the next save removes what a kill left
 
 In a bucket there is no STEP.part: STEP/ is a checkpoint once its seal is there. On a disk a folder
-gets its number once all of it is on disk and orbax finds in it what it was given. One
-whose seal is missing or broken, or that holds other files than the seal says, has been damaged
-later. It is passed over for the one before.
+gets its number once all of it is on disk and orbax finds in it what it was given. A
+checkpoint whose seal is missing or broken, or whose files differ from those in the seal, has been
+damaged later. The one before it is then used instead.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Checkpoints:
     keep_every: int = 0,
     keep_best: int = 0,
   ):
-    """Says where they are, and which are kept once a newer one is complete.
+    """Chooses the folder, and which checkpoints are kept once a newer one is complete.
 
     Args:
       workdir: the run's directory.
@@ -88,7 +88,7 @@ class Checkpoints:
   # ----- writing
 
   def save(self, step: int, state: TrainState, next_index: int, held_out: float | None) -> None:
-    """Starts writing; training may go on and donate the state at once.
+    """Starts writing; training may continue and donate the state at once.
 
     Args:
       step: steps done.
@@ -150,7 +150,7 @@ class Checkpoints:
         if (self.directory.parent / 'config.json').exists():
           config = workdir_lib.read_config(self.directory.parent)
           seal |= {'config': config_lib.to_dict(config)}
-        # From the files and not from memory: the seal vouches for what a reader will find.
+        # From the files and not from memory: the seal describes what a reader will find.
         seal |= {'files': dict(_contents(part))}
         whole.write_text(part / _SEAL, json.dumps(seal | {'sha256': _sha256(seal)}) + '\n')
         if not self._in_bucket:
@@ -163,7 +163,7 @@ class Checkpoints:
           part.rename(folder)
         workdir_lib.forget_replaced(self.directory.parent)
         self._remove_old(seal['step'])
-    except BaseException as error:  # told by `wait`, in the thread that trains
+    except BaseException as error:  # raised by `wait`, in the thread that trains
       self._error = error
 
   def _remove_old(self, newest: int) -> None:
@@ -222,7 +222,7 @@ class Checkpoints:
       ) from error
 
   def close(self) -> None:
-    """Waits, and lets go of orbax's threads."""
+    """Waits, and ends orbax's threads."""
     try:
       self.wait()
     finally:
@@ -233,7 +233,7 @@ class Checkpoints:
   def restore(self, abstract: TrainState, step: int | None = None) -> tuple[TrainState, int]:
     """Reads a checkpoint onto the shardings of `abstract`; of several processes, all must call it.
 
-    Every file is compared with what checkpoint.json says of it before any is read.
+    Every file is compared with its size and checksum in checkpoint.json before any is read.
 
     Args:
       abstract: shapes, dtypes and shardings of the state, as `training.abstract_state` gives.
@@ -250,7 +250,7 @@ class Checkpoints:
       if not damage:
         seal: Any = self._seal(candidate)
         self._check_config(seal.get('config'), folder)
-        # Before orbax looks: its errors name neither the array nor what to do.
+        # Before orbax reads: its errors name neither the array nor the fix.
         _check_shapes(self._written(folder), _shapes(abstract), folder)
         name = paths.plain(self.directory) / folder.name
         return self._orbax.restore(name, abstract), seal['next_index']
@@ -325,7 +325,7 @@ class Checkpoints:
 
 
 class _Files(Mapping[str, tuple[int, int]]):
-  """Size and CRC-32 of every file in a folder by its name, read as it is asked for."""
+  """Size and CRC-32 of every file in a folder by its name, computed when it is looked up."""
 
   def __init__(self, folder: pathlib.Path):
     self._folder = folder
@@ -363,7 +363,7 @@ def _size_and_crc(path: pathlib.Path) -> tuple[int, int]:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-  """False of a write that was refused after the one that `wait` tells of, which nobody awaits."""
+  """False for an error of a write after the one whose error `wait` raises; nothing awaits it."""
   error = record.exc_info[1] if record.exc_info else None
   return error is None or whole.refusal(error) is None
 

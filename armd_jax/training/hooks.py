@@ -1,4 +1,4 @@
-"""What a run does beside its steps: evaluates, samples, takes profiles, notices that it hangs."""
+"""What a run does beside its steps: evaluation, samples, profiles, and a watch over hangs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from armd_jax.data import documents, mixture
 from armd_jax.data.corpus import Corpus
 from armd_jax.decode import requests
 from armd_jax.decode.sampling import Sampling
-from armd_jax.errors import CRASHED
+from armd_jax.errors import CRASHED, USER_ERROR
 from armd_jax.evaluation import likelihood
-from armd_jax.parallel import distributed, ends
+from armd_jax.files import buckets
+from armd_jax.parallel import distributed, ends, others
 from armd_jax.show.history import Record
 from armd_jax.training import TrainState, network_params
+
+_SECONDS_BEFORE_ASKING = 60.0  # a bucket, whether it answers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,14 +144,18 @@ class Watchdog:
   Args:
     seconds: without progress; 0: for ever.
     waits_for: what comes first, for people.
+    store: a folder in a bucket, which is asked, after a minute without progress, whether it answers
+      at all; where it does not, that is the reason and the end. None: there is none.
   """
 
-  def __init__(self, seconds: int, waits_for: str):
-    self._seconds = seconds
+  def __init__(self, seconds: int, waits_for: str, store: Any = None):
+    self._seconds, self._store = seconds, store
     self._closed = threading.Event()
     self.progress(waits_for)
     if seconds:
       threading.Thread(target=self._watch, daemon=True).start()
+    if store is not None:
+      threading.Thread(target=self._ask, daemon=True).start()
 
   def progress(self, waits_for: str) -> None:
     """Resets the timer; `waits_for` names what comes next."""
@@ -157,14 +164,29 @@ class Watchdog:
   def close(self) -> None:
     self._closed.set()
 
+  def _ask(self) -> None:
+    while not self._closed.wait(min(5.0, _SECONDS_BEFORE_ASKING / 4)):
+      since, waits_for = self._last
+      if time.monotonic() - since < _SECONDS_BEFORE_ASKING:
+        continue
+      reason = buckets.why_not(self._store)
+      if reason and self._last == (since, waits_for):
+        ends.leave(
+          USER_ERROR,
+          f'error: process {distributed.own_number()} waited for {waits_for}, and the bucket of '
+          f'{self._store} does not answer ({reason}); see that it can be reached, and give the '
+          'same command again to go on from the last checkpoint',
+        )
+
   def _watch(self) -> None:
     while not self._closed.wait(min(1.0, self._seconds / 4)):
       since, waits_for = self._last
       if time.monotonic() - since > self._seconds:
         faulthandler.dump_traceback(sys.stderr)
+        missing = f', and {absent}' if (absent := others.missing()) else ''
         ends.leave(
           CRASHED,
           f'error: process {distributed.own_number()} waited for {waits_for} longer than '
-          f'config.train.hang_seconds = {self._seconds}; its stacks are above; start the job again '
-          'to go on from the last checkpoint',
+          f'config.train.hang_seconds = {self._seconds}{missing}; its stacks are '
+          'above; start the job again to go on from the last checkpoint',
         )

@@ -22,12 +22,16 @@ from armd_jax.data.pipeline import training_batches
 from armd_jax.errors import STOPPED, UserError
 from armd_jax.files import buckets, lock, paths
 from armd_jax.hardware import starts
-from armd_jax.parallel import ambient, distributed, sharding
+from armd_jax.parallel import ambient, distributed, ends, sharding
 from armd_jax.show import columns, goodput, header, history
 from armd_jax.training import adapters, checkpoint, hooks, metrics, optimizers, text
 from armd_jax.training import workdir as workdir_lib
 
 _READING = 'the text to be read and cut into tokens'
+_NOTHING_TO_SAVE = (
+  'stopped by SIGTERM at once, as there is nothing to save; the same command goes on from the last '
+  'checkpoint'
+)
 
 
 @ambient.settled()
@@ -43,13 +47,14 @@ def train(
   Args:
     config: the experiment.
     workdir: where config.json, metrics and checkpoints go.
-    corpus: what `config.data` says, if it is loaded already.
+    corpus: the text of `config.data`, if it is loaded already.
     overwrite: delete the run that is in `workdir` first.
   Returns:
     The state after the last step.
   Raises:
     UserError: bad config, text, or work directory; no space left; losses that are not finite.
-    SystemExit: with code 75, when SIGTERM or Ctrl-C came and the state was saved.
+    SystemExit: with code 75, when SIGTERM or Ctrl-C came and the state was saved, or SIGTERM before
+      there was anything to save.
   """
   began = starts.take()
   parts = {'import': time.time() - began} if began else {}
@@ -62,7 +67,11 @@ def train(
       'to a bucket; write (), or use a --workdir on a disk'
     )
   # First, so that it is closed last: closing the others may hang, too.
-  with contextlib.closing(hooks.Watchdog(config.train.hang_seconds, _READING)) as watchdog:
+  store = workdir if buckets.is_bucket(workdir) else None
+  with (
+    contextlib.closing(hooks.Watchdog(config.train.hang_seconds, _READING, store)) as watchdog,
+    ends.stopping_at_once(_NOTHING_TO_SAVE),
+  ):
     return _train(config, workdir, corpus, overwrite, watchdog, parts)
 
 
@@ -92,16 +101,16 @@ def _train(
     begin = time.time()
     mesh, (part, parts) = distributed.together(lambda: _mesh(config))
 
-    # ----- where to go on from; all that may be wrong is looked at before anything is changed
+    # ----- where to start from; everything is checked before anything is changed
     # One process changes the folder; the others wait, and fail with it where it fails.
     is_new = distributed.together(lambda: is_first and _is_new(workdir, config, corpus, overwrite))
     kept = config.train.keep_last, config.train.keep_every, config.train.keep_best
     checkpoints = opened(checkpoint.Checkpoints(workdir, *kept))
     abstract = training.abstract_state(config, vocab_size, mesh)
     watchdog.progress('the state to start from')
-    # In this order, so that a job that is started again goes on where it was:
+    # In this order, so that a job that is started again continues where it was:
     # 1. this work directory's own checkpoint, with its place in the data;
-    # 2. another run's, its step, optimizer and average included: fine-tuning goes on with them; or,
+    # 2. another run's, its step, optimizer and average included: fine-tuning continues them; or,
     #    where it has trained other parameters, its average alone;
     # 3. new parameters.
     if checkpoints.found() and not overwrite:
@@ -122,6 +131,8 @@ def _train(
         told = f'step {first_step} of {config.init_from}: {told}'
       print(f'start     {told}', flush=True)
     if first_step >= last_step:
+      if is_first and not (workdir / 'training.png').exists():  # it was stopped in its last save
+        _show(workdir, config)
       return state
     begun = workdir_lib.begun(workdir, config, overwrite)
     distributed.together(lambda: is_new and enter(begun))
@@ -162,7 +173,8 @@ def _train(
       examples = (batch.index_B[0], batches.next_index - 1)  # as the first process sees them
       log.step(step, step_metrics, batches.input_seconds, examples)
       watchdog.progress('a step, an evaluation or a save')
-      # Asked at every step, also by processes that got no signal: the answer is a collective.
+      # Asked at every step, also by processes that got no signal: the answer is a collective. Until
+      # then there is nothing to save, and the first step compiles, which may take minutes.
       stop = notice.reached() and step < last_step
       due = [hook for hook in all_hooks if hook.is_due(step, last_step) and not stop]
       save = stop or step == last_step or any(every and step % every == 0 for every in saves)
@@ -188,11 +200,14 @@ def _train(
           watchdog.progress('a step')
       if stop:
         break
+    came = notice.came()  # it may have in the last save
 
-  if step < last_step:
+  if came is not None:
     if is_first:
       print(
-        f'stopped by {notice.cause}; step {step} is saved, and the same command goes on from there'
+        f'stopped by {notice.cause}; step {step} is saved, and the same command goes on from there '
+        f'({time.monotonic() - came:.1f} s after the signal)',
+        flush=True,
       )
     sys.exit(STOPPED)
   if is_first:
@@ -239,7 +254,7 @@ def _restore_other(
       )
     state, next_index = checkpoints.restore(abstract, None if step < 0 else step)
   if not adapters.same(config.optimizer, other.optimizer):
-    # Moments of other parameters say nothing of these.
+    # Moments of other parameters are of no use for these.
     where = jax.tree.map(lambda x: x.sharding, training.abstract_state(config, vocab_size, mesh))
     make = jax.jit(functools.partial(training.state_of, config), out_shardings=where)
     return make(training.network_params(as_other, state)), 0
@@ -254,7 +269,7 @@ def _restore_other(
 def _is_new(
   workdir: pathlib.Path, config: config_lib.Config, corpus: corpus_lib.Corpus, overwrite: bool
 ) -> bool:
-  """Whether a run begins in the folder, or the one that is there goes on.
+  """Whether a run begins in the folder, rather than the one that is there being resumed.
 
   Raises:
     UserError: it can do neither.

@@ -1,7 +1,7 @@
 """What a run reports while it trains: averages over steps, and the places they are written to.
 
 A record is a dict of the numbers of a step, and texts. Process 0 writes each to the console, to
-metrics.jsonl, as TensorBoard's event files and, if asked to, to Weights & Biases.
+metrics.jsonl, as TensorBoard's event files and, if `train.wandb` is set, to Weights & Biases.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class BucketLines:
 
 
 class TensorBoard:
-  """Event files, without TensorFlow; no thread, which could not say that a disk is full. For a
+  """Event files, without TensorFlow; without a thread, which could not report a full disk. For a
   bucket they are made on a disk, and copied now and then."""
 
   def __init__(self, folder: Any, first_step: int):
@@ -217,7 +217,7 @@ class TensorBoard:
 
 
 class Wandb:
-  """A run of Weights & Biases that a restarted job goes on with."""
+  """A run of Weights & Biases that a restarted job continues."""
 
   def __init__(self, project: str, workdir: pathlib.Path, config: config_lib.Config):
     try:
@@ -425,7 +425,7 @@ class Log:
 
 
 def _now() -> Record:
-  """When a record was written, in Unix seconds, so that what is between records can be told."""
+  """When a record was written, in Unix seconds, so that the time between records is known."""
   return {'time': time.time()}
 
 
@@ -451,7 +451,7 @@ def ideal_seconds(config: config_lib.Config, vocab_size: int, params: Params, me
 
 
 def memory(devices: Sequence[Any]) -> Record:
-  """Most memory that any of the devices has used so far, and has; nothing where none tells."""
+  """Most memory that any of the devices has used so far, and has; nothing if none reports it."""
   stats = [stats for device in devices if (stats := device.memory_stats())]
   names = {'peak_bytes_in_use': 'memory_gib', 'bytes_limit': 'memory_limit_gib'}
   return {

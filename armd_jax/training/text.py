@@ -1,4 +1,4 @@
-"""Which text a run is of, beside its config.json, so that no other takes its place unseen.
+"""The identity of a run's text, beside its config.json, so that another text is noticed.
 
 text.json   sha256 of the text, its description and statistics, and the tokenizer's fingerprint
 """
@@ -21,11 +21,11 @@ FILE = 'text.json'
 
 
 def keep(workdir: str | pathlib.Path, config: Config, corpus: corpus_lib.Corpus) -> None:
-  """Stores the text of a new run, or checks that a run that goes on has the same, if elsewhere.
+  """Stores which text a new run has, or checks that a resumed run has the same, maybe elsewhere.
 
   Args:
     workdir: of the run.
-    config: of the run, which has read `corpus` from where `config.data` says.
+    config: of the run, which has read `corpus` from the source in `config.data`.
     corpus: the text.
   Raises:
     UserError: it is another text.
@@ -55,7 +55,7 @@ def keep(workdir: str | pathlib.Path, config: Config, corpus: corpus_lib.Corpus)
 
 
 def check(workdir: str | pathlib.Path, corpus: corpus_lib.Corpus) -> None:
-  """Refuses any text but the run's, under whatever name; a run without text.json has none to check.
+  """Refuses any text but the run's, whatever its name; a run without text.json is not checked.
 
   Raises:
     UserError: it is another text.
@@ -66,7 +66,7 @@ def check(workdir: str | pathlib.Path, corpus: corpus_lib.Corpus) -> None:
 
 
 def check_tokenizer(workdir: str | pathlib.Path, tokenizer: Tokenizer) -> None:
-  """Refuses any vocabulary but the run's, under whatever name; older runs have none to check.
+  """Refuses any vocabulary but the run's, whatever its name; older runs are not checked.
 
   Raises:
     UserError: it is another one, or the file is damaged.

@@ -1,9 +1,9 @@
-"""The folder of a run: whose it is, what it holds, and what of it may go.
+"""The folder of a run: what it holds, and what of it may be moved or deleted.
 
 A work directory holds config.json, as the run was started with it; text.json, which names its text;
-`checkpoints/` (see
-`armd_jax.training.checkpoint`); metrics.jsonl, `tensorboard/`, `profile/` and training.png; and
-while `--overwrite` replaces a run, that run in `.replaced/` until the new one has saved.
+`checkpoints/` (see `armd_jax.training.checkpoint`); metrics.jsonl, `tensorboard/`, `profile/` and
+training.png; and while `--overwrite` replaces a run, that run in `.replaced/` until the new one has
+saved. In a bucket it is copied there, and is whole once `.replaced/whole` is there.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import fnmatch
 import operator
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -22,11 +23,20 @@ from armd_jax.errors import UserError
 from armd_jax.files import buckets, paths, whole
 
 REPLACED, _MOVING = '.replaced', '.replaced-moving'
-# What a run leaves in its folder. Nothing else is ever moved or deleted, whatever its place.
+# What a run leaves in its folder. Nothing else is ever moved or deleted.
 _MADE = (
   'config.json', 'tokenizer.json', 'text.json', 'metrics.jsonl', 'training.png',
   'tensorboard/events.out.tfevents.*', 'profile/plugins/', 'checkpoints/[0-9]*/',
 )  # fmt: skip
+_CONFIG = 'config.json'
+# The same of a bucket, by names of objects; what makes a checkpoint there; and what is written last
+# of a run that is set aside there.
+_MADE_IN_BUCKET = re.compile(
+  r'(config|tokenizer|text)\.json|training\.png|metrics\.jsonl/.+|checkpoints/\d+/.+'
+  r'|tensorboard/events\.out\.tfevents\..+'
+).fullmatch
+_SEALED = re.compile(r'checkpoints/\d+/checkpoint\.json')
+_WHOLE = 'whole'
 
 
 def place(workdir: str | os.PathLike[str]) -> pathlib.Path:
@@ -88,7 +98,7 @@ def read_config(workdir: str | os.PathLike[str]) -> config_lib.Config:
 
 
 def check_same_run(workdir: pathlib.Path, config: config_lib.Config) -> None:
-  """Refuses to go on with a run under a config that would make it another one.
+  """Refuses to resume a run with a config that would make it another one.
 
   Raises:
     UserError: naming the first field that differs.
@@ -117,13 +127,8 @@ def check_free(workdir: pathlib.Path, overwrite: bool) -> None:
   """Refuses a folder where a new run would mix with something else.
 
   Raises:
-    UserError: there are checkpoints of nobody, a config.json that is not a run's, or links.
+    UserError: there are checkpoints without a run, a config.json that is not a run's, or links.
   """
-  if buckets.is_bucket(workdir) and overwrite:
-    raise UserError(
-      f'--overwrite sets a run aside, which the bucket of {workdir} cannot do; use another '
-      '--workdir, or delete that run yourself'
-    )
   if (workdir / 'config.json').exists():
     read_config(workdir)
   elif made := list(_made(workdir)):
@@ -131,7 +136,7 @@ def check_free(workdir: pathlib.Path, overwrite: bool) -> None:
       f'{workdir} holds {made[0].relative_to(workdir)} but no config.json that says whose it is; '
       'use another --workdir, or remove that'
     )
-  for above in _places():
+  for above in () if buckets.is_bucket(workdir) else _places():
     if overwrite and (workdir / above).is_symlink():
       raise UserError(
         f'{workdir / above} is a link, and --overwrite deletes nothing outside of {workdir}; '
@@ -149,28 +154,22 @@ def begun(workdir: pathlib.Path, config: config_lib.Config, overwrite: bool) -> 
   Raises:
     UserError: the folder cannot be written to.
   """
-  if buckets.is_bucket(workdir):  # where nothing is replaced
-    write_config(workdir, config)
-    yield
-    return
-  aside = workdir / REPLACED
   try:
-    if overwrite and aside.exists() and not _saved(workdir):
+    if overwrite and _is_aside(workdir) and not _saved(workdir):
       _delete(workdir)  # it was to replace what is aside, and was killed before it had saved
     elif overwrite:
       forget_replaced(workdir)
-      _move(workdir, workdir / _MOVING)
-      (workdir / _MOVING).rename(aside)
-  except OSError as error:
+      _set_aside(workdir)
+  except Exception as error:
+    if (reason := whole.refusal(error)) is None:
+      raise
     put_back(workdir)
-    raise UserError(
-      f'cannot write to {workdir} ({error.strerror}); use another --workdir'
-    ) from error
+    raise UserError(f'cannot write to {workdir} ({reason}); use another --workdir') from error
   try:
     write_config(workdir, config)
     yield
   except BaseException:
-    if aside.exists() and not _saved(workdir):
+    if _is_aside(workdir) and not _saved(workdir):
       _delete(workdir)
       put_back(workdir)
     raise
@@ -178,9 +177,15 @@ def begun(workdir: pathlib.Path, config: config_lib.Config, overwrite: bool) -> 
 
 def put_back(workdir: pathlib.Path) -> None:
   """Ends what was killed while it moved a run aside or back; to be called before all else."""
-  if buckets.is_bucket(workdir):
-    return
   aside, moving = workdir / REPLACED, workdir / _MOVING
+  if buckets.is_bucket(workdir):
+    if _is_aside(workdir) and not (workdir / 'config.json').exists():
+      _delete(workdir)
+      # Its config.json makes it a run again.
+      names = sorted(set(buckets.contents(aside)) - {_WHOLE}, key=lambda name: name == _CONFIG)
+      buckets.copy(aside, workdir, names)
+      forget_replaced(workdir)
+    return
   # A run is aside as a whole, or still moving; of the one that replaces it, config.json goes first.
   if aside.exists() and not (workdir / 'config.json').exists():
     _delete(workdir)
@@ -192,8 +197,29 @@ def put_back(workdir: pathlib.Path) -> None:
 
 def forget_replaced(workdir: pathlib.Path) -> None:
   """Deletes the run that `begun` has set aside."""
-  if not buckets.is_bucket(workdir):
-    shutil.rmtree(workdir / REPLACED, ignore_errors=True)
+  aside = workdir / REPLACED
+  if buckets.is_bucket(workdir):
+    (aside / _WHOLE).unlink(missing_ok=True)
+    buckets.remove(aside, buckets.contents(aside))
+  else:
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_aside(workdir: Any) -> bool:
+  """Whether all of a run is set aside."""
+  aside = workdir / REPLACED
+  return (aside / _WHOLE if buckets.is_bucket(workdir) else aside).exists()
+
+
+def _set_aside(workdir: Any) -> None:
+  if buckets.is_bucket(workdir):  # where nothing is renamed, and one object after another is copied
+    aside = workdir / REPLACED
+    buckets.copy(workdir, aside, (os.fspath(path.relative_to(workdir)) for path in _made(workdir)))
+    (aside / _WHOLE).write_bytes(b'')
+    _delete(workdir)
+  else:
+    _move(workdir, workdir / _MOVING)
+    (workdir / _MOVING).rename(workdir / REPLACED)
 
 
 def is_checkpoint(name: str, unfinished: bool = False) -> bool:
@@ -203,6 +229,8 @@ def is_checkpoint(name: str, unfinished: bool = False) -> bool:
 
 
 def _saved(workdir: pathlib.Path) -> bool:
+  if buckets.is_bucket(workdir):
+    return any(map(_SEALED.fullmatch, buckets.contents(workdir)))
   folder = workdir / 'checkpoints'
   return folder.is_dir() and any(is_checkpoint(path.name) for path in folder.iterdir())
 
@@ -210,8 +238,7 @@ def _saved(workdir: pathlib.Path) -> bool:
 def _made(folder: pathlib.Path) -> Iterator[pathlib.Path]:
   """What a run has left in a folder, links not followed."""
   if buckets.is_bucket(folder):
-    names = buckets.contents(folder)
-    yield from (folder / name for name in sorted(names) if name.startswith('checkpoints/'))
+    yield from (folder / name for name in sorted(filter(_MADE_IN_BUCKET, buckets.contents(folder))))
     return
   for pattern in _MADE:
     above, _, name = pattern.rstrip('/').rpartition('/')
@@ -242,6 +269,11 @@ def _move(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def _delete(folder: pathlib.Path) -> None:
+  if buckets.is_bucket(folder):
+    # First of all, so that what a kill leaves is no run.
+    (folder / _CONFIG).unlink(missing_ok=True)
+    buckets.remove(folder, (os.fspath(path.relative_to(folder)) for path in _made(folder)))
+    return
   for path in list(_made(folder)):
     shutil.rmtree(path) if path.is_dir() else path.unlink()
   _remove_empty(folder)

@@ -109,6 +109,21 @@ def test_a_baseline_has_the_perplexity_of_its_bound():
   assert 1 < model.perplexity('x' * 2 * LENGTH) < 1e6
   with pytest.raises(UserError, match='windows of 24; give a text of that many'):
     model.perplexity('short')
+  with pytest.raises(UserError, match="family 'mdlm' generates along none; leave it out"):
+    model.generate('a', order=ORDERS.left_to_right(4))
+
+
+def test_a_model_along_orders_has_its_bound_and_the_likelihood_along_streams():
+  model = make('esolm', diffusion={'esolm_diffused': 0.0})
+  text = 'the text of 24 letters..'
+  nats = -sum(token.logprob for token in model.logprobs(text))
+  assert np.log(model.perplexity(text)) == pytest.approx(nats / LENGTH, rel=1e-5)
+  nats = -sum(token.logprob for token in model.logprobs(text, streams=3))
+  assert np.log(model.perplexity(text, streams=3)) == pytest.approx(nats / LENGTH, rel=1e-5)
+  order = ORDERS.right_to_left(5)
+  assert len(model.generate('It is', order=order)) == 10
+  with pytest.raises(UserError, match='mend is 2, but'):
+    model.generate(streams=2, mend=2)
 
 
 def test_the_most_likely_text_along_an_order_is_its_own(armd):
@@ -160,6 +175,7 @@ def test_infill_keeps_the_text_around_the_gaps(armd):
     (lambda m: m.generate('a', streams=25), 'streams holds S = 25, but of 24 tokens there are'),
     (lambda m: m.generate('a', order=[1, 2]), r'order is \[1, 2\]; make one with armd_jax.orders'),
     (lambda m: m.generate('a', stop=3), "stop is 3; write 'none', 'eos', or a list of texts"),
+    (lambda m: m.generate('a', stop=['a', 3]), r"stop is \['a', 3\]; write 'none', 'eos', or a"),
     (lambda m: m.generate('a', order=ORDERS.random(3), streams=2), 'give one of them'),
     (
       lambda m: m.generate('a', order=ORDERS.random(3), max_new_tokens=4),

@@ -5,8 +5,11 @@ import json
 import jax
 import pytest
 
+from armd_jax import config as config_lib
 from armd_jax.bench import decode
-from armd_jax.config import UserError
+from armd_jax.errors import UserError
+from armd_jax.training.loop import train
+from tests import tiny_run
 
 SHAPE = dict(num_layers=2, embed_dim=32, num_heads=2, length=16, position_dim=8, dtype='float32')
 
@@ -74,3 +77,19 @@ def test_program_writes_its_numbers(tmp_path, capsys):
   assert (tmp_path / 'd.png').stat().st_size > 10_000
   out = capsys.readouterr().out
   assert 'N = 16' in out and 'prefill' in out
+
+
+def test_streams_that_begin_behind_a_text(tmp_path, capsys):
+  raw = tiny_run.config(tmp_path)
+  raw.train.update(steps=1, eval_every=1, checkpoint_every=1)
+  train(config_lib.parse(raw), tmp_path / 'run')
+  options = dict(workdir=f'{tmp_path}/run', streams=(4,), repeats=1, windows=4)
+  decode.main(decode.Options(**options, behind=' ', json=f'{tmp_path}/d.json'))
+  numbers = json.loads((tmp_path / 'd.json').read_text())
+  (even,), (behind,) = numbers['quality'], numbers['quality_behind']
+  assert even['streams'] == behind['streams'] == 4 and even['nats'] != behind['nats']
+  assert "streams that begin behind ' '" in capsys.readouterr().out
+  with pytest.raises(UserError, match=r"--behind='ab' is 2 tokens of bytes.*write a text that is"):
+    decode.main(decode.Options(**options, behind='ab'))
+  with pytest.raises(UserError, match='--behind measures a trained model'):
+    decode.main(decode.Options(behind=' '))

@@ -1,6 +1,7 @@
 """A document a window: marks, prompts out of every kind of table, and prepared folders of them."""
 
 import csv
+import gzip
 import json
 import pickle
 
@@ -204,3 +205,20 @@ def test_a_damaged_record_is_told(tmp_path):
 def test_what_documents_do_not_go_with(raw, message):
   with pytest.raises(UserError, match=message):
     parse(raw)
+
+
+@pytest.mark.parametrize('name', ['text.txt', 'text.txt.gz'])
+def test_a_file_without_columns_has_no_prompts(tmp_path, name):
+  (tmp_path / name).write_bytes(gzip.compress(b'one') if name.endswith('gz') else b'one')
+  message = rf"{name}' has no columns, and so none of prompts; give .jsonl, .csv or .parquet"
+  with pytest.raises(UserError, match=message):
+    sources.load_documents(str(tmp_path / name), prompt='ask')
+
+
+def test_a_side_without_documents_is_refused(tmp_path):
+  source = corpora.write_text(tmp_path / 'text.txt', corpora.documents(40))
+  prepare.prepare(source, 'bytes', str(tmp_path / 'out'), held_out=1e-9, documents=True)
+  found = prepared.Prepared(str(tmp_path / 'out'))
+  assert len(found.documents('train', TOKENIZER, 8)) == 40
+  with pytest.raises(UserError, match='out holds no held_out documents; prepare more text'):
+    found.documents('held_out', TOKENIZER, 8)

@@ -200,6 +200,8 @@ def test_skip_tells_the_first_and_counts_all(tmp_path, capsys):
     ('a.csv', b'"a', 'row 1 of .* is no CSV'),
     ('a.json', b'{"a": ', 'is no JSON'),
     ('a.json', b'7', 'holds no rows but a int'),
+    ('a.json', b'[{"text": "a"}', r'is no JSON .*; repair it, or write one row a line'),
+    ('a.csv', b'text,n\na,1\nb\n', 'row 3 of .* has 1 fields, not 2'),
     ('a.json', b'[[' * 99_999, 'nested too deeply'),
     ('a.tar.gz', b'\x1f\x8b', r'is a .tar file; unpack it'),
     ('a.txt.bz2', b'BZ', r'is a .bz2 file; unpack it'),
@@ -279,3 +281,13 @@ def test_corpora_of_several_kinds_are_described(tmp_path):
   assert found.texts == ['a', 'b', 'c', 'd', 'e']
   for rule in ("column 'text'", 'one document an item', 'separated by blank lines'):
     assert rule in found.description
+
+
+def test_a_table_that_changes_while_it_is_read(tmp_path):
+  path = tmp_path / 'a.csv'
+  path.write_text('text,n\na,1\n')
+  span = readers.file_span(str(path))
+  assert list(span.rows()) == ['a']
+  path.write_text('body,n\na,1\n')
+  with pytest.raises(UserError, match='has changed; leave it as it is while it is read'):
+    list(span.rows())

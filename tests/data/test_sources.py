@@ -252,3 +252,11 @@ def test_real_files():
   train, held_out = sources.split_documents(documents, 0.05)
   assert 0.05 <= sum(map(len, held_out)) / documents.num_bytes < 0.06
   assert len(train) + len(held_out) == 500
+
+
+def test_a_python_without_its_own_prose(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'pydoc_data', None)
+  with pytest.raises(
+    UserError, match='comes without pydoc_data; install the full standard library'
+  ):
+    sources.load_documents('stdlib')

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tokenizers as library
 
-from armd_jax.data import tokenizers
+from armd_jax.data import tokenizer_json, tokenizers
 from armd_jax.data.tokenizer_file import FileTokenizer
 from armd_jax.errors import UserError
 
@@ -73,3 +73,18 @@ def test_what_is_none_is_a_sentence(tmp_path, text):
     FileTokenizer(str(path))
   with pytest.raises(UserError, match='cannot be read'):
     FileTokenizer(str(tmp_path / 'no.json'))
+
+
+def test_a_file_without_tokens_is_refused(tmp_path):
+  library.Tokenizer(library.models.BPE()).save(str(tmp_path / 'mine.json'))
+  with pytest.raises(UserError, match='has no tokens; give another file'):
+    FileTokenizer(str(tmp_path / 'mine.json'))
+
+
+def test_a_tokenizer_from_outside_has_no_file_for_transformers():
+  made = json.loads(tokenizer_json.text_of(tokenizers.ByteTokenizer(), 257, '<bos>'))
+  assert made['model']['vocab']['a'] == 97
+  other = type('Other', (), {'name': 'capitals', 'vocab_size': 257})()
+  message = "'capitals' has no tokenizer.json, which transformers needs; write --out"
+  with pytest.raises(UserError, match=message):
+    tokenizer_json.text_of(other, 257, '<bos>')

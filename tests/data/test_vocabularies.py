@@ -88,3 +88,12 @@ def test_the_home_folder_is_the_default(monkeypatch, tmp_path):
     vocabularies.GPT2, path='x', sha256=hashlib.sha256(DATA).hexdigest()
   )
   assert anywhere.read() == DATA
+
+
+@pytest.mark.parametrize('place', [0, 1])
+def test_a_file_that_cannot_be_read(places, place):
+  vocabulary, paths = places
+  paths[place].mkdir(parents=True)
+  message = rf'{paths[place]} cannot be read \(Is a directory\); check its permissions'
+  with pytest.raises(UserError, match=message):
+    vocabulary.read()

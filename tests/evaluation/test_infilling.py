@@ -208,3 +208,18 @@ def test_evaluate_prints_and_writes_it_and_a_report_shows_it(tmp_path, capsys):
   assert len(rows) == 6 and all(0 <= row['rougeL'] <= 1 for row in rows)
   page = report_page.scores_section({str(out): rows})
   assert 'rougeL' in page and 'both sides, S=2' in page
+
+
+def test_suites_of_texts_need_texts():
+  config = config_lib.parse({})
+  for suite in ('sedd', 'lambada', 'infilling'):
+    message = f'--suite={suite} needs texts; write --texts=NAME=FILE,... with names of '
+    with pytest.raises(UserError, match=message):
+      suites.task_of(suite, {}, config, TOKENIZER, None, 1, 0, '')
+  denoiser = config_lib.parse({'model': {'family': 'sedd'}})
+  with pytest.raises(
+    UserError, match="which a model of family 'sedd' cannot; choose another suite"
+  ):
+    suites.task_of('lambada', {'lambada': 'a.jsonl'}, denoiser, TOKENIZER, None, 1, 0, '')
+  with pytest.raises(UserError, match='scores the held-out text of the run; leave out --texts, or'):
+    suites.task_of('likelihood', {'ptb': 'a.txt'}, config, TOKENIZER, None, 1, 0, '')

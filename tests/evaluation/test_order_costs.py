@@ -11,7 +11,9 @@ from armd_jax import config as config_lib
 from armd_jax.bench import decode
 from armd_jax.config import MeshConfig
 from armd_jax.evaluation import likelihood
-from armd_jax.evaluation.order_costs import OFFSETS, order_costs
+from armd_jax.evaluation.order_costs import OFFSETS, _heads, interleaved, order_costs
+from armd_jax.objectives import armd
+from armd_jax.order import left_to_right, strided
 from armd_jax.parallel import sharding
 
 SHAPE = dict(num_layers=2, embed_dim=32, num_heads=2, length=16, position_dim=8, dtype='float32')
@@ -62,6 +64,42 @@ def test_streams_of_unequal_length(streams):
   np.testing.assert_allclose(row['ends'][-1], np.mean(expected), atol=1e-5)
 
 
+@pytest.mark.parametrize(('length', 'streams'), [(16, 1), (16, 4), (17, 5), (16, 16)])
+def test_equal_streams_are_those_of_generation(length, streams):
+  heads = _heads(np.zeros((1, length), int), streams, None)
+  ours, theirs = interleaved(heads, length), strided(length, streams)
+  np.testing.assert_array_equal(ours.position_BxN, theirs.position_BxN)
+  np.testing.assert_array_equal(ours.block_BxN, theirs.block_BxN)
+
+
+def test_streams_begin_behind_a_token():
+  """At the nearest one; where there is none within half a stream, where they else would."""
+  texts = np.zeros((3, 16), int)
+  texts[0, [5, 9, 13]] = 7  # one and two behind 4 and 8, and two behind 12 is too far for a half
+  texts[1, 6] = 7
+  heads = _heads(texts, 4, 7)
+  assert heads.tolist() == [[0, 4, 8, 12], [0, 4, 7, 12], [0, 4, 8, 12]]
+  texts[0, [3, 8, 10]] = 7
+  assert _heads(texts, 4, 7)[0].tolist() == [0, 4, 9, 11]
+  order = interleaved(np.array([[0, 3, 7]]), 10)
+  assert order.position_BxN.tolist() == [[1, 4, 8, 2, 5, 9, 3, 6, 10, 7]]
+  assert order.block_BxN.tolist() == [[1, 2, 3, 4, 4, 4, 5, 5, 5, 6]]
+
+
+def test_costs_behind_a_token_are_those_of_these_orders():
+  config = config_lib.parse({'model': SHAPE, 'order': {'max_shuffled': 0}})
+  model, params = tiny.init(config.model, 11)
+  windows_WxN = np.random.RandomState(1).randint(0, 3, (5, 16))
+  (row,) = order_costs(model, params, windows_WxN, [4], mesh(), before=2)
+  order = interleaved(_heads(windows_WxN, 4, 2), 16)
+  assert (np.diff(order.position_BxN, axis=0) != 0).any()
+  nll = [armd.nll(model, params, windows_WxN, o, np.zeros((5, 16)), loss_chunk=16)[1].mean()
+         for o in (order, left_to_right(16))]  # fmt: skip
+  np.testing.assert_allclose(row['nats'], nll[0], rtol=1e-5)
+  total = row['order_cost'] + row['independence_cost']
+  np.testing.assert_allclose(total, nll[0] - nll[1], atol=1e-5)
+
+
 # ----- a source whose conditionals are known for every order
 
 STAY = 0.95  # a text of two letters, the next of which is the same as the last
@@ -97,12 +135,11 @@ def true_nll(texts_WxN, position_N, block_N, uses_right=True):
 def test_a_perfect_model_wins_back_what_starts_cost(monkeypatch, uses_right, won_back):
   length = 48
 
-  def nll(model, params, windows_WxN, protocol, mesh, *, batch_size):
-    order = protocol.order(length, jax.random.split(jax.random.key(0), 1))
+  def score(params, text_BxN, order):
     position_N, block_N = np.asarray(order.position_BxN[0]), np.asarray(order.block_BxN[0])
-    yield true_nll(windows_WxN, position_N, block_N, uses_right)
+    return true_nll(np.asarray(text_BxN), position_N, block_N, uses_right)
 
-  monkeypatch.setattr(likelihood, 'nll', nll)
+  monkeypatch.setattr(likelihood, 'scorer', lambda model, mesh: score)
   model = types.SimpleNamespace(config=types.SimpleNamespace(num_slots=length))
   _, row = order_costs(model, None, sticky_texts(6000, length), [1, 3], mesh())
   assert len(row['starts']) == len(row['ends']) == min(OFFSETS, length // 3 // 2)

@@ -102,3 +102,18 @@ def test_experiments_are_the_projects_own_where_there_are_no_others(tmp_path, mo
   assert find('experiments/text8.py') == 'experiments/text8.py'
   monkeypatch.setenv('HOME', str(tmp_path))
   assert find('~/experiments/text8.py:x') == f'{tmp_path}/experiments/text8.py:x'
+
+
+@pytest.mark.parametrize(
+  ('path', 'message'),
+  [
+    ('a\0b', 'which no file system takes; write another name'),
+    ('x' * 5000, 'which no file system takes; write another name'),
+    ('file:///work/a', 'the address of a file; write its path alone'),
+    ('hdfs://a/b', 'hdfs:// is not supported here; write a path on a disk, and mount that store'),
+    (' ', r'--workdir is empty; write the name of a folder or a file'),
+  ],
+)
+def test_names_of_no_place(path, message):
+  with pytest.raises(UserError, match=message):
+    paths.given(path, '--workdir')

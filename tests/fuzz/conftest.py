@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import gzip
+import importlib.util
 import json
 import shutil
 import types
@@ -10,22 +12,28 @@ import corpora
 import jax
 import matplotlib.figure
 import numpy as np
+import pyarrow
 import pytest
 import tiny
+import tiny_gguf
 import tiny_gpt2
+import tiny_llama
 import tiny_run
 import tokenizers
 from fuzzed import QUICKSTART, File, Program
 
 from armd_jax import config as config_lib
-from armd_jax import export, training
+from armd_jax import export, records, training
 from armd_jax.artifacts import cards, stablehlo_run, standalone, weights
+from armd_jax.bench.device import rows
 from armd_jax.config import MeshConfig
 from armd_jax.data import corpus, prepare, prepared, sources
+from armd_jax.data.tokenizer_file import FileTokenizer
+from armd_jax.data.tokenizers import ByteTokenizer
 from armd_jax.decode import requests
-from armd_jax.evaluation import gpt2_judge, journal, judging, likelihood, scores
+from armd_jax.evaluation import gpt2_judge, infilling, journal, judging, likelihood, scores
 from armd_jax.files import lock, whole
-from armd_jax.models import gpt2, weight_files
+from armd_jax.models import gpt2, llama, weight_files
 from armd_jax.parallel import sharding
 from armd_jax.show import history, plots, report_files, report_page
 from armd_jax.training import checkpoint, quickstart
@@ -39,7 +47,9 @@ def write_run(folder):
   state, run = training.new_state(config, 257, mesh), folder / 'run'
   text = corpus.load(config.data, 16)
   workdir_lib.write_config(run, config)
-  whole.write_json(run / 'text.json', {'sha256': text.sha256, 'description': 'a text'})
+  counted = {'lengths': {'5': 2, '9': 1}, 'duplicates': 0, 'every': 1, 'held_out': 0.1}
+  about = {'sha256': text.sha256, 'description': 'a text', 'statistics': {'': counted}}
+  whole.write_json(run / 'text.json', about | {'tokenizer': text.tokenizer.fingerprint})
   saves = checkpoint.Checkpoints(run)
   saves.save(12, state, 96, 2.5)
   saves.close()
@@ -130,7 +140,37 @@ def write_judge(folder):
   words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
   words.save(str(folder / 'tokenizer.json'))
   whole.write_json(folder / 'added_tokens.json', {'w1': 1})
+  whole.write_json(folder / 'vocab.json', ids)
   return folder
+
+
+def write_open_model(folder):
+  folder.mkdir()
+  tiny_llama.write_tokenizer(tiny_llama.write(folder, 'llama3'))
+  if importlib.util.find_spec('gguf'):
+    tiny_gguf.write(folder / 'model.gguf', 'llama2')
+  return folder
+
+
+def write_texts(folder):
+  """A file of every kind that texts are read from."""
+  for write in (corpora.write_jsonl, corpora.write_parquet):
+    write(folder / f'texts.{write.__name__[6:]}', ['one text', 'another', 'x'])
+  (folder / 'texts.csv').write_text('text,n\none text,1\n"an, other",2\n')
+  text = b'one text\n\nanother\n\nmore'
+  (folder / 'texts.txt').write_bytes(text)
+  (folder / 'texts.txt.gz').write_bytes(gzip.compress(text))
+  (folder / 'texts.txt.zst').write_bytes(pyarrow.compress(text, 'zstd', asbytes=True))
+  whole.write_json(folder / 'rows.json', [{'text': 'one text', 'asks': 'what'}, {'text': 'more'}])
+  asked = [{'asks': 'what?', 'says': 'this'}, {'asks': 'and?', 'says': 'that'}]
+  (folder / 'asked.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in asked))
+  (folder / 'stories.txt').write_text('1 a\tb\tc\td\te\n' * 3)
+  names = ','.join(f'sentence{number}' for number in range(1, 6))
+  (folder / 'stories.csv').write_text(f'{names}\n1,a,b,c,d\n2,"e, f",g,h,i\n')
+
+
+def largest(folder):
+  return max((path for path in folder.rglob('*') if path.is_file()), key=lambda x: x.stat().st_size)
 
 
 def shown(measured):
@@ -156,21 +196,24 @@ def files(tmp_path_factory) -> dict[str, File]:
   run, config, abstract = write_run(folder)
   exported, exported_file = write_export(folder, run)
   suite, source = write_measured(folder), write_prepared(folder)
-  judge = write_judge(folder)
-  for texts in (corpora.write_jsonl, corpora.write_parquet):
-    texts(folder / f'texts.{texts.__name__[6:]}', ['one text', 'another', 'x'])
-  (folder / 'texts.csv').write_text('text,n\none text,1\n"an, other",2\n')
-  (folder / 'texts.txt').write_text('one text\n\nanother\n\nmore')
-  programs = folder / 'programs'
-  whole.write_json(programs / 'step.stablehlo', 1)
+  judge, open_model = write_judge(folder), write_open_model(folder / 'open')
+  write_texts(folder)
+  weights_file = folder / 'programs/weights.npz'
+  weights_file.parent.mkdir()
+  np.savez(weights_file, np.arange(20.0))
   about = {'batch_size': 1, 'length': 16, 'vocab_size': 257}
-  about['sha256'] = {'step.stablehlo': prepared.hashlib.sha256(b'1\n').hexdigest()}
-  whole.write_json(programs / 'about.json', about | {'seal': whole.sha256(about)})
+  about['sha256'] = {
+    weights_file.name: prepared.hashlib.sha256(weights_file.read_bytes()).hexdigest()
+  }
+  whole.write_json(weights_file.with_name('about.json'), about | {'seal': whole.sha256(about)})
+  whole.write_json(folder / 'records.json', {'a': {'stamp': 'ab', 'seconds': 1.5}})
+  (folder / rows.FILE).write_text('{"stage": "train", "key": "small", "at": 1.0, "ms": 2.5}\n')
   (folder / 'journal').write_text('')
   kept = journal.Journal(folder / 'journal', {'model': [12, 'ab'], 'seed': 0}, restart=True)
   kept.add(0, np.ones((2, 3)))
   kept.add(1, np.ones((1, 3)))
   read_texts = lambda name: lambda: judging.read_texts(str(folder / name))
+  load_texts = lambda name, **how: lambda: sources.load_documents(str(folder / name), **how)
 
   def read_samples():
     texts = read_texts('samples.json')()
@@ -213,7 +256,14 @@ def files(tmp_path_factory) -> dict[str, File]:
 
   plain = {
     'config.json': File(run / 'config.json', lambda: workdir_lib.read_config(run)),
-    'text.json': File(run / 'text.json', lambda: run_text.sha256_of(run)),
+    'text.json': File(
+      run / 'text.json',
+      lambda: (
+        run_text.sha256_of(run),
+        run_text.statistics_of(run),
+        run_text.check_tokenizer(run, ByteTokenizer()),
+      ),
+    ),
     'metrics.jsonl': File(run / 'metrics.jsonl', log),
     'results.json': File(results, lambda: shown(measured())),
     'base_scores.json': File(
@@ -232,10 +282,16 @@ def files(tmp_path_factory) -> dict[str, File]:
     'texts.jsonl': File(folder / 'texts.jsonl', read_texts('texts.jsonl')),
     'texts.csv': File(folder / 'texts.csv', read_texts('texts.csv'), is_json=False),
     'texts.parquet': File(folder / 'texts.parquet', read_texts('texts.parquet'), is_json=False),
-    'texts.txt': File(
-      folder / 'texts.txt',
-      lambda: sources.load_documents(str(folder / 'texts.txt')),
-      is_json=False,
+    'texts.txt': File(folder / 'texts.txt', load_texts('texts.txt'), is_json=False),
+    'texts.txt.gz': File(folder / 'texts.txt.gz', load_texts('texts.txt.gz'), is_json=False),
+    'texts.txt.zst': File(folder / 'texts.txt.zst', load_texts('texts.txt.zst'), is_json=False),
+    'rows.json': File(folder / 'rows.json', load_texts('rows.json')),
+    'asked.jsonl': File(folder / 'asked.jsonl', load_texts('asked.jsonl', prompt='asks')),
+    'stories.csv': File(
+      folder / 'stories.csv', lambda: infilling.read(str(folder / 'stories.csv')), is_json=False
+    ),
+    'stories.txt': File(
+      folder / 'stories.txt', lambda: infilling.read(str(folder / 'stories.txt')), is_json=False
     ),
     'journal': File(
       folder / 'journal',
@@ -252,6 +308,13 @@ def files(tmp_path_factory) -> dict[str, File]:
     'added_tokens.json': File(
       judge / 'added_tokens.json', lambda: gpt2_judge._encoder(judge, tiny_gpt2.V)('w1')
     ),
+    'vocab.json': File(judge / 'vocab.json', lambda: gpt2_judge._read_json(judge / 'vocab.json')),
+    'config.json of Llama': File(
+      open_model / 'config.json', lambda: llama.load(open_model, 16)[:2]
+    ),
+    'tokenizer.json of Llama': File(
+      open_model / 'tokenizer.json', lambda: FileTokenizer(str(open_model)).encode('abc')
+    ),
     'model.safetensors': File(
       judge / 'model.safetensors', lambda: gpt2.load(judge)[:2], is_json=False
     ),
@@ -259,15 +322,37 @@ def files(tmp_path_factory) -> dict[str, File]:
       judge / 'model.safetensors.index.json',
       lambda: weight_files._file_of_array(judge / 'model.safetensors.index.json'),
     ),
+    'records.json': File(
+      folder / 'records.json', lambda: records.Records(folder / 'records.json').read()
+    ),
+    'rows.jsonl': File(folder / rows.FILE, lambda: rows.read(folder)),
     'lock': File(folder / 'a.lock', lambda: lock._holder(folder / 'a.lock')),
     'plan.json': File(note.with_name('plan.json'), go_on),
   }  # fmt: skip
   (folder / 'a.lock').write_text('{"program": "train", "process": 3, "host": "here"}')
+  if (open_model / 'model.gguf').exists():
+    plain['model.gguf'] = File(
+      open_model / 'model.gguf', lambda: llama.load(open_model / 'model.gguf', 16), is_json=False
+    )
   sealed = {
     'checkpoint.json': File(seal, lambda: checkpoint.Checkpoints(run).restore(abstract)[1]),
     'export.json': File(exported / 'export.json', lambda: standalone.read(exported).config),
     'export.safetensors': File(exported_file, loaded(exported_file), is_json=False),
-    'about.json': File(programs / 'about.json', lambda: stablehlo_run.read_about(programs)),
+    'about.json': File(
+      weights_file.with_name('about.json'), lambda: stablehlo_run.read_about(weights_file.parent)
+    ),
+    'weights.npz': File(
+      weights_file,
+      lambda: (stablehlo_run.read_about(weights_file.parent), weights_file.read_bytes()),
+      is_json=False,
+    ),
+    'checkpoint': File(
+      largest(run / 'checkpoints/12'),
+      lambda: jax.tree.leaves(checkpoint.Checkpoints(run).restore(abstract)),
+      is_json=False,
+    ),
+    'export': File(largest(exported), loaded(exported), is_json=False),
+    'checked': File(folder / '.prepared.checked/train-00000.array_record.json', windows),
     'manifest.json': File(folder / 'prepared/manifest.json', windows),
     'array_record': File(folder / 'prepared/train-00000.array_record', windows, is_json=False),
     'part.json': File(note, go_on),

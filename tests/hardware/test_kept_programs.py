@@ -54,8 +54,17 @@ def test_a_folder_that_cannot_be_written_to_is_a_note(tmp_path):
   done = run(tmp_path / 'file')
   assert done.stdout.split() == ['6.0', 'False']
   assert 'note: compiled programs are not kept in' in done.stderr and 'or none' in done.stderr
-  with pytest.raises(UserError, match=r"^--compilation_cache is 'gs://b'"):
-    kept_programs.keep('gs://b')
+  with pytest.raises(UserError, match=r"^--compilation_cache is 's3://b'"):
+    kept_programs.keep('s3://b')
+
+
+def test_a_bucket_keeps_programs_too(bucket):
+  """Under the name of the CPU; one that cannot be read is told."""
+  where = bucket.folder('compiled')
+  assert [run(where).stdout.split()[1] for _ in range(2)] == ['False', 'True']
+  assert {name.partition('/')[0] for name in bucket.names(where)} == {kept_programs._cpu()}
+  with pytest.raises(UserError, match=r"^--compilation_cache is .* the bucket 'nowhere' cannot be"):
+    kept_programs.keep('gs://nowhere/compiled')
 
 
 def test_the_oldest_go_where_there_are_too_many(tmp_path):

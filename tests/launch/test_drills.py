@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_run
+from finished import assert_same_run, final, last_step
 
 from armd_jax import training
 from armd_jax.parallel import sharding
@@ -44,36 +45,6 @@ def compiled_alike(monkeypatch):
   """Every run of a drill, by whichever launcher, with the same compiler settings."""
   for name, value in tiny_run.VARIABLES.items():
     monkeypatch.setenv(name, value)
-
-
-def final(workdir, step=None):
-  config = workdir_lib.read_config(workdir)
-  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-  abstract = training.abstract_state(config, 257, mesh)
-  return checkpoint.Checkpoints(workdir).restore(abstract, step)
-
-
-def assert_same_run(workdir, expected):
-  """The same final state, at every step that was done, or done again, the same loss, and of all
-  examples none twice and none left out."""
-  (state, index), (want, want_index) = final(workdir), final(expected)
-  assert index == want_index
-  jax.tree.map(np.testing.assert_array_equal, state, want)
-  want_losses = tiny_run.losses(expected)
-  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-  steps = {line['step'] for line in lines if 'loss' in line}
-  assert steps == want_losses.keys()
-  for line in lines:
-    assert line.get('loss', want_losses[line['step']]) == want_losses[line['step']], line
-  last_done = {line['step']: line['examples'] for line in lines if 'examples' in line}
-  assert list(last_done.values()) == [[8 * step - 8, 8 * step - 1] for step in sorted(steps)]
-
-
-def last_step(workdir):
-  """Newest step in the log, whose last line may be half written."""
-  log = workdir / 'metrics.jsonl'
-  lines = log.read_text().split('\n')[:-1] if log.exists() else []
-  return max((json.loads(line)['step'] for line in lines), default=0)
 
 
 def wait_until(condition, seconds=300):

@@ -244,6 +244,7 @@ def test_padded_vocabulary_has_no_probability():
     {'head_dim': 16},
     {'mlp': 'swiglu'},
     {'tied_head': False},
+    {'content_mask': 'row'},
   ],
   ids=str,
 )

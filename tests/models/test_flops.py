@@ -1,5 +1,6 @@
 """The closed form that training logs MFU by, against the products counted in the program."""
 
+import dataclasses
 import functools
 
 import jax
@@ -14,10 +15,12 @@ from armd_jax.models.flops import training_flops
 VOCAB = 1000
 
 
-def counted(whole):
-  """Needed products of a training step of one sequence, from its jaxpr."""
+def counted(whole, texts=1):
+  """Needed products of a training step of so many sequences, from its jaxpr."""
+  train = dataclasses.replace(whole.train, batch_size=texts)
+  whole = dataclasses.replace(whole, train=train)
   params = jax.eval_shape(functools.partial(training.init_state, whole, VOCAB)).params
-  text = jax.ShapeDtypeStruct((1, whole.model.length), jnp.int32)
+  text = jax.ShapeDtypeStruct((texts, whole.model.length), jnp.int32)
   step = functools.partial(training.loss_and_gradients, whole, VOCAB)
   return flops.count(step, params, jnp.int32(0), text).visible
 
@@ -42,6 +45,8 @@ def whole_config(order=(), **model):
     {'query_seed': 'mask_embedding', 'num_two_stream_layers': 1},
     {'query_seed': 'mask_embedding', 'num_two_stream_layers': 0},
     {'query_seed': 'shift', 'num_two_stream_layers': 4, 'scan_layers': False},
+    {'family': 'esolm', 'diffusion': {'esolm_diffused': 0.0}},
+    {'family': 'esolm', 'diffusion': {'esolm_loss': 'orders'}, 'mlp': 'swiglu', 'num_kv_heads': 2},
   ],
   ids=str,
 )
@@ -70,6 +75,18 @@ def test_equals_the_counted_products(model):
 def test_is_within_a_percent_of_the_counted_products(model):
   whole = whole_config(**model)
   assert training_flops(whole.model, VOCAB) == pytest.approx(counted(whole), rel=0.01)
+
+
+@pytest.mark.parametrize(
+  'diffusion',
+  [{}, {'esolm_diffused': 0.6, 'esolm_split': 0.25}, {'esolm_diffused': 1.0},
+   {'esolm_diffused': 1.0, 'schedule': 'cosine'}],
+  ids=str,
+)  # fmt: skip
+def test_is_the_mean_over_draws_of_phases(diffusion):
+  """64 texts of one step, whose times lie evenly."""
+  whole = whole_config(family='esolm', num_layers=2, diffusion=diffusion)
+  assert training_flops(whole.model, VOCAB) == pytest.approx(counted(whole, 64) / 64, rel=1e-3)
 
 
 def test_strided_orders_change_it_by_less_than_their_share():

@@ -2,7 +2,8 @@
 
 import functools
 import json
-import re
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import tiny_gguf
 import tiny_llama
 from tiny_llama import KINDS, N, V, arrays, reference, write
 
 from armd_jax import models
+from armd_jax.data import gguf_vocabulary
 from armd_jax.decode.generate import generate, task_of
 from armd_jax.decode.sampling import Sampling
 from armd_jax.errors import UserError
-from armd_jax.models import conversion, llama
+from armd_jax.models import conversion, gguf_file, llama
 from armd_jax.models.vocabulary import BOS
 from armd_jax.order import left_to_right
 
@@ -173,6 +176,8 @@ def test_what_is_not_known_is_refused(tmp_path):
   refuses("rope_scaling = 'yarn', which is not known", rope_scaling={'type': 'yarn', 'factor': 2.0})
   refuses("lacks factor of rope_scaling 'linear'", rope_scaling={'type': 'linear'})
   refuses("says rope_scaling = '3', no dict", rope_scaling=3)
+  refuses(r"partial_rotary_factor = 0\.5, but only 1\.0 is known here; name another",
+          rope_parameters={'rope_type': 'default', 'partial_rotary_factor': 0.5})  # fmt: skip
   refuses('says beta of rope_scaling', rope_scaling={'type': 'linear', 'factor': 2.0, 'beta': 1})
   refuses("hidden_act = 'gelu', but only 'silu'", hidden_act='gelu')
   refuses('says quantization_config = .*, which is not known', quantization_config={'bits': 4})
@@ -220,46 +225,9 @@ def test_half_a_shard_is_refused(tmp_path):
 # ----- GGUF
 
 
-def write_gguf(path, kind):
-  """As llama.cpp's converter writes it: halves of a head interleaved, unless it is a Qwen."""
-  gguf = pytest.importorskip('gguf', reason='reads GGUF, which needs the package gguf')
-  d = tiny_llama.described(kind)
-  writer = gguf.GGUFWriter(path, d['model_type'])
-  writer.add_context_length(64)
-  writer.add_embedding_length(tiny_llama.E)
-  writer.add_block_count(tiny_llama.LAYERS)
-  writer.add_feed_forward_length(tiny_llama.F)
-  writer.add_head_count(tiny_llama.HEADS)
-  writer.add_head_count_kv(d['num_key_value_heads'])
-  writer.add_layer_norm_rms_eps(d['rms_norm_eps'])
-  writer.add_rope_freq_base(d.get('rope_theta', 1e4))
-  if 'head_dim' in d:
-    writer.add_key_length(d['head_dim'])
-  writer.add_token_list([f'w{n}' for n in range(V)])
-  writer.add_bos_token_id(1)
-  for name, x in arrays(kind).items():
-    name = name.removeprefix('model.')
-    for theirs, ours in llama.gguf_file._ARRAYS.items():
-      if re.search(rf'(^|\.){re.escape(ours)}\.(weight|bias)$', name):
-        name = re.sub(r'^layers\.', 'blk.', name).replace(ours, theirs)
-        break
-    heads = HEADS_OF.get(theirs) if d['model_type'] == 'llama' else None
-    if heads:
-      heads = d[f'num_{heads}_heads']
-      x = x.reshape(heads, 2, -1, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
-    writer.add_tensor(name, np.ascontiguousarray(x))
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
-
-
-HEADS_OF = {'attn_q': 'attention', 'attn_k': 'key_value'}
-
-
 @pytest.mark.parametrize('kind', ['llama2', 'smollm2', 'qwen2', 'qwen3'])
 def test_gguf_is_the_same_model(kind, tmp_path):
-  write_gguf(tmp_path / 'model.gguf', kind)
+  tiny_gguf.write(tmp_path / 'model.gguf', kind)
   for path in (tmp_path, tmp_path / 'model.gguf'):
     config, vocab_size, params = llama.load(path, N)
     assert vocab_size == V
@@ -271,3 +239,45 @@ def test_gguf_is_the_same_model(kind, tmp_path):
   (tmp_path / 'other.gguf').write_bytes(whole)
   with pytest.raises(UserError, match='holds 2 files of GGUF; write the name of one'):
     llama.load(tmp_path, N)
+
+
+def test_names_and_vocabularies_of_gguf_that_are_not_known(tmp_path):
+  path = tmp_path / 'a.gguf'
+  for name in ('blk.0.strange.weight', 'rope_freqs.weight'):
+    with pytest.raises(UserError, match=rf'a.gguf holds {name}, which is not known here; '):
+      gguf_file._name(path, name)
+  assert gguf_file._name(path, 'blk.1.attn_q.weight') == 'layers.1.self_attn.q_proj.weight'
+  of = lambda kind, **more: {'tokenizer.ggml.model': kind, 'tokenizer.ggml.pre': 'smollm'} | more
+  message = r"a vocabulary of the kind 'llama', .*; put the model's tokenizer.json beside it"
+  with pytest.raises(UserError, match=message):
+    gguf_vocabulary.tokenizer_json(path, of('llama'))
+  some = of('gpt2', **{'tokenizer.ggml.tokens': ['a', 'b'], 'tokenizer.ggml.merges': ['a c']})
+  with pytest.raises(UserError, match=r'holds no whole vocabulary \(.*\); fetch it anew'):
+    gguf_vocabulary.tokenizer_json(path, some)
+  with pytest.raises(UserError, match=r'holds no whole vocabulary \(.*\); fetch it anew'):
+    gguf_vocabulary.tokenizer_json(path, of('gpt2'))
+
+
+@pytest.mark.parametrize(('heads', 'rows'), [(5, 32), (3, 6), (None, 32), ('x', 32), (0, 32)])
+def test_heads_of_gguf_that_do_not_divide(heads, rows, monkeypatch, tmp_path):
+  tensor = types.SimpleNamespace(name='blk.0.attn_q.weight')
+  reader = types.SimpleNamespace(tensors=[tensor])
+  found = {'general.architecture': 'llama', 'llama.attention.head_count': heads}
+  monkeypatch.setattr(gguf_file, 'fields', lambda path: (path, found, reader))
+  monkeypatch.setattr(gguf_file, '_dequantized', lambda *_: np.ones((rows, 32), np.float32))
+  if heads == 3:  # six rows are three heads of two
+    assert gguf_file.read(tmp_path)[1]['vocab_size'] == 0
+    return
+  with pytest.raises(UserError, match=r'of shape \(32, 32\), which .* heads do not divide; name a'):
+    gguf_file.read(tmp_path)
+
+
+def test_an_array_of_gguf_that_the_library_cannot_read(monkeypatch, tmp_path):
+  def refuse(*_):
+    raise NotImplementedError('IQ9 is not known')
+
+  monkeypatch.setitem(sys.modules, 'gguf', types.SimpleNamespace(dequantize=refuse))
+  tensor = types.SimpleNamespace(name='blk.0.attn_q.weight', data=None, tensor_type=99, shape=(1,))
+  message = r'cannot read blk.0.attn_q.weight of .* \(IQ9 is not known\); name a folder'
+  with pytest.raises(UserError, match=message):
+    gguf_file._dequantized(tmp_path / 'a.gguf', tensor)

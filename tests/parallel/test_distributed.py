@@ -2,7 +2,9 @@
 
 import dataclasses
 import os
+import re
 import signal
+import socket
 import subprocess
 import time
 import types
@@ -182,6 +184,8 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, monkeypatch, caps
 def test_a_second_ctrl_c_is_an_interrupt():
   notice = distributed.StopNotice(sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1]))
   try:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not notice.reached()
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGINT)
@@ -292,6 +296,21 @@ time.sleep(200)
   assert f'process {lost} on ' in line and 'ended with exit code 70' in line
 
 
+@pytest.mark.parametrize('told', [0, 1])
+def test_a_process_that_stops_at_once_stops_the_other(told):
+  """With its code, though what they compute together breaks before that is told."""
+  found = job(f"""
+from armd_jax.parallel import ends
+distributed.gather_text('both are here')
+if me == {told}:
+  ends.leave(75, 'told to stop')
+distributed.gather_text('x')
+""")
+  assert [code for *_, code in found] == [75, 75], found
+  assert 'told to stop' in found[told][1]
+  assert 'Traceback' not in found[1 - told][1] and not errors(found[1 - told][1])
+
+
 def test_a_process_that_is_lost_ends_the_other_with_a_sentence():
   """Killed, so that it tells nothing: jax aborts the other."""
   found = job("""
@@ -309,7 +328,7 @@ def test_a_process_that_is_stopped_ends_the_other_within_hang_seconds(stopped):
   body = f"""
 from armd_jax.training import hooks
 distributed.gather_text('both are here')
-watchdog = hooks.Watchdog(3, 'the state to start from')
+watchdog = hooks.Watchdog(9, 'the state to start from')
 if me == {stopped}:
   os.kill(os.getpid(), signal.SIGSTOP)
 distributed.gather_text('x')
@@ -317,7 +336,8 @@ distributed.gather_text('x')
   found = job(body, stopped)
   assert found[stopped][2] == -9 and found[1 - stopped][2] == 70, found
   (line,) = errors(found[1 - stopped][1])
-  assert 'waited for the state to start from longer than config.train.hang_seconds = 3' in line
+  assert 'waited for the state to start from longer than config.train.hang_seconds = 9' in line
+  assert re.search(f', and process {stopped} on {socket.gethostname()} does not answer; its', line)
 
 
 # ----- several processes

@@ -68,13 +68,13 @@ ends.leave(5, 'second')
 
 
 def test_an_abort_of_a_library_is_a_sentence():
-  script = 'ends.leave_if_aborted("error: lost")\nos.abort()'
+  script = 'ends.leave_if_aborted(lambda: "error: lost")\nos.abort()'
   assert end(start(script)) == (70, '', 'error: lost\n')
 
 
 def test_an_abort_on_the_way_out_changes_nothing():
   script = """
-ends.leave_if_aborted('error: lost')
+ends.leave_if_aborted(lambda: 'error: lost')
 ends.before_leaving(lambda code: os.abort())
 ends.leave(1, 'error: bad')
 """
@@ -83,7 +83,7 @@ ends.leave(1, 'error: bad')
 
 def test_the_end_of_a_job_whose_error_another_process_tells_is_silent():
   """Also where that one is gone before this one has left by itself, and jax aborts."""
-  script = 'ends.leave_if_aborted("error: lost")\nends.expect(1)\nos.abort()'
+  script = 'ends.leave_if_aborted(lambda: "error: lost")\nends.expect(1)\nos.abort()'
   assert end(start(script)) == (1, '', '')
 
 

@@ -12,6 +12,7 @@ import optax
 import pytest
 import tiny
 import tiny_run
+from flax import traverse_util
 
 import armd_jax
 from armd_jax import config as config_lib
@@ -37,8 +38,12 @@ def config_of(**changes):
   return tiny.train_config(**ALL | changes)
 
 
+def leaves(tree):
+  return traverse_util.flatten_dict(tree, sep='/').items()
+
+
 def names(tree):
-  return {name for name, _ in adapters._leaves(tree)}
+  return {name for name, _ in leaves(tree)}
 
 
 def text(seed=0):
@@ -90,8 +95,8 @@ def test_what_is_trained_moves_and_nothing_else(changes, expected):
   for seed in range(2):
     state, metrics = step(state, text(seed))
     assert metrics['finite']
-  after = dict(adapters._leaves(jax.device_get(state.params)))
-  for name, x in adapters._leaves(before):
+  after = dict(leaves(jax.device_get(state.params)))
+  for name, x in leaves(before):
     assert (x == after[name]).all() == (name not in trained), name
 
 
@@ -104,7 +109,7 @@ def test_adapters_change_nothing_at_first():
     training.network_params(plain, of(plain)),
   )
   # A of another seed, and of another matrix, is another.
-  drawn = dict(adapters._leaves(of(lora).params))
+  drawn = dict(leaves(of(lora).params))
   assert not np.allclose(
     drawn['causal/layers/query/kernel_in'], drawn['causal/layers/key_value/kernel_in']
   )
@@ -118,9 +123,9 @@ def test_a_merged_matrix_is_the_sum_of_both():
   """W + alpha / rank A B, layer by layer, over all axes of the inputs."""
   config = config_of(**LORA)
   state = moved_adapters(config)
-  found = dict(adapters._leaves(training.network_params(config, state, averaged=False)))
+  found = dict(leaves(training.network_params(config, state, averaged=False)))
   assert found.keys() == names(training.init_params(config, tiny.VOCAB))
-  params = {name: np.asarray(x, np.float64) for name, x in adapters._leaves(state.params)}
+  params = {name: np.asarray(x, np.float64) for name, x in leaves(state.params)}
   equations = {
     'query/kernel': 'er,rhd->ehd', 'key_value/kernel': 'er,rkgd->ekgd', 'out/kernel': 'hdr,re->hde',
     'gate_up/kernel': 'er,rkf->ekf', 'down/kernel': 'fr,re->fe', 'embedding': 'vr,re->ve',
@@ -152,9 +157,7 @@ def test_gradients_are_those_of_the_network_by_the_chain_rule(accumulation):
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
   part = adapters.trained(lora.optimizer, state.params)
   _, pull = jax.vjp(functools.partial(adapters.whole, lora.optimizer, state.params), part)
-  for (name, x), (_, y) in zip(
-    adapters._leaves(found), adapters._leaves(pull(whole)[0]), strict=True
-  ):
+  for (name, x), (_, y) in zip(leaves(found), leaves(pull(whole)[0]), strict=True):
     assert np.abs(y).max() > 0, name
     np.testing.assert_allclose(x, y, rtol=0, atol=2e-5 * np.abs(y).max(), err_msg=name)
   norm = optax.tree.norm(found)
@@ -213,14 +216,12 @@ def test_adapters_start_from_the_averages_of_another_run_and_anew(runs):
   _, (base_state, _) = state_at(folder / 'base')
   config, (state, next_index) = state_at(folder / 'lora')
   assert state.step == 12 and next_index == 12 * 8  # of its own, not after the other's
-  frozen = dict(adapters._leaves(state.params))
-  for name, x in adapters._leaves(base_state.ema):
+  frozen = dict(leaves(state.params))
+  for name, x in leaves(base_state.ema):
     np.testing.assert_array_equal(frozen[name], x, err_msg=name)
   merged = training.network_params(config, state)
   changed = {
-    name
-    for name, x in adapters._leaves(merged)
-    if not np.array_equal(x, dict(adapters._leaves(base_state.ema))[name])
+    name for name, x in leaves(merged) if not np.array_equal(x, dict(leaves(base_state.ema))[name])
   }
   assert changed == {name for name in names(merged) if name.endswith('kernel')}
 
@@ -277,6 +278,6 @@ def test_from_adapters_to_a_whole_network_and_on(runs, tmp_path):
   assert more.step == 13 and next_index == 13 * 8
   jax.tree.map(
     np.testing.assert_array_equal,
-    adapters._only(lambda name: name.endswith('kernel'), more.params),
-    adapters._only(lambda name: name.endswith('kernel'), state.params),
+    {name: x for name, x in leaves(more.params) if name.endswith('kernel')},
+    {name: x for name, x in leaves(state.params) if name.endswith('kernel')},
   )

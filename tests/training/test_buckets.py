@@ -14,7 +14,8 @@ import tiny_run
 from training.test_checkpoint import ABSTRACT, state_of
 from training.test_loop import config
 
-from armd_jax import evaluate, flags, report, sample
+from armd_jax import config as config_lib
+from armd_jax import evaluate, export, flags, report, sample
 from armd_jax import train as program
 from armd_jax.artifacts import weights
 from armd_jax.config import DataConfig
@@ -23,6 +24,7 @@ from armd_jax.errors import UserError
 from armd_jax.files import buckets, paths
 from armd_jax.show import goodput, history
 from armd_jax.training import checkpoint, loop, metrics
+from armd_jax.training import workdir as workdir_lib
 
 
 @pytest.fixture(scope='module')
@@ -172,6 +174,38 @@ def test_a_busy_store_is_asked_again(bucket):
   assert restored(where) == 1
 
 
+def test_a_stalled_connection_is_given_up_and_made_again(bucket, monkeypatch):
+  """Of gcsfs here, and of TensorStore in a process of its own, which reads its limit once."""
+  import aiohttp
+  import fsspec
+
+  soon = aiohttp.ClientTimeout(total=None, sock_connect=1, sock_read=1)
+  monkeypatch.setitem(fsspec.config.conf['gcs'], 'requests_timeout', soon)
+  where = bucket.folder('stalled')
+  bucket.be_silent(1)
+  (paths.kept(where, 'x') / 'a').write_text('text')
+  assert bucket.read(f'{where}/a') == b'text'
+  variables = os.environ | {'TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS': '1'}
+  script = f"""
+import sys
+sys.path.insert(0, {str(tiny_run.ROOT / 'tests')!r})
+from training.test_buckets import restored, save
+save({where!r}, 1)
+print('saved', flush=True)
+input()
+print(restored({where!r}))
+"""
+  process = subprocess.Popen(
+    [*tiny_run.PYTHON, '-c', script],
+    env=variables | tiny_run.VARIABLES,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout.readline() == 'saved\n'
+  assert process.communicate('\n')[0] == '1\n'
+
+
 def test_a_checkpoint_without_its_seal_is_none(bucket):
   where = bucket.folder('unsealed')
   save(where, 1, 2, keep_last=2)
@@ -184,10 +218,6 @@ def test_a_checkpoint_without_its_seal_is_none(bucket):
   [
     (['--workdir=gs://bucket'], 'is a whole bucket; write a folder in it'),
     (['--workdir=gs://nowhere/run'], "but the bucket 'nowhere' cannot be read .*; check its name"),
-    (
-      ['--workdir=gs://bucket/run', '--overwrite'],
-      '--overwrite sets a run aside, which ',
-    ),
     (['--workdir=gs://bucket/new', '--config.train.profile_steps=(1,2)'], 'a trace cannot be writ'),
     (['--workdir=gs://bucket/run', '--config.seed=7'], 'was started with config.seed = 0, not 7'),
   ],
@@ -239,3 +269,123 @@ def test_other_addresses_stay_refused():
     with pytest.raises(UserError, match='is not supported here'):
       paths.kept(path, '--workdir')
   assert not buckets.is_bucket('/gs:/bucket')
+
+
+# ----- a run in the place of another one
+
+
+def named(bucket, where):
+  return {name.partition('/')[0] for name in bucket.names(where)}
+
+
+def test_overwrite_replaces_a_run_with_its_first_checkpoint(bucket, tmp_path, monkeypatch):
+  """Until then the old one is set aside, and comes back where the new one fails."""
+  where, wanted = bucket.folder('over'), config(tmp_path, train__steps=6)
+  loop.train(wanted, where)
+  bucket.write(f'{where}/mine.txt', b'kept')
+  before = {name: bucket.read(f'{where}/{name}') for name in bucket.names(where)}
+  other = config(tmp_path, train__steps=6, seed=1)
+
+  def fails(*_):
+    assert '.replaced' in named(bucket, where)
+    raise UserError('no')
+
+  with monkeypatch.context() as patch, pytest.raises(UserError, match=r'^no$'):
+    patch.setattr(checkpoint.Checkpoints, 'save', fails)
+    loop.train(other, where, overwrite=True)
+  assert {name: bucket.read(f'{where}/{name}') for name in bucket.names(where)} == before
+  expected = loop.train(other, where, overwrite=True)
+  with contextlib.closing(checkpoint.Checkpoints(where)) as checkpoints:
+    state, _ = checkpoints.restore(expected)
+  jax.tree.map(np.testing.assert_array_equal, state, expected)
+  assert '.replaced' not in named(bucket, where)
+  assert bucket.read(f'{where}/mine.txt') == b'kept'
+  assert len([name for name in bucket.names(where) if name.startswith('metrics.jsonl/')]) == 1
+
+
+class Killed(BaseException):
+  """What a kill is to the code that it ends: nothing after it is done."""
+
+
+@pytest.mark.parametrize('change', range(12))
+def test_a_kill_while_a_run_is_replaced_loses_none(bucket, monkeypatch, change):
+  """After so many changes to the bucket; the next start finds the old run whole, or the new one."""
+  where = paths.kept(bucket.folder(f'killed-over-{change}'), 'x')
+  old, new = config_lib.Config(), config_lib.Config(seed=1)
+  files = {'text.json': b'{}', 'checkpoints/6/a': b'a', 'checkpoints/6/checkpoint.json': b'{}'}
+  workdir_lib.write_config(where, old)
+  for name, data in files.items():
+    (where / name).parent.mkdir(parents=True, exist_ok=True)
+    (where / name).write_bytes(data)
+  whole_run = {name: bucket.read(f'{where}/{name}') for name in bucket.names(str(where))}
+  store, left = buckets._store(where), change
+  filesystem = type(store)
+
+  def counted(name):
+    original = getattr(filesystem, name)
+
+    async def wrapped(self, *args, **more):
+      nonlocal left
+      if not left:
+        raise Killed
+      left -= 1
+      return await original(self, *args, **more)
+
+    return wrapped
+
+  died = False
+  with monkeypatch.context() as patch:
+    for name in ('_cp_file', '_rm_file', '_rm_files', '_pipe_file'):
+      patch.setattr(filesystem, name, counted(name))
+    # The handlers of the block run as they do after an error, and are killed, too.
+    try:
+      with workdir_lib.begun(where, new, overwrite=True):
+        pass
+    except Killed:
+      died = True
+  workdir_lib.put_back(where)
+  found = workdir_lib.read_config(where)
+  if found.seed == 0:
+    there = {name for name in bucket.names(str(where)) if not name.startswith('.replaced/')}
+    assert there == whole_run.keys()
+    assert all(bucket.read(f'{where}/{name}') == whole_run[name] for name in there)
+  else:
+    assert not died or workdir_lib._is_aside(where)
+
+
+# ----- exports
+
+
+def exported(where, out, *more):
+  export.main(flags.parse(export.Options, ['e', f'--workdir={where}', f'--out={out}', *more]))
+
+
+@pytest.mark.parametrize('out', ['export', 'export.safetensors'])
+def test_exports_go_to_a_bucket_and_are_opened_there(bucket, run, tmp_path, capsys, out):
+  where, there = run[0], bucket.folder(out)
+  exported(where, there)
+  exported(where, tmp_path / out)
+  with pytest.raises(UserError, match=f'{there} exists; write another --out, or --overwrite'):
+    exported(where, there)
+  exported(where, there, '--overwrite')
+  _, _, params, step = weights.load_ema(there)
+  _, _, expected, _ = weights.load_ema(tmp_path / out)
+  assert step == 12
+  jax.tree.map(np.testing.assert_array_equal, params, expected)
+  assert weights.text_sha256_of(there) == weights.text_sha256_of(where)
+  sample.main(flags.parse(sample.Options, ['s', f'--workdir={there}', '--streams=1']))
+  assert 'weights of step 12' in capsys.readouterr().out
+
+
+def test_a_damaged_export_in_a_bucket_is_told_by_its_name(bucket, run):
+  where, there = run[0], bucket.folder('damaged-export')
+  exported(where, there)
+  name = next(name for name in bucket.names(there) if name.startswith('weights/d/'))
+  bucket.write(f'{there}/{name}', bucket.read(f'{there}/{name}')[:-1])
+  with pytest.raises(UserError, match=f'^export {there} is damaged .{name} has .* bytes'):
+    weights.load_ema(there)
+  bucket.write(f'{there}/mine', b'')
+  with pytest.raises(UserError, match=f'{there} holds mine, which is no part of the export'):
+    exported(where, there, '--overwrite')
+  with pytest.raises(UserError, match="the bucket 'nowhere' cannot be read"):
+    exported(where, 'gs://nowhere/e')

@@ -37,6 +37,29 @@ def test_norms_of_layers_add_up_to_the_whole(scanned):
   np.testing.assert_allclose(rows['update_ratio/vocabulary'], ratio, rtol=1e-3)
 
 
+@pytest.mark.parametrize('tied', [True, False])
+def test_the_scale_of_logits_is_that_of_rows_in_all_directions(tied):
+  """Whose logits the network itself computes; padding of the vocabulary has none."""
+  config = tiny.model_config(tied_head=tied, vocab_multiple=64)
+  model, params = tiny.init(config)
+  rng = np.random.default_rng(0)
+  params['final_norm']['scale'] = rng.uniform(0.5, 5, config.embed_dim).astype(np.float32)
+  normed = rng.normal(size=(20_000, config.embed_dim)).astype(np.float32)
+  hidden = normed * params['final_norm']['scale']
+  logits = model.apply({'params': params}, hidden, method='logits')[:, : tiny.VOCAB]
+  expected = np.sqrt(np.mean(np.square(logits)))
+  np.testing.assert_allclose(by_layer.logit_scale(params, tiny.VOCAB), expected, rtol=0.01)
+
+
+def test_the_scale_of_logits_is_logged():
+  """Before the step, of the whole network, whatever part of it is trained."""
+  for changes in ({}, {'optimizer__lora_rank': 2}):
+    before, _, metrics = measured(**changes)
+    rows = dict(by_layer.rows(metrics['layers']))
+    scale = by_layer.logit_scale(before, tiny.VOCAB)
+    np.testing.assert_allclose(rows['logit_scale'], scale, rtol=1e-6)
+
+
 def test_only_who_asks_gets_them():
   config = tiny.train_config()
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])

@@ -65,6 +65,35 @@ def test_a_hang_ends_the_process_with_every_stack_and_nothing_else_does():
   assert 'start the job again' in sentence
 
 
+@pytest.mark.parametrize('reason', ['HttpError: busy, 503', ''])
+def test_a_store_that_does_not_answer_is_told_where_nothing_progresses(reason):
+  """And one that does is no reason to end."""
+  script = f"""
+import time
+from armd_jax.files import buckets
+from armd_jax.training import hooks
+hooks._SECONDS_BEFORE_ASKING = 1.0
+asked = []
+buckets.why_not = lambda store: asked.append(store) or {reason!r}
+watchdog = hooks.Watchdog(0, 'the text', 'gs://b/run')
+for _ in range(8):
+  time.sleep(0.25)
+  watchdog.progress('a save')
+print(asked, flush=True)
+time.sleep(3)
+print(set(asked), flush=True)
+"""
+  done = tiny_run.run([sys.executable, '-c', script])
+  if reason:
+    assert done.returncode == 1 and done.stdout == '[]\n'
+    told = (
+      'waited for a save, and the bucket of gs://b/run does not answer (HttpError: busy, 503); s'
+    )
+    assert told in done.stderr and len(done.stderr.splitlines()) == 1
+  else:
+    assert done.returncode == 0 and done.stdout == "[]\n{'gs://b/run'}\n" and not done.stderr
+
+
 @pytest.mark.parametrize(
   ('module', 'name', 'waits_for'),
   [

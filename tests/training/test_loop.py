@@ -1,6 +1,11 @@
 """Runs that go on from another one, of several corpora, and what a run tells of its time."""
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -134,3 +139,65 @@ def test_a_run_tells_where_its_time_went(tmp_path, capsys, monkeypatch):
   printed = capsys.readouterr().out
   assert printed.count('goodput   ') == 2 and 'in 2 starts trained; start ' in printed
   assert 'step 5/6  first step ' in printed and ' s after the start: import ' in printed
+
+
+# ----- told to stop
+
+# In the midst of something that Python cannot interrupt, as a compiler is not.
+_BUSY = """
+import hashlib, importlib, sys
+from armd_jax import cli, train
+
+def busy(*_, **__):
+  print('up', flush=True)
+  hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)  # minutes
+
+setattr(importlib.import_module('armd_jax.training'), sys.argv.pop(1), busy)
+cli.run(train.main, train.Options)
+"""
+
+
+@pytest.mark.parametrize(
+  ('busy', 'in_background'), [('new_state', True), ('loss_and_gradients', False)]
+)
+def test_sigterm_ends_a_run_at_once_before_its_first_step(tmp_path, busy, in_background):
+  """While it makes its state, and while its step is compiled."""
+  experiment = tiny_run.write_experiment(tmp_path)
+  command = tiny_run.train(experiment, tmp_path / 'run')[3:]
+  # As a shell does to what runs in the background.
+  ignoring = ['sh', '-c', 'trap "" INT; exec "$@"', 'sh'] if in_background else []
+  process = subprocess.Popen(
+    [*ignoring, sys.executable, '-c', _BUSY, busy, *command],
+    env=os.environ | tiny_run.VARIABLES,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert 'up\n' in iter(process.stdout.readline, '')
+  process.terminate()
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == 75
+  assert errors.splitlines()[-1].startswith(
+    'stopped by SIGTERM at once, as there is nothing to sav'
+  )
+
+
+def test_sigterm_in_the_last_save_is_heard(tmp_path, monkeypatch, capsys):
+  """All is saved, with the exit code of that; the same command draws the picture."""
+  wanted = config(tmp_path)
+  save = checkpoint.Checkpoints.save
+
+  def save_and_signal(self, step, *rest):
+    save(self, step, *rest)
+    if step == 12:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+    patch.setattr(checkpoint.Checkpoints, 'save', save_and_signal)
+    loop.train(wanted, tmp_path / 'run')
+  assert stopped.value.code == 75
+  told = r'stopped by SIGTERM; step 12 is saved, and .* goes on from there \(\d+.\d s after the sig'
+  assert re.search(told, capsys.readouterr().out)
+  assert not (tmp_path / 'run' / 'training.png').exists()
+  assert int(loop.train(wanted, tmp_path / 'run').step) == 12
+  assert (tmp_path / 'run' / 'training.png').exists()

@@ -416,7 +416,7 @@ def without_host_fields(section):
   return made
 
 
-@pytest.mark.parametrize('family', ['armd', 'ar', 'mdlm'])
+@pytest.mark.parametrize('family', ['armd', 'ar', 'mdlm', 'esolm'])
 def test_the_step_reads_no_field_of_the_host(family):
   config = without_host_fields(tiny.train_config(model__family=family, train__accumulation=2))
   mesh = sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])

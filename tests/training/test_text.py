@@ -133,3 +133,11 @@ def test_another_vocabulary_under_the_same_name_is_refused(tmp_path):
   made.save(str(path))
   with pytest.raises(UserError, match=r'trained with another vocabulary .* bring that one back'):
     text.check(workdir, load(config))
+
+
+def test_a_digest_that_is_none_is_damage(tmp_path):
+  start(tmp_path, corpora.write_text(tmp_path / 'a.txt', TEXTS))
+  path = tmp_path / text.FILE
+  path.write_text(path.read_text().replace(text.sha256_of(tmp_path), 'ab'))
+  with pytest.raises(UserError, match=r'text.json is damaged \(its sha256 is none\); delete it if'):
+    text.sha256_of(tmp_path)

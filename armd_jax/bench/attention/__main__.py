@@ -5,7 +5,7 @@
 On a TPU or a Hopper GPU: milliseconds of forward, and of forward with gradients, and the fraction
 of peak that the useful products make of them; beside them the XLA reference where its scores fit,
 and other kernels where they are installed and can do the mask. Elsewhere: tiles counted exactly,
-and what the compilers say, as `compile_tpu` and `compile_hopper` recorded it: on TPU the
+and the compilers' figures, as `compile_tpu` and `compile_hopper` recorded them: on TPU the
 useful utilisation that the schedule implies, on Hopper the registers that were spilled.
 """
 

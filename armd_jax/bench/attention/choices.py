@@ -52,7 +52,7 @@ def variants(blocks: Blocks) -> dict[str, Blocks]:
 
 
 def forward_alone(folder: str, chip: str, shape: shapes.Shape, blocks: Blocks) -> float:
-  """Useful utilisation of forward where nobody differentiates it and nothing is saved."""
+  """Useful utilisation of the forward pass without differentiation, which saves nothing."""
   lengths = shape.lengths(1)
   rows, keys = (
     jax.ShapeDtypeStruct(size, jnp.bfloat16, sharding=compile_tpu.sharding(chip))
@@ -75,7 +75,7 @@ def forward_alone(folder: str, chip: str, shape: shapes.Shape, blocks: Blocks) -
 def measure(folder: str, chip: str, shape: shapes.Shape) -> dict[str, dict[str, float]]:
   """Useful utilisation of forward and backward by what is changed in the blocks of both.
 
-  Nothing is said of what the compiler refuses, because it does not fit VMEM.
+  What the compiler refuses, because it does not fit VMEM, is left out.
   """
   copies = shape.heads // shape.groups
   shipped = tpu_blocks.choose(chip, copies, shape.rows, shape.keys, shape.head_dim, 2)

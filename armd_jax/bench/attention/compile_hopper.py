@@ -1,4 +1,4 @@
-"""Compiles the Hopper kernels ahead of time at every named shape; reads what ptxas says of them.
+"""Compiles the Hopper kernels ahead of time at every named shape; reads the figures of ptxas.
 
     python -m armd_jax.bench.attention.compile_hopper [--json=PATH] [--shapes=train]
 
@@ -54,7 +54,7 @@ def prepare() -> NamedSharding:
   Raises:
     UserError: jax has no CUDA plugin here.
   """
-  # Mosaic prints the PTX, and what ptxas says, to the standard output of the process.
+  # Mosaic prints the PTX and the output of ptxas to the standard output of the process.
   os.environ.update(MOSAIC_GPU_DUMP_PTX='1', MOSAIC_GPU_DUMP_PTXAS='1')
   jax.config.update('jax_platforms', 'cpu')
   jax.devices()  # registers the plugins
@@ -90,7 +90,7 @@ def _captured() -> Iterator[list[str]]:
 
 
 def kernels(text: str) -> dict[str, dict]:
-  """What PTX and ptxas say of each kernel, by its name.
+  """The figures of PTX and ptxas for each kernel, by its name.
 
   >>> kernels('''.version 9.0
   ... .entry prefix_attention_dq_mosaic_gpu_kernel(
@@ -154,7 +154,7 @@ def run(path: pathlib.Path, names: list[str]) -> None:
     for dtype in hopper.DTYPES
     for name, streams in itertools.product(compile_tpu.distinct(names), (1, 2))
   }
-  prepare()  # tells at once what is missing
+  prepare()  # raises at once if something is missing
   # A process prints what it compiles once only, and many programs share a kernel.
   fresh = concurrent.futures.ProcessPoolExecutor(
     1, multiprocessing.get_context('spawn'), max_tasks_per_child=1

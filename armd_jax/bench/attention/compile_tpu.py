@@ -91,7 +91,7 @@ def compile_call(
 
 
 def _kernel(folder, chip, shape, streams, blocks, backward) -> dict:
-  """What the schedule of one compiled kernel says."""
+  """The figures in the schedule of one compiled kernel."""
   copies = shape.heads // shape.groups
   folds = streams * copies * shape.rows <= tpu.MAX_FOLDED_ROWS
   lengths = shape.lengths(streams)
@@ -180,7 +180,7 @@ def run(
       function = measure if key.startswith('bfloat16') else compiles_in_float32
       try:
         found = function(folder, *programs[key])
-      except jax.errors.JaxRuntimeError as error:  # does not fit: tell of all that do not
+      except jax.errors.JaxRuntimeError as error:  # does not fit: report all that do not
         failed.append(key)
         print(key, str(error)[:400], flush=True)
         continue

@@ -27,7 +27,7 @@ SKIPPED, VISIBLE, HIDDEN, PARTIAL = '#f2f2f2', '#2a6fbb', '#c6daef', '#d9822b'
 
 
 def examples() -> dict[str, np.ndarray]:
-  """Lengths `[streams, rows]` of each example; rows of decoding stand in their own tile."""
+  """Lengths `[streams, rows]` of each example; rows of decoding are in a tile of their own."""
   keys = jax.random.split(jax.random.key(1), 1)
   orders = {
     'left to right': order.left_to_right(SLOTS),

@@ -1,4 +1,4 @@
-"""Reads the schedules of other TPU attention kernels, to stand beside ours for a causal mask.
+"""Reads the schedules of other TPU attention kernels, for comparison with ours at causal masks.
 
     python -m armd_jax.bench.attention.peers [--json=PATH] [--chips=v5e]
     python -m armd_jax.bench.attention.peers --chips=H100 --json=PATH

@@ -1,4 +1,4 @@
-"""Times of prefix attention on the chip that is here, or what compilers say of others."""
+"""Times of prefix attention on the chip that is here, or compilers' figures for others."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def attends(shape: shapes.Shape, streams: int) -> dict[str, Callable]:
   if streams * shape.rows * shape.keys * shape.heads <= MAX_REFERENCE_SCORES:
     names.append('reference')
   found: dict[str, Any] = {name: functools.partial(ours, backend=name) for name in names}
-  if streams == 1 and not shape.decodes:  # all they know is left to right
+  if streams == 1 and not shape.decodes:  # they support left to right only
     found |= peers.callables(device.current().platform, shape)
   return found
 
@@ -125,7 +125,7 @@ def _read(path: pathlib.Path, program: ModuleType) -> dict[str, records.Record]:
 
 
 def compiled_tpu_rows(path: pathlib.Path, peers: pathlib.Path) -> list[dict]:
-  """What the TPU compiler's schedules say, one row per program.
+  """The figures of the TPU compiler's schedules, one row per program.
 
   Raises:
     UserError: there are no results, or they were made from other sources.
@@ -179,7 +179,7 @@ def hopper_tiles(shape: shapes.Shape, streams: int) -> tuple[tiles.Count, tiles.
 
 
 def compiled_hopper_rows(path: pathlib.Path) -> list[dict]:
-  """What ptxas says of the bfloat16 programs, one row per program.
+  """The figures of ptxas for the bfloat16 programs, one row per program.
 
   Raises:
     UserError: there are no results, or they were made from other sources.

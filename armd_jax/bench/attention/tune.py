@@ -119,7 +119,7 @@ def seconds_here(attend: Callable, repeats: int) -> Timer:
 
     try:
       taken = clock.interleaved({'call': lambda: call(q, k, v)}, repeats)
-    except (jax.errors.JaxRuntimeError, ValueError):  # does not fit, say XLA and Mosaic GPU
+    except (jax.errors.JaxRuntimeError, ValueError):  # does not fit, according to XLA or Mosaic GPU
       return math.inf
     return clock.medians(taken)['call']
 

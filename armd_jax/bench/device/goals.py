@@ -50,7 +50,7 @@ def judge(rows: Rows) -> list[Goal]:
   real = {
     (stage, key): row
     for (stage, key), row in rows.items()
-    # How a process of a dry run ended tells nothing of a kernel.
+    # The end of a process of a dry run has nothing to do with a kernel.
     if not row['dry'] and 'skipped' not in row and not (dry and stage == PROCESS)
   }
   checked = _correct(real), _same_bits(real)

@@ -1,7 +1,7 @@
 """Trains a real model for the time that is left: `... learn [FOLDER OF TEXTS]`.
 
 Base training, strided fine-tuning, exact scores and generation in one, by `armd_jax.quickstart`. If
-it does not end in time it is stopped, and its row has what it has reached; a later call goes on.
+it does not end in time it is stopped, and its row has what it has reached; a later call resumes it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def unpack(packed: pathlib.Path, folder: pathlib.Path) -> str:
 
 def train(rows: Rows, texts: str | None) -> dict:
   """The numbers of a row."""
-  # Where rows are kept, so that it goes on after the folder of results was emptied.
+  # Where rows are kept, so that it can be resumed after the folder of results was emptied.
   workdir = rows.job.kept / f'learn{"-dry" if rows.dry else ""}'
   command = [sys.executable, '-m', 'armd_jax.quickstart', f'--workdir={workdir}']
   command += [f'--text={unpack(pathlib.Path(texts), rows.job.kept / "text")}'] if texts else []

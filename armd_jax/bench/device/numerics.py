@@ -1,6 +1,6 @@
 """The kernels at real sizes against float32, many times: `... numerics PART PARTS [KEY ...]`.
 
-Beside every error stands that of the XLA reference in the same dtype, which bounds ours. A race
+Every error is given beside that of the XLA reference in the same dtype, which bounds ours. A race
 shows as results that differ from those of the first run: `moved` counts such runs.
 """
 

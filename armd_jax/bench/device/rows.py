@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """What a process is told.
+  """The job of a process.
 
   Attributes:
     stage: what its rows are filed under.
@@ -110,7 +110,7 @@ def merge(out: pathlib.Path, kept: pathlib.Path, without: Iterable[str] = ()) ->
 
 
 def process_key(stage: str, name: str) -> str:
-  """The key of the row, of stage `PROCESS`, that tells how a process of a stage ended."""
+  """The key of the row, of stage `PROCESS`, that records how a process of a stage ended."""
   return f'{stage}: {name}'
 
 
@@ -124,7 +124,7 @@ def failed(row: Mapping[str, Any]) -> bool:
 
 
 def _plain(value):
-  """JSON knows no NaN, and numbers of arrays are made Python's."""
+  """JSON has no NaN, and numbers of arrays are made Python's."""
   if value is None or isinstance(value, (bool, str, int)):
     return value
   if isinstance(value, Mapping):

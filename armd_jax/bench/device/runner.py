@@ -98,9 +98,9 @@ def _why(code):
 
 
 def _end(started: subprocess.Popen) -> str:
-  """Ends a process and all it started; tells if it could not."""
+  """Ends a process and all it started; returns words for the case that it does not end, or ''."""
   for sent, seconds in ((signal.SIGTERM, KILLED_AFTER), (signal.SIGKILL, KILLED_AFTER)):
-    with contextlib.suppress(ProcessLookupError):  # nobody is left
+    with contextlib.suppress(ProcessLookupError):  # none is left
       os.killpg(started.pid, sent)
     with contextlib.suppress(subprocess.TimeoutExpired):
       started.wait(seconds)

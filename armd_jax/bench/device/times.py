@@ -57,7 +57,7 @@ def timed(case: Case, dry: bool) -> list[Timed]:
   kernels = {OURS: (ours, 'bfloat16', tuple(KINDS))}
   if batch * case.streams * rows * keys * heads <= MAX_SCORES:
     kernels['xla'] = calls.plain(lengths), 'bfloat16', tuple(KINDS)
-  if case.streams == 1 and not case.decodes and not dry:  # others know left to right only
+  if case.streams == 1 and not case.decodes and not dry:  # others support left to right only
     others = peers.callables('gpu', shapes.NAMED[case.shape])
     mosaic = others.pop(MOSAIC)
     kernels |= {name: (attend, 'bfloat16', tuple(KINDS)) for name, attend in others.items()}
