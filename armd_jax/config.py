@@ -40,8 +40,13 @@ FAMILIES = {
   'd3pm': 'none',
   'sedd': 'none',
   'radd': 'none',
+  'bd3lm': 'none',
+  'setdlm': 'none',
   'esolm': 'any',
 }
+# Of those that noise sets of tokens beside a clean copy of the text: blocks from left to right, or
+# sets in any order.
+SETS = {'bd3lm': 'blocks', 'setdlm': 'ordered'}
 # Of those that predict along orders: with draws of their own in place of `OrderConfig`'s. Their
 # content rows are the tokens that are not masked, and their query rows the masks, in all layers.
 OWN_ORDERS = ('esolm',)
@@ -51,10 +56,16 @@ OWN_ORDERS = ('esolm',)
 class DiffusionConfig:
   """The masking process of the diffusion baselines; ARMD and AR read none of it."""
 
-  schedule: str = one_of('log_linear', 'cosine')  # of all but D3PM; see objectives.masking
+  schedule: str = one_of('log_linear', 'cosine')  # of MDLM, SEDD, RADD and Eso-LM; see masking
   d3pm_steps: int = field(1000, at_least=1, at_most=2**20)  # T
   d3pm_aux: float = field(0.01, at_least=0)  # weight of D3PM's auxiliary cross-entropy (its eq. 5)
   radd_loss: str = one_of('lambda_dce', 't_dce', 'any_order')  # what RADD trains on
+  block_length: int = field(4, at_least=1, at_most=2**20)  # L', tokens of a block of BD3-LM
+  clip_low: float = field(0.45, at_least=0, below=1)  # beta, least masked share BD3-LM trains on
+  clip_high: float = field(0.95, above=0, at_most=1)  # omega, the largest
+  set_policy: str = one_of('staggered', 'blocks')  # in which order SetDLM's sets follow
+  set_size: int = field(4, at_least=1, at_most=2**20)  # d, tokens of a staggered set, on average
+  set_reach: int = field(8, at_least=1, at_most=2**20)  # s_max, positions from which they come
   esolm_diffused: float = field(0.125, at_least=0, at_most=1)  # alpha_0, not left to the AR phase
   esolm_split: float = field(0.5, above=0, below=1)  # share of a step's texts that train diffusion
   esolm_loss: str = one_of('elbo', 'low_variance', 'orders')  # see objectives.esolm
@@ -115,6 +126,16 @@ class ModelConfig:
   def orders(self) -> str:
     """Generation orders along which the family predicts, see `FAMILIES`."""
     return FAMILIES[self.family]
+
+  @property
+  def sets(self) -> str:
+    """Which sets of tokens are noised beside a clean copy of the text, see `SETS`; '': none."""
+    return SETS.get(self.family, '')
+
+  @property
+  def set_length(self) -> int:
+    """Rows of noised tokens that see each other beside a clean copy; 0: there is no copy."""
+    return {'': 0, 'blocks': self.diffusion.block_length, 'ordered': 1}[self.sets]
 
   @property
   def has_own_orders(self) -> bool:

@@ -50,6 +50,7 @@ def contradictions(config: Any) -> Iterator[str]:
   yield from of_adapting(config)
   yield from of_schedule(config)
   yield from of_mixture(config.data)
+  yield from of_sets(m)
   if m.num_two_stream_layers > m.num_layers:
     yield (
       f'config.model.num_two_stream_layers is {m.num_two_stream_layers}; '
@@ -168,6 +169,24 @@ def of_schedule(config: Any) -> Iterator[str]:
     yield (
       f'{name}.decay_steps is {o.decay_steps} but {name}.schedule is {o.schedule!r}, which falls '
       "all the time; write 'warmup_stable_decay', or -1"
+    )
+
+
+def of_sets(model: Any) -> Iterator[str]:
+  """What contradicts a clean copy beside noised sets of tokens, a sentence each."""
+  d, name = model.diffusion, 'config.model.diffusion'
+  has_blocks = model.sets == 'blocks' or (model.sets and d.set_policy == 'blocks')
+  if has_blocks and model.length % d.block_length:
+    yield (
+      f'{name}.block_length is {d.block_length}, which does not divide config.model.length = '
+      f'{model.length}; write a divisor'
+    )
+  if model.sets == 'blocks' and d.clip_low >= d.clip_high:
+    yield f'{name}.clip_low is {d.clip_low}; write less than clip_high = {d.clip_high}'
+  if model.sets and not has_blocks and not d.set_size <= d.set_reach <= model.num_slots:
+    yield (
+      f'{name}.set_reach is {d.set_reach}; write set_size = {d.set_size} to the {model.num_slots} '
+      'tokens that are predicted'
     )
 
 

@@ -2,6 +2,7 @@
 
 --config=experiments/owt_small.py:paper               the published recipe, to the letter of eq. 6
 --config=experiments/owt_small.py:family=mdlm         a baseline's twin: all else is the same
+--config=experiments/owt_small.py:family=bd3lm,block=16   block diffusion, in blocks of 16 tokens
 --config=experiments/owt_small.py:strided_steps=50000     SBP fine-tuning of the base model
 --config=experiments/owt_small.py:family=sedd,runlocal   the same, small, on this machine
 """
@@ -13,8 +14,11 @@ from typing import Any
 
 import ml_collections
 
-from armd_jax.config import default_config
+from armd_jax.config import SETS, default_config
 from armd_jax.errors import UserError
+
+# Ends of the masked shares that blocks of so many tokens are trained on (BD3-LM section 5).
+CLIPS = {4: (0.45, 0.95), 16: (0.3, 0.8)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Options:
 
   Attributes:
     family: of the model, see `config.ModelConfig`.
+    block: L', tokens of a block of BD3-LM, or d, of a set of SetDLM on average; 0: the default.
     strided_steps: i_SBP (paper section 3.1), steps of fine-tuning after the base model's; 0:
       train the base model.
     paper: leaves out what `ours` changes.
@@ -30,6 +35,7 @@ class Options:
   """
 
   family: str = 'armd'
+  block: int = 0
   strided_steps: int = 0
   paper: bool = False
   runlocal: bool = False
@@ -42,20 +48,20 @@ def options(text: str) -> Options:
     UserError: for a name or value that means nothing.
 
   >>> options('family=sedd,runlocal')
-  Options(family='sedd', strided_steps=0, paper=False, runlocal=True)
+  Options(family='sedd', block=0, strided_steps=0, paper=False, runlocal=True)
   """
   values: dict[str, Any] = {}
   for item in filter(None, text.split(',')):
     name, _, value = item.partition('=')
     if name == 'family' and value:
       values[name] = value
-    elif name == 'strided_steps' and value.isdecimal():
+    elif name in ('block', 'strided_steps') and value.isdecimal():
       values[name] = int(value)
     elif item in ('paper', 'runlocal'):
       values[name] = True
     else:
       raise UserError(
-        'an experiment takes family=NAME, strided_steps=NUMBER, paper and runlocal, '
+        'an experiment takes family=NAME, block=NUMBER, strided_steps=NUMBER, paper and runlocal, '
         f'but no {item!r}'
       )
   return Options(**values)
@@ -72,6 +78,8 @@ def finish(config: ml_collections.ConfigDict, text: str, base_run: str) -> None:
   """
   chosen = options(text)
   config.model.family = chosen.family
+  if chosen.block:
+    _cut_into_sets(config, chosen.block)
   if chosen.runlocal:
     _shrink(config)
   if not chosen.paper:
@@ -84,6 +92,26 @@ def finish(config: ml_collections.ConfigDict, text: str, base_run: str) -> None:
     config.order.strided_start = config.train.steps
     config.train.steps += steps
     config.init_from = base_run
+
+
+def _cut_into_sets(config: ml_collections.ConfigDict, length: int) -> None:
+  """Blocks of so many tokens, with masked shares as BD3-LM's paper has them, if it does; or sets of
+  so many on average, from twice as many positions, as SetDLM's released recipes.
+
+  Raises:
+    UserError: the family has neither.
+  """
+  sets, diffusion = SETS.get(config.model.family), config.model.diffusion
+  if sets is None:
+    raise UserError(
+      f'block={length} is for families that noise sets of tokens, which {config.model.family!r} '
+      'does not; leave it out, or write family=bd3lm'
+    )
+  if sets == 'ordered':
+    diffusion.update(set_size=length, set_reach=2 * length)
+    return
+  low, high = CLIPS.get(length, (diffusion.clip_low, diffusion.clip_high))
+  diffusion.update(block_length=length, clip_low=low, clip_high=high)
 
 
 def ours(config: ml_collections.ConfigDict) -> None:

@@ -6,9 +6,11 @@
 
 Twins and variants (armd_jax/recipes.py): owt_small.py:paper is the published recipe, from which the
 default differs by what the reproduction found better; owt_small.py:family=mdlm (sedd, radd, d3pm,
-esolm, ar) trains a baseline with all else the same; owt_small.py:strided_steps=50000 fine-tunes
-work/owt_small for strided generation (published: 10K, 50K, 80K steps); any with ,runlocal takes
-minutes on two cores.
+esolm, ar) trains a baseline with all else the same; owt_small.py:family=bd3lm,block=16 block
+diffusion, which the published models begin with 850K steps of MDLM (--config.init_from);
+owt_small.py:family=setdlm,block=8 set diffusion, with sets of 8 tokens from 16 positions;
+owt_small.py:strided_steps=50000 fine-tunes work/owt_small for strided generation (published: 10K,
+50K, 80K steps); any with ,runlocal takes minutes on two cores.
 
 Hardware and time: on 1024 v5p chips (fsdp 256 x tensor 4) the roofline of docs/scaling.md gives 4.4
 to 8.1 ms per step at least, half an hour to an hour in all; nothing of it was run. For others,
@@ -17,7 +19,8 @@ Published zero-shot perplexity after 400K steps: LAMBADA 45.35, WikiText2 35.64,
 WikiText103 35.15, 1BW 52.94; after 180K: 44.66, 36.25, 130.31, 35.66, 53.18. GPT-2: 45.04, 42.43,
 138.43, 41.60, 75.20; D3PM: 93.47, 77.28, 200.82, 75.16, 138.92; SEDD: 50.92, 41.84, 114.24, 40.62,
 79.29; RADD: 51.70, 39.98, 107.85, 37.98, 72.99. Generative perplexity after i_SBP = 50K, S = 1, 2,
-4: 39.1, 40.1, 43.2.
+4: 39.1, 40.1, 43.2. Perplexity on held-out OpenWebText of BD3-LM with blocks of 4, 8 and 16 tokens:
+20.73, 21.68, 22.27.
 
 Eso-LM's own recipe has 250K steps and alpha_0 (model.diffusion.esolm_diffused) of 0, 0.125, 0.25,
 0.5 or 1, which with 1 is trained with esolm_loss='low_variance'. Published perplexity on

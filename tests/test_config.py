@@ -88,6 +88,26 @@ def test_defaults_are_the_published_small_recipe():
     ({'model': {'diffusion': {'esolm_diffused': 1.5}}}, 'esolm_diffused is 1.5; write a number'),
     ({'model': {'diffusion': {'esolm_split': 1.0}}}, 'esolm_split is 1.0; write a number above 0'),
     ({'model': {'family': 'sedd', 'architecture': 'gpt2'}}, "which has RoPE only; write 'rope'"),
+    (
+      {'model': {'family': 'bd3lm', 'diffusion': {'block_length': 48}}},
+      'block_length is 48, which does not divide config.model.length = 1024; write a divisor',
+    ),
+    (
+      {'model': {'family': 'bd3lm', 'diffusion': {'clip_low': 0.9, 'clip_high': 0.9}}},
+      'clip_low is 0.9; write less than clip_high = 0.9',
+    ),
+    (
+      {'model': {'family': 'setdlm', 'diffusion': {'set_size': 4, 'set_reach': 3}}},
+      'set_reach is 3; write set_size = 4 to the 1024 tokens',
+    ),
+    (
+      {'model': {'family': 'setdlm', 'length': 6}},
+      'set_reach is 8; write set_size = 4 to the 6 tokens',
+    ),
+    (
+      {'model': {'family': 'setdlm', 'length': 6, 'diffusion': {'set_policy': 'blocks'}}},
+      'block_length is 4, which does not divide config.model.length = 6',
+    ),
     ({'order': {'masking_steps': -1}}, 'masking_steps is -1; write a whole number from 0 to'),
     ({'model': 3}, 'must hold the fields of ModelConfig'),
   ],
@@ -97,6 +117,21 @@ def test_refusals(raw, message):
     config.parse(raw)
   assert message in str(error.value)
   assert '\n' not in str(error.value)
+
+
+def test_sets_are_of_their_families_alone():
+  wrong = {'block_length': 48, 'clip_low': 0.9, 'clip_high': 0.9, 'set_size': 9}
+  found = {
+    family: config.parse(
+      {'model': {'family': family, 'length': 96, 'diffusion': d}}
+    ).model.set_length
+    for family, d in (
+      ('mdlm', wrong | {'block_length': 7}),
+      ('bd3lm', {'block_length': 48, 'set_size': 9}),
+      ('setdlm', {'block_length': 7, 'clip_low': 0.9, 'clip_high': 0.9}),
+    )
+  }
+  assert found == {'mdlm': 0, 'bd3lm': 48, 'setdlm': 1}
 
 
 def test_length_counts_the_given_first_token():

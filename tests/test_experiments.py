@@ -60,6 +60,21 @@ def test_twins_differ_by_their_family_alone(name):
 
 
 @pytest.mark.parametrize('name', RECIPES)
+def test_blocks_are_cut_as_published(name):
+  base = recipe(name, 'family=bd3lm').model
+  for length, ends in ((4, (0.45, 0.95)), (16, (0.3, 0.8)), (8, (0.45, 0.95))):
+    d = recipe(name, f'family=bd3lm,block={length}').model.diffusion
+    assert (d.block_length, d.clip_low, d.clip_high) == (length, *ends)
+    assert (
+      dataclasses.replace(base, diffusion=d) == recipe(name, f'family=bd3lm,block={length}').model
+    )
+  d = recipe(name, 'family=setdlm,block=16').model.diffusion
+  assert (d.set_policy, d.set_size, d.set_reach) == ('staggered', 16, 32)
+  with pytest.raises(UserError, match=r"block=8 is for families .* 'mdlm' does not"):
+    recipe(name, 'family=mdlm,block=8')
+
+
+@pytest.mark.parametrize('name', RECIPES)
 def test_fine_tunes_go_on_from_the_base(name):
   base, tuned = recipe(name, ''), recipe(name, 'strided_steps=50000')
   assert tuned.order.strided_start == base.train.steps and tuned.order.strided_streams == (1, 2, 4)
@@ -73,7 +88,7 @@ def test_fine_tunes_go_on_from_the_base(name):
 def test_options_that_mean_nothing_are_refused():
   for text in ('family', 'strided_steps=many', 'runlocally', 'family=', 'runlocal=1'):
     with pytest.raises(
-      UserError, match='takes family=NAME, strided_steps=NUMBER, paper and runlocal'
+      UserError, match='takes family=NAME, block=NUMBER, strided_steps=NUMBER, paper and'
     ):
       recipes.options(text)
   with pytest.raises(UserError, match="family is 'sed'; write one of"):

@@ -70,6 +70,21 @@ def test_every_family_reaches_the_entropy_of_a_source(family):
   assert -4 * error < above_W.mean() < GAP + 4 * error
 
 
+@pytest.mark.parametrize('family', ['bd3lm', 'setdlm'])
+def test_a_run_that_stops_goes_on_bit_for_bit(tmp_path, family):
+  """Dropout, times, masks and orders of a step follow from its number."""
+  found = []
+  for stops in ((4,), (2, 4)):
+    for steps in stops:
+      raw = tiny_run.config(tmp_path)
+      raw.model.update(family=family, num_layers=1)
+      raw.train.update(steps=steps, eval_every=4, sample_every=0, checkpoint_every=2)
+      loop.train(config_lib.parse(raw), tmp_path / str(stops))
+    found.append(weights.load_ema(tmp_path / str(stops)))
+  assert found[0][3] == found[1][3] == 4
+  jax.tree.map(np.testing.assert_array_equal, found[0][2], found[1][2])
+
+
 def test_a_run_learns_is_measured_and_generates(tmp_path, capsys):
   """The programs' own functions, for the family that needs most of its own: noise as an input,
   scores that nothing normalises. Words of letters are told from random bytes in 30 steps."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -82,8 +83,9 @@ def generate(
   params: Params,
   request: Request,
   sampling: Sampling,
-  plan: Plan,
+  plan: Any,
   sequence_B: np.ndarray | None = None,
+  run: Callable[..., Denoised] | None = None,
 ) -> Denoised:
   """Fills in what is not given.
 
@@ -96,6 +98,7 @@ def generate(
     plan: of the sampler. Every process of its mesh calls with the same arguments, and gets the
       result.
     sequence_B: int, index of each sequence among all that are generated; 0.. if None.
+    run: another module's `sample`, of its own plans.
   Returns:
     The texts, and when the network ran for each token.
   """
@@ -107,7 +110,7 @@ def generate(
     where = sharding.batch_sharding(plan.mesh)
     put = lambda x: sharding.put(sharding.filled_up(x, plan.mesh), where)
     request, draws = jax.tree.map(put, request), draws.replace(sequence_B=put(draws.sequence_B))
-  generated = sample(model, plan, params, request, draws)
+  generated = (run or sample)(model, plan, params, request, draws)
   return jax.tree.map(lambda x: x[:batch] if x.ndim else x, generated)
 
 
@@ -117,6 +120,37 @@ def sample(model: Denoiser, plan: Plan, params: Params, request: Request, draws:
   with axes.on(plan.mesh):
     generated = _sample(model, plan, params, request, draws)
     return jax.tree.map(lambda x: axes.constrain(x, *[None] * x.ndim), generated)
+
+
+def draw_slots(
+  model: Any, params: Params, hidden_BxWxE: Array, keys_BxW: Array, left_B: Array, draws: Draws
+) -> tuple[Array, Array, Array]:
+  """What every slot would become.
+
+  Args:
+    model, params: whose `logits` are drawn from.
+    hidden_BxWxE: rows of the slots.
+    keys_BxW: of the slots.
+    left_B: int32, masked tokens that are left. What is drawn and not used may be drawn again: a
+      sequence's draws follow its own changes, so that those of others, which make the network run,
+      do not matter.
+    draws: temperature and top_p.
+  Returns:
+    int32 tokens_BxW; how close a decision each was, see `sampling.draw`; and the log of what its
+    scores sum to, over their due.
+  """
+  keys_BxW = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))(keys_BxW, left_B)
+
+  def draw_slot(slot: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+    hidden_BxE, keys_B = slot
+    logits_BxV: Any = model.apply({'params': params}, hidden_BxE, method='logits')
+    how = draws.temperature, draws.top_p
+    drawn_Bx1, gap_Bx1 = draw(keys_B[:, None], logits_BxV[:, None], *how)
+    excess_B = jax.nn.logsumexp(logits_BxV, axis=-1) - math.log(model.vocab_size)
+    return drawn_Bx1[:, 0], gap_Bx1[:, 0], excess_B
+
+  slots = (jnp.moveaxis(hidden_BxWxE, 1, 0), jnp.moveaxis(keys_BxW, 1, 0))
+  return jax.tree.map(jnp.transpose, jax.lax.map(draw_slot, slots, batch_size=LOGITS_AT_ONCE))
 
 
 def _sample(
@@ -141,21 +175,8 @@ def _sample(
     hidden_BxNxE: Any = model.apply(
       {'params': params}, text_BxN, noise_B, request.first_B, length_B
     )
-    # What is drawn and not used may be drawn again: a sequence's draws follow its own changes, so
-    # that those of others, which make the network run, do not matter.
     left_B = jnp.sum(text_BxN == MASK, axis=1)
-    keys_BxN = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))(slot_keys_BxN, left_B)
-
-    def draw_slot(slot: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-      hidden_BxE, keys_B = slot
-      logits_BxV: Any = model.apply({'params': params}, hidden_BxE, method='logits')
-      how = draws.temperature, draws.top_p
-      drawn_Bx1, gap_Bx1 = draw(keys_B[:, None], logits_BxV[:, None], *how)
-      excess_B = jax.nn.logsumexp(logits_BxV, axis=-1) - math.log(model.vocab_size)
-      return drawn_Bx1[:, 0], gap_Bx1[:, 0], excess_B
-
-    slots = (jnp.moveaxis(hidden_BxNxE, 1, 0), jnp.moveaxis(keys_BxN, 1, 0))
-    return jax.tree.map(jnp.transpose, jax.lax.map(draw_slot, slots, batch_size=LOGITS_AT_ONCE))
+    return draw_slots(model, params, hidden_BxNxE, slot_keys_BxN, left_B, draws)
 
   def body(state: tuple[Any, ...]) -> tuple[Any, ...]:
     step, text_BxN, appeared_BxN, predicted, is_new, runs, margin_B = state

@@ -24,7 +24,6 @@ from armd_jax.models.armd import ARMD
 from armd_jax.models.denoiser import Denoiser
 from armd_jax.models.params import Params
 from armd_jax.models.vocabulary import BOS
-from armd_jax.objectives.diffusion import MaskedDiffusion
 from armd_jax.order import GenerationOrder
 
 _MOST = 2**20  # texts at a time, and streams: arrays of more do not exist
@@ -268,16 +267,19 @@ class Decoder:
     return self.model, self.params, task, request.tokens_BxN, sampling
 
   def denoise(
-    self, method: MaskedDiffusion, request: Request, steps: int, sampler: str, sampling: Sampling
+    self,
+    request: Request,
+    sampling: Sampling,
+    plan: Any,
+    run: Callable[..., diffusion.Denoised] = diffusion.sample,
   ) -> tuple[list[str], diffusion.Denoised]:
     """Generates by masked diffusion.
 
     Args:
-      method: of the family.
       request: from `continue_prompts` or `fill_gaps`.
-      steps: of the sampler; 0: as many as there are tokens to generate.
-      sampler: see `decode.diffusion`.
       sampling: how tokens are drawn and where a text ends.
+      plan: of the sampler.
+      run: the sampler, `sample` of `decode.diffusion` or of another module.
     Returns:
       The texts, and what was generated.
     """
@@ -286,20 +288,13 @@ class Decoder:
     if self.model.config.first_token == 'given':
       first_B: Any = np.full(len(request.length_B), self.tokenizer.eos_id, np.int32)
       request = request.replace(first_B=first_B)
-    steps = steps or int(is_free_BxN.sum(axis=1).max())
-    plan = diffusion.plan_of(
-      method,
-      self.model,  # type: ignore[arg-type]
-      steps,
-      sampler,
-      self.mesh,
-    )
     generated = diffusion.generate(
       self.model,  # type: ignore[arg-type]
       self.params,
       request,
       sampling,
       plan,
+      run=run,
     )
     if sampling.stop is not None:
       is_stop_BxN = is_free_BxN & (np.asarray(generated.tokens_BxN) == sampling.stop)

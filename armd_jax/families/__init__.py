@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from armd_jax.config import ModelConfig
-from armd_jax.families import ar, armd, d3pm, esolm, mdlm, radd, sedd
+from armd_jax.families import ar, armd, bd3lm, d3pm, esolm, mdlm, radd, sedd, setdlm
 from armd_jax.families.family import Family
 
 FAMILIES = {
@@ -19,6 +19,8 @@ FAMILIES = {
   'd3pm': d3pm.FAMILY,
   'sedd': sedd.FAMILY,
   'radd': radd.FAMILY,
+  'bd3lm': bd3lm.FAMILY,
+  'setdlm': setdlm.FAMILY,
   'esolm': esolm.FAMILY,
 }
 

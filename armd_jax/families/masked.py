@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from armd_jax.decode import diffusion
 from armd_jax.decode.diffusion import Denoised
 from armd_jax.decode.requests import Decoder, Request
 from armd_jax.decode.sampling import Sampling
@@ -24,19 +27,30 @@ SHOWN = (
 )
 
 
-def family(method: MaskedDiffusion, samplers: tuple[str, ...]) -> Family:
+def family(
+  method: MaskedDiffusion,
+  samplers: tuple[str, ...],
+  *,
+  network: Callable[..., Any] = Denoiser,
+  generate: Callable[..., Any] | None = None,
+  shown: str = SHOWN,
+  infills: bool = True,
+) -> Family:
   """The entry of a method.
 
   Args:
     method: of `objectives`.
-    samplers: of `decode.diffusion`, the default first.
+    samplers: the default first.
+    network, shown, infills: see `Family`.
+    generate: see `Family`; None: by `decode.diffusion`.
   """
   return Family(
-    network=Denoiser,
+    network=network,
     loss=functools.partial(_loss, method),
-    generate=functools.partial(_generate, method, default=samplers[0]),
-    shown=SHOWN,
+    generate=generate or functools.partial(_generate, method, default=samplers[0]),
+    shown=shown,
     bound=method.bound,
+    infills=infills,
     samplers=samplers,
     method=method,
   )
@@ -61,8 +75,13 @@ def _generate(
   sampler: str = '',
 ) -> tuple[list[str], Denoised]:
   """As many steps as reveal `streams` tokens each, unless their number is given."""
-  is_free_BxN = ~request.given_BxN & (
-    np.arange(request.given_BxN.shape[1]) < request.length_B[:, None]
-  )
-  steps = steps or -(-int(is_free_BxN.sum(axis=1).max()) // streams)
-  return decoder.denoise(method, request, steps, sampler or default, sampling)
+  model: Any = decoder.model
+  steps = steps or -(-num_free(request) // streams)
+  plan = diffusion.plan_of(method, model, steps, sampler or default, decoder.mesh)
+  return decoder.denoise(request, sampling, plan)
+
+
+def num_free(request: Request) -> int:
+  """Tokens that the longest text is missing, at least 1."""
+  is_real_BxN = np.arange(request.given_BxN.shape[1]) < np.asarray(request.length_B)[:, None]
+  return max(1, int((~np.asarray(request.given_BxN) & is_real_BxN).sum(axis=1).max()))

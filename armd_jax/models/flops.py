@@ -30,6 +30,9 @@ def training_flops(config: ModelConfig, vocab_size: int) -> float:
   else:  # every row sees every row, a given first token included
     num_rows = c.length
     pairs = num_rows**2
+  if c.set_length:  # clean and noised rows, which all see as many keys
+    pairs = num_rows * (num_rows + c.set_length)
+    num_rows *= 2
   # The last two-stream layer leaves its content rows as they are: they are read as keys alone.
   content_passes = max(c.num_two_stream_layers - 1, 0) if c.orders == 'any' else 0
   passes = c.num_layers + content_passes

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from armd_jax.attention import prefix_attention
+from armd_jax.attention.sets import set_attention
 from armd_jax.config import ModelConfig, RopeScalingConfig
 from armd_jax.hardware import device
 from armd_jax.models.params import Params
@@ -61,6 +62,9 @@ class View:
   index_B: Array | None = None
   # The condition that shifts, scales and gates every branch (adaLN), or None.
   condition_BxC: Array | None = None
+  # If not 0, the last stream has keys of its own beside those of the stream before it, or of the
+  # cache: its rows see, besides those, each other in consecutive sets of so many.
+  set_length: int = flax.struct.field(pytree_node=False, default=0)
 
 
 @flax.struct.dataclass
@@ -200,7 +204,8 @@ class Block(nn.Module):
   """Pre-norm attention and MLP with residual branches, over R streams that share keys and values.
 
   Keys and values come from stream 0 (content rows X beside query rows G, paper eqs. 3-4; or the
-  only stream, paper section 3's causal layers), unless `source` is given.
+  only stream, paper section 3's causal layers), unless `source` is given. With sets (see `View`)
+  every stream has keys, one after the other.
   """
 
   config: ModelConfig
@@ -220,7 +225,10 @@ class Block(nn.Module):
     norm = make_norm(c, name='attention_norm')
     normed_BxRxNxE = enter(ATTENTION, norm(rows_BxRxNxE))
     # The streams share the weights of every layer (eqs. 3-4), those of its norm included.
-    source_BxKxE = normed_BxRxNxE[:, 0] if source_BxKxE is None else norm(source_BxKxE)
+    if view.set_length:
+      source_BxKxE = normed_BxRxNxE.reshape(len(normed_BxRxNxE), -1, c.embed_dim)
+    else:
+      source_BxKxE = normed_BxRxNxE[:, 0] if source_BxKxE is None else norm(source_BxKxE)
     branch_BxRxNxE, cache = self._attend(normed_BxRxNxE, source_BxKxE, view, cache)
     rows_BxRxNxE += leave(ATTENTION, dropout(branch_BxRxNxE))
     rows_BxRxNxE = checkpoint_name(rows_BxRxNxE, 'attended_rows')
@@ -249,13 +257,19 @@ class Block(nn.Module):
     q_BxRxNxHxD, k_BxKxGxD, v_BxKxGxD = checkpoint_name(
       (q_BxRxNxHxD, k_BxKxGxD, kv_BxKx2xGxD[:, :, 1]), 'attention_input'
     )
+    attend = functools.partial(prefix_attention, backend=c.attention)
+    if view.set_length:
+      own = slice(-q_BxRxNxHxD.shape[2], None)
+      attend = functools.partial(
+        set_attention, attend, k_BxKxGxD[:, own], v_BxKxGxD[:, own], view.set_length
+      )
+      k_BxKxGxD, v_BxKxGxD = k_BxKxGxD[:, : own.start], v_BxKxGxD[:, : own.start]
     if cache is not None:
       # Written before it is read: rows of a block see their own block's keys in the causal layers.
-      cache = cache.write(k_BxKxGxD, v_BxKxGxD, view.offset_B)
+      if k_BxKxGxD.shape[1]:
+        cache = cache.write(k_BxKxGxD, v_BxKxGxD, view.offset_B)
       k_BxKxGxD, v_BxKxGxD = cache.read()
-    seen_BxRxNxHxD = prefix_attention(
-      q_BxRxNxHxD, k_BxKxGxD, v_BxKxGxD, view.lengths_BxRxN, backend=c.attention
-    )
+    seen_BxRxNxHxD = attend(q_BxRxNxHxD, k_BxKxGxD, v_BxKxGxD, view.lengths_BxRxN)
     branch_BxRxNxE = self._project('out', c.embed_dim, (-2, -1), self._shrink)(seen_BxRxNxHxD)
     return axes.constrain(branch_BxRxNxE, *ROWS, None), cache
 

@@ -21,7 +21,7 @@ class Draw:
 
   Attributes:
     is_masked_BxN: bool, the tokens to be predicted.
-    weights_B: float32, of each sequence's sum over them.
+    weights_B: float32, of each sequence's sum over them; or of every token, `[B, N]`.
     noise_B: float32, what the network reads; None: it reads no noise.
     weight_of_shown: of every token that is not masked.
   """
@@ -38,9 +38,11 @@ class MaskedDiffusion:
   Attributes:
     kind: of the loss of a token, see `weighted_nll`; with 'score_entropy' what the network's scores
       sum to takes part in the sampler, too.
+    reads_clean: whether the network reads the text beside its masked copy, see `SetDenoiser`.
   """
 
   kind = 'cross_entropy'
+  reads_clean = False
 
   def schedule(self, settings: DiffusionConfig) -> masking.Schedule:
     """How fast tokens are masked."""
@@ -101,7 +103,7 @@ class MaskedDiffusion:
       is_masked_BxN &= is_free_BxN
     return masking.masked_loss(
       model, params, text_BxN, is_masked_BxN, draw.weights_B, noise_B=draw.noise_B,
-      kind=self.kind, weight_of_shown=draw.weight_of_shown, **options,
+      kind=self.kind, weight_of_shown=draw.weight_of_shown, reads_clean=self.reads_clean, **options,
     )  # fmt: skip
 
   def loss(

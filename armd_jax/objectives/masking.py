@@ -81,16 +81,35 @@ def times(keys_B: Array, index_B: Array, count: int, least: float) -> Array:
 
 
 def draw_mask(keys_B: Array, probability_B: Array, num_slots: int) -> Array:
-  """bool [B, N], true with the sequence's probability, one key per sequence."""
+  """bool [B, N], true with the sequence's probability, or each token's, one key per sequence."""
   u_BxN = jax.vmap(lambda key: jax.random.uniform(key, (num_slots,)))(keys_B)
   # u is below 1, so that a probability of 1 masks every token.
-  return u_BxN < probability_B[:, None]
+  return u_BxN < _of_tokens(probability_B)
+
+
+def _of_tokens(x: Array) -> Array:
+  """`[B, N]`, or `[B, 1]` of what belongs to sequences."""
+  return x if x.ndim == 2 else x[:, None]
 
 
 def draw_exactly(keys_B: Array, count_B: Array, num_slots: int) -> Array:
   """bool [B, N] with exactly `count` true per sequence, all subsets alike."""
   rank_BxN = jax.vmap(lambda key: jax.random.permutation(key, num_slots))(keys_B)
   return rank_BxN < count_B[:, None]
+
+
+def draw_in_blocks(keys_B: Array, count_BxS: Array, length: int, num_slots: int) -> Array:
+  """bool [B, N] with exactly `count` true in each of S blocks of `length` slots, all subsets alike.
+
+  Of the first block the first slots are missing, if there are fewer than S blocks of them.
+  """
+  missing = count_BxS.shape[1] * length - num_slots
+  u_BxN = jax.vmap(lambda key: jax.random.uniform(key, (num_slots,)))(keys_B)
+  u_BxM = jnp.pad(u_BxN, ((0, 0), (missing, 0)), constant_values=2)
+  u_BxSxL = u_BxM.reshape(*count_BxS.shape, length)
+  # argsort of a permutation is its inverse: the rank of each.
+  rank_BxSxL = jnp.argsort(jnp.argsort(u_BxSxL, axis=-1), axis=-1)
+  return (rank_BxSxL < count_BxS[..., None]).reshape(u_BxM.shape)[:, missing:]
 
 
 def masked_loss(
@@ -108,6 +127,7 @@ def masked_loss(
   index_B: Array | None = None,
   kind: str = 'cross_entropy',
   weight_of_shown: float = 0.0,
+  reads_clean: bool = False,
 ) -> tuple[Array, Array]:
   """Weighted loss of the masked tokens; the others cost nothing (MDLM's carry-over), unless they
   are given a weight.
@@ -117,7 +137,7 @@ def masked_loss(
     text_BxN: int32 ids; with `first_token='given'` the first is given and never masked, so that
       a mask has one slot less.
     is_masked_BxN: bool.
-    weights_B: float32, of each sequence's sum over masked tokens.
+    weights_B: float32, of each sequence's sum over masked tokens; or of every token, `[B, N]`.
     scale: of the returned total, like 1 / (sequences x slots).
     loss_chunk: slots per sequence whose logits exist at once.
     noise_B: what the network reads, see `Denoiser`.
@@ -126,6 +146,7 @@ def masked_loss(
     index_B: int32, index of each sequence in the whole batch, which its dropout depends on.
     kind: see `weighted_nll`.
     weight_of_shown: of every token that is not masked.
+    reads_clean: whether the network reads the text, too, see `SetDenoiser`.
   Returns:
     `scale` times the sum over sequences, and nats_B of each, through which no gradient flows.
   """
@@ -134,12 +155,13 @@ def masked_loss(
     first_B, text_BxN = text_BxN[:, 0], text_BxN[:, 1:]
   rngs = None if dropout_key is None else {'dropout': dropout_key}
   tokens_BxN = jnp.where(is_masked_BxN, MASK, text_BxN)
+  beside = {'clean_BxN': text_BxN} if reads_clean else {}
   hidden_BxNxE = model.apply(
-    {'params': params}, tokens_BxN, noise_B, first_B, length_B, index_B, rngs=rngs
+    {'params': params}, tokens_BxN, noise_B, first_B, length_B, index_B, rngs=rngs, **beside
   )
   embedding_VxE = model.apply({'params': params}, method='embedding')
   # A token of weight 0 is never read: what the network predicts in its place does not matter.
-  weights_BxN = jnp.where(is_masked_BxN, weights_B[:, None], weight_of_shown)
+  weights_BxN = jnp.where(is_masked_BxN, _of_tokens(weights_B), weight_of_shown)
   total, loss_BxN = weighted_nll(
     hidden_BxNxE,
     embedding_VxE,

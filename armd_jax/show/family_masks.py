@@ -17,6 +17,7 @@ from armd_jax.show.plots import CONTENT, HIDDEN, QUERY, save
 SIZE = 8
 _V = [[0.9, 0.3, 0.8, 0.7, 0.2, 0.1, 0.6, 0.5]]  # of `esolm.order_of`: tokens 6, 5 and 2 come first
 _SHOWN = 0.4
+_ORDER = [1, 3, 2, 4, 6, 5, 8, 7]  # that SetDLM's policy may draw
 _HIDDEN, _TOKEN, _MASK = range(3)
 
 
@@ -39,7 +40,7 @@ class Mask:
 
 def masks() -> list[Mask]:
   """One or two of every family, from the rows that its network runs."""
-  masked_N = np.arange(SIZE) % 3 != 1
+  masked_N, own_NxN = np.arange(SIZE) % 3 != 1, np.eye(SIZE, dtype=int)
   of_denoisers = np.broadcast_to(np.where(masked_N, _MASK, _TOKEN), (SIZE, SIZE))
   phases = {
     'diffusion phase': esolm.order_of(jnp.array(_V), jnp.array([_SHOWN]), jnp.array([True])),
@@ -53,8 +54,17 @@ def masks() -> list[Mask]:
       ('mdlm', 'd3pm', 'sedd', 'radd'), 'MDLM, D3PM, SEDD, RADD', np.arange(1, SIZE + 1),
       of_denoisers,
     ),
+    Mask(('bd3lm',), 'BD3-LM, blocks of 4', np.arange(1, SIZE + 1), _of_blocks(masked_N)),
+    Mask(('setdlm',), 'SetDLM', np.array(_ORDER), np.tri(SIZE, k=-1, dtype=int) + _MASK * own_NxN),
     *(_along('esolm', f'Eso-LM, {name}', order, first=first) for name, order in phases.items()),
   ]  # fmt: skip
+
+
+def _of_blocks(masked_N: np.ndarray) -> np.ndarray:
+  """Clean tokens of earlier blocks, noised ones of a row's own."""
+  block_N = np.arange(SIZE) // 4
+  own_NxN = np.where(block_N[:, None] == block_N, np.where(masked_N, _MASK, _TOKEN), _HIDDEN)
+  return np.where(block_N[:, None] > block_N, _TOKEN, own_NxN)
 
 
 def _along(

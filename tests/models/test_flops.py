@@ -66,6 +66,9 @@ def test_equals_the_counted_products(model):
     {'family': 'mdlm'},
     {'family': 'sedd'},
     {'family': 'radd', 'first_token': 'given'},
+    {'family': 'bd3lm'},
+    {'family': 'setdlm'},
+    {'family': 'bd3lm', 'diffusion': {'block_length': 64}, 'scan_layers': False},
   ],
   ids=str,
 )
