@@ -24,7 +24,10 @@ SYSTEMS = {
   'sedd': {'model.family': 'sedd'},
   'radd': {'model.family': 'radd'},
   'bd3lm4': {'model.family': 'bd3lm', 'model.diffusion.block_length': 4},
-  'bd3lm16': {'model.family': 'bd3lm', 'model.diffusion.block_length': 16},
+  'bd3lm16': {
+    'model.family': 'bd3lm', 'model.diffusion.block_length': 16,
+    'model.diffusion.clip_low': 0.3, 'model.diffusion.clip_high': 0.8,
+  },
   'setdlm': {'model.family': 'setdlm'},
   'esolm': {'model.family': 'esolm'},
 }  # fmt: skip
