@@ -382,11 +382,9 @@ def _of_systems():
   its training. On uniform orders it is the same network, whose visible keys are those of
   left-to-right orders."""
   orders = _COUNTED | {'order.ar_steps': 0, 'order.perm_steps': 0}
-  return {
-    system: orders | {'model.family': own['model.family']}
-    for system, own in SYSTEMS.items()
-    if system != 'armd_uniform'
-  } | {'armd_paper': orders | SYSTEMS['armd'] | PAPER}
+  return {system: orders | own for system, own in SYSTEMS.items() if system != 'armd_uniform'} | {
+    'armd_paper': orders | SYSTEMS['armd'] | PAPER
+  }
 
 
 def _tuned(name, base, overrides, read, taken, windows):

@@ -1,5 +1,6 @@
 """The training benchmark compares ARMD with AR of the same size, by time and by counted FLOPs."""
 
+from armd_jax import config as config_lib
 from armd_jax.bench import train_step
 
 SHAPE = dict(num_layers=4, embed_dim=32, num_heads=2, length=32, dtype='float32', dropout=0.0)
@@ -17,3 +18,15 @@ def test_numbers_and_ratios():
     assert 0 < row['visible_gflops'] < row['dense_gflops']
     assert len(row['all_seconds']) == 2 and row['tokens_per_second'] > 0
   assert 'ARMD / AR: time' in train_step.report(numbers)
+
+
+def test_what_a_family_sees_by_its_draws_is_counted():
+  """Masks of Eso-LM's diffusion phase see fewer keys than those of its sequential one."""
+  seen = {}
+  for diffused in (0.0, 0.5):
+    model = SHAPE | {'family': 'esolm', 'diffusion': {'esolm_diffused': diffused}}
+    config = config_lib.parse({
+      'model': model, 'train': {'batch_size': 4, 'loss_chunk': 32}, 'order': {'max_shuffled': 0},
+    })  # fmt: skip
+    seen[diffused] = train_step.measure({'esolm': config}, 11, 1)['esolm']['visible_gflops']
+  assert seen[0.5] < seen[0.0]
