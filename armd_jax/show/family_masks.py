@@ -90,13 +90,17 @@ def _along(
 
 
 def draw(path: pathlib.Path) -> None:
-  """All masks side by side."""
+  """All masks, four in a row; below them, what the colours are."""
   found = masks()
-  figure, all_axes = plt.subplots(
-    1, len(found), figsize=(3 * len(found), 3.9), layout='constrained'
+  rows = -(-len(found) // 4)
+  figure, grid = plt.subplots(
+    rows, 4, figsize=(10, 3.1 * rows), layout='constrained', squeeze=False
   )
+  all_axes = grid.ravel()
+  for axes in all_axes[len(found) :]:
+    axes.set_axis_off()
   colors = {_HIDDEN: HIDDEN, _TOKEN: CONTENT, _MASK: QUERY}
-  for mask, axes in zip(found, all_axes, strict=True):
+  for mask, axes in zip(found, all_axes, strict=False):
     for (row, key), kind in np.ndenumerate(mask.seen_NxN):
       place = key, SIZE - 1 - row
       axes.add_patch(plt.Rectangle(place, 0.94, 0.94, color=colors[int(kind)]))
@@ -108,7 +112,8 @@ def draw(path: pathlib.Path) -> None:
     axes.tick_params(length=0)
     axes.set_frame_on(False)
     axes.set_title(mask.title, fontsize=10)
-  all_axes[0].set_ylabel('row: position', fontsize=8)
+  for axes in grid[:, 0]:
+    axes.set_ylabel('row: position', fontsize=8)
   labels = {_TOKEN: 'the token there', _MASK: 'a row there without its token', _HIDDEN: 'hidden'}
   handles = [
     plt.Rectangle((0, 0), 1, 1, color=colors[kind], label=label) for kind, label in labels.items()
