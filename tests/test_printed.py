@@ -1,6 +1,7 @@
 """Commands that README and docs print: every one is read by its program, and a drill runs them."""
 
 import importlib
+import json
 import os
 import pathlib
 import re
@@ -32,6 +33,7 @@ ELSEWHERE = {
   '--hf=FOLDER': 'a model of the reader; see tests/models/test_llama.py',
   'work/open': 'what that makes',
   'work/warmed': 'what that makes',
+  'work/adapted': 'what that makes',
   'armd_jax.artifacts.harness': 'the package of lm_eval',
   'hundred.txt': 'a text of 100 MB',
   'wiki.valid.raw': 'texts that are downloaded',
@@ -166,6 +168,11 @@ def test_printed_commands_run_in_reading_order(tmp_path):
   for name in ('letters', 'stories'):
     lines = [f'It was the {name} number {n} of them all, to be or not to be.' for n in range(900)]
     (clone / 'books' / f'{name}.txt').write_text('\n\n'.join(lines))
+  # What the pages call the reader's own files.
+  row = {'question': 'To be?', 'text': 'Or not to be.'}
+  (clone / 'rows.jsonl').write_text(f'{json.dumps(row)}\n' * 40)
+  columns = ','.join(f'sentence{number}' for number in range(1, 6))
+  (clone / 'stories.csv').write_text(f'{columns}\n' + 'It was.,To be.,Or not.,They are.,End.\n' * 3)
   tools = tmp_path / 'bin'
   tools.mkdir()
   for name, start in (('python', ''), ('armd', f' -c "{START}"')):
