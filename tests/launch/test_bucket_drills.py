@@ -100,7 +100,7 @@ def test_every_object_of_the_newest_checkpoint_damaged(damage, bucket, tmp_path,
     DAMAGES[damage](bucket, f'{newest}/{name}')
     capfd.readouterr()
     state, next_index = final(where)
-    assert next_index == 6 * 8
+    assert next_index == 6 * 8, (name, len(data))
     jax.tree.map(np.testing.assert_array_equal, state, expected)
     (warning,) = capfd.readouterr().err.splitlines()
     assert f'{newest} is damaged' in warning and name in warning
