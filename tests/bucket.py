@@ -169,10 +169,7 @@ class Bucket:
     return self._store().cat_file(path)
 
   def write(self, path: str, data: bytes) -> None:
-    store = self._store()
-    if store.exists(path):  # the emulator keeps the rest of a longer object
-      store.rm_file(path)
-    store.pipe_file(path, data)
+    self._store().pipe_file(path, data)
 
   def remove(self, path: str) -> None:
     self._store().rm_file(path)

@@ -147,7 +147,10 @@ def test_a_prepared_corpus_is_read_from_a_bucket(bucket, tmp_path, monkeypatch):
 
 DAMAGES = {
   'another byte': lambda bucket, path: bucket.write(path, b'\x00' + bucket.read(path)[1:]),
-  'cut short': lambda bucket, path: bucket.write(path, bucket.read(path)[:-1]),
+  # By half: a seal without the end of its last line is still whole.
+  'cut short': lambda bucket, path: bucket.write(
+    path, bucket.read(path)[: -len(bucket.read(path)) // 2]
+  ),
   'gone': lambda bucket, path: bucket.remove(path),
 }
 
