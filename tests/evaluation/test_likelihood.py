@@ -1,5 +1,6 @@
 """Likelihood of whole texts against brute force, and the bound over orders of a trained model."""
 
+import functools
 import itertools
 
 import jax
@@ -15,6 +16,7 @@ from armd_jax.data import documents
 from armd_jax.data.tokenizers import ByteTokenizer
 from armd_jax.evaluation import likelihood, scores
 from armd_jax.objectives import armd
+from armd_jax.objectives.mdlm import MDLM
 from armd_jax.order import left_to_right, to_generation
 from armd_jax.parallel import sharding
 
@@ -219,3 +221,12 @@ def test_a_denoising_bound_is_that_of_the_scored_tokens_after_the_given_ones():
   whole = nats([1, 2, 0, documents.PADDING])
   assert whole.sum() != pytest.approx(found.sum(), rel=1e-3)
   assert (nats([1, 2, 0, 1]) > 0).all()
+
+  # Whatever ids are behind the end of a text.
+  bound = jax.jit(functools.partial(MDLM().bound, model, params, settings=model.config.diffusion,
+                                    samples=4, loss_chunk=N))  # fmt: skip
+  texts = jnp.array([[1, 2, 0, 0], [1, 2, 0, 2]])
+  keys = jax.random.split(jax.random.key(0), 1)[jnp.zeros(2, int)]
+  document = jnp.array([[True, False, False, False]] * 2), jnp.array([3, 3])
+  first, second = bound(texts, keys, document=document)
+  assert float(first) == pytest.approx(float(second), rel=1e-5)

@@ -65,7 +65,8 @@ def test_prompts_are_gone_on_with_and_junctions_kept(runs, monkeypatch):
   first, four = found['rows']
   assert first['junctions'] == [[]] * 3 and first['near'] is None and first['perplexity']
   # A quarter of 32 tokens is given, and the rest is cut into four runs of six.
-  assert all(len(cuts) == 3 for cuts in four['junctions']) and four['near'] and four['elsewhere']
+  assert [(cuts[0], len(cuts)) for cuts in four['junctions']] == [(14, 3)] * 3
+  assert four['near'] and four['elsewhere']
   for one_by_one, at_once in zip(first['texts'], four['texts'], strict=True):
     assert one_by_one[:8] == at_once[:8]
   unjudged = generated.texts(one, runs.folders['armd'], runs.data, '')
