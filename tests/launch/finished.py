@@ -11,6 +11,13 @@ from armd_jax.show import history
 from armd_jax.training import checkpoint
 from armd_jax.training import workdir as workdir_lib
 
+# Of a drill's record: how processes live and end does not depend on what they compute.
+WITHOUT = (
+  'armd_jax/attention/*.py', 'armd_jax/decode/*.py', 'armd_jax/evaluation/*.py',
+  'armd_jax/models/*.py', 'armd_jax/objectives/*.py', 'armd_jax/config.py', 'armd_jax/order.py',
+  'armd_jax/show/*.py', 'armd_jax/sample.py', 'armd_jax/artifacts/standalone.py',
+)  # fmt: skip
+
 
 def final(workdir, step=None):
   config = workdir_lib.read_config(workdir)

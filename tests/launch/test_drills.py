@@ -16,35 +16,16 @@ import jax
 import numpy as np
 import pytest
 import tiny_run
-from finished import assert_same_run, final, last_step
+from finished import WITHOUT, assert_same_run, final, last_step
 
 from armd_jax import training
 from armd_jax.parallel import sharding
 from armd_jax.training import checkpoint
 from armd_jax.training import workdir as workdir_lib
 
-pytestmark = pytest.mark.drill
+pytestmark = [pytest.mark.drill, pytest.mark.usefixtures('compiled_alike')]
 DRILL_ALSO = ('armd_jax/train.py', 'launch/*')
-# How processes live and end does not depend on what they compute.
-DRILL_WITHOUT = (
-  'armd_jax/attention/*.py',
-  'armd_jax/decode/*.py',
-  'armd_jax/evaluation/*.py',
-  'armd_jax/models/*.py',
-  'armd_jax/objectives/*.py',
-  'armd_jax/config.py',
-  'armd_jax/order.py',
-  'armd_jax/show/*.py',
-  'armd_jax/sample.py',
-  'armd_jax/artifacts/standalone.py',
-)
-
-
-@pytest.fixture(autouse=True)
-def compiled_alike(monkeypatch):
-  """Every run of a drill, by whichever launcher, with the same compiler settings."""
-  for name, value in tiny_run.VARIABLES.items():
-    monkeypatch.setenv(name, value)
+DRILL_WITHOUT = WITHOUT
 
 
 def wait_until(condition, seconds=300):
