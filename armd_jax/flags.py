@@ -219,16 +219,21 @@ def _run_experiment(read: Callable[[str], Any], path: str) -> Any:
   """The config of an experiment file; whatever that raises becomes a UserError."""
   try:
     return read(path)
-  except (UserError, FileNotFoundError):
+  except FileNotFoundError:
     raise
   except SyntaxError as error:
     raise UserError(f'{path} is no Python ({error.msg}, line {error.lineno}); mend it') from error
-  except Exception as error:
+  except Exception as raised:
+    # ml_collections puts the traceback of what it has caught into an error of the same type.
+    is_wrapped = isinstance(raised, TypeError | ValueError)
+    cause = (raised.__context__ if is_wrapped else None) or raised
+    if isinstance(cause, UserError):
+      raise cause from None
     if not pathlib.Path(path.partition(':')[0]).is_file():
       raise
     raise UserError(
-      f'{path} cannot be run ({type(error).__name__}: {sentence(error)}); mend it'
-    ) from error
+      f'{path} cannot be run ({type(cause).__name__}: {sentence(cause)}); mend it'
+    ) from cause
 
 
 def _read(options: type, name: str, kind: Any, value: Any) -> Any:

@@ -125,17 +125,23 @@ def test_what_an_experiment_raises_is_a_sentence(tmp_path):
   (tmp_path / 'a.py').write_text('def get_config(:\n')
   (tmp_path / 'b.py').write_text('import nothing_of_this_name\n')
   (tmp_path / 'c.py').write_text('def get_config():\n  return {}["absent"]\n')
+  (tmp_path / 'd.py').write_text('def get_config():\n  return int("x")\n')
   for name, message in (
     ('a.py', 'a.py is no Python .*line 1'),
     ('b.py', 'cannot be run .*nothing_of_this_name'),
     ('c.py', r"cannot be run \(KeyError: 'absent'\)"),
+    ('d.py', r"cannot be run \(ValueError: invalid literal .*: 'x'\)"),
+    ('d.py:x', r'cannot be run \(TypeError: get_config\(\) takes 0 positional'),
   ):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
       read(f'--config={tmp_path / name}')
+    assert 'Traceback' not in str(caught.value)
   for options in ('nonsense', 'family=', 'family=nobody', 'strided_steps=x'):
     with pytest.raises(UserError) as caught:
       config_lib.parse(read(f'--config=experiments/text8.py:{options}').config)
-    assert '; ' in str(caught.value)
+    assert '; ' in str(caught.value) and 'Traceback' not in str(caught.value)
+  with pytest.raises(UserError, match=r'steps=3: adapt.py has steps=3; write a whole number'):
+    read('--config=experiments/adapt.py:steps=3')
 
 
 def test_all_programs_are_known():
