@@ -98,7 +98,8 @@ def load_plugins() -> None:
 # traceback from each of its threads. Of an ordinary save or restore orbax warns of nothing.
 _RAISED_AS_WELL = (
   r'\[process=\d+\] Failed to run \d+ Handler Commit operations',
-  r'\[process=\d+\]\[thread=\w+\]\[operation_id=\w+\] _SignalingThread.run\(\) raised an exception',
+  r'\[process=\d+\]\[thread=[^]]+\]\[operation_id=\w+\] _SignalingThread.run\(\) raised an '
+  'exception',
 )
 
 

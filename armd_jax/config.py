@@ -31,25 +31,35 @@ from armd_jax.errors import UserError
 _of_loop = functools.partial(field, host_only=True, resumable=True)
 
 
-# Families of models, and the generation orders along which each predicts: 'any', 'left_to_right'
-# alone, or 'none'. All else about a family is in its file in armd_jax/families.
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """What a family of models predicts from.
+
+  Attributes:
+    orders: generation orders along which it predicts: 'any', 'left_to_right' alone, or 'none'.
+    sets: of noised tokens beside a clean copy of the text: 'blocks' from left to right, 'ordered'
+      in any order; '': there is no copy.
+    own_orders: training draws orders of its own in place of `OrderConfig`'s. Content rows are the
+      tokens that are not masked, and query rows the masks, in all layers.
+  """
+
+  orders: str
+  sets: str = ''
+  own_orders: bool = False
+
+
+# Families of models. All else about a family is in its file in armd_jax/families.
 FAMILIES = {
-  'armd': 'any',
-  'ar': 'left_to_right',
-  'mdlm': 'none',
-  'd3pm': 'none',
-  'sedd': 'none',
-  'radd': 'none',
-  'bd3lm': 'none',
-  'setdlm': 'none',
-  'esolm': 'any',
+  'armd': Prediction('any'),
+  'ar': Prediction('left_to_right'),
+  'mdlm': Prediction('none'),
+  'd3pm': Prediction('none'),
+  'sedd': Prediction('none'),
+  'radd': Prediction('none'),
+  'bd3lm': Prediction('none', sets='blocks'),
+  'setdlm': Prediction('none', sets='ordered'),
+  'esolm': Prediction('any', own_orders=True),
 }
-# Of those that noise sets of tokens beside a clean copy of the text: blocks from left to right, or
-# sets in any order.
-SETS = {'bd3lm': 'blocks', 'setdlm': 'ordered'}
-# Of those that predict along orders: with draws of their own in place of `OrderConfig`'s. Their
-# content rows are the tokens that are not masked, and their query rows the masks, in all layers.
-OWN_ORDERS = ('esolm',)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,13 +134,13 @@ class ModelConfig:
 
   @property
   def orders(self) -> str:
-    """Generation orders along which the family predicts, see `FAMILIES`."""
-    return FAMILIES[self.family]
+    """Generation orders along which the family predicts, see `Prediction`."""
+    return FAMILIES[self.family].orders
 
   @property
   def sets(self) -> str:
-    """Which sets of tokens are noised beside a clean copy of the text, see `SETS`; '': none."""
-    return SETS.get(self.family, '')
+    """Which sets of tokens are noised beside a clean copy of the text, see `Prediction`."""
+    return FAMILIES[self.family].sets
 
   @property
   def set_length(self) -> int:
@@ -139,8 +149,8 @@ class ModelConfig:
 
   @property
   def has_own_orders(self) -> bool:
-    """Whether training draws the family's own orders, see `OWN_ORDERS`."""
-    return self.family in OWN_ORDERS
+    """Whether training draws the family's own orders, see `Prediction`."""
+    return FAMILIES[self.family].own_orders
 
   @property
   def num_slots(self) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 import ml_collections
 
-from armd_jax.config import SETS, default_config
+from armd_jax.config import FAMILIES, default_config
 from armd_jax.errors import UserError
 
 # Ends of the masked shares that blocks of so many tokens are trained on (BD3-LM section 5).
@@ -101,13 +101,13 @@ def _cut_into_sets(config: ml_collections.ConfigDict, length: int) -> None:
   Raises:
     UserError: the family has neither.
   """
-  sets, diffusion = SETS.get(config.model.family), config.model.diffusion
-  if sets is None:
+  kind, diffusion = FAMILIES.get(config.model.family), config.model.diffusion
+  if not kind or not kind.sets:
     raise UserError(
       f'block={length} is for families that noise sets of tokens, which {config.model.family!r} '
       'does not; leave it out, or write family=bd3lm'
     )
-  if sets == 'ordered':
+  if kind.sets == 'ordered':
     diffusion.update(set_size=length, set_reach=2 * length)
     return
   low, high = CLIPS.get(length, (diffusion.clip_low, diffusion.clip_high))

@@ -51,7 +51,7 @@ def family(name: str, entry: Family, orders: str = 'any') -> None:
   if orders not in ('any', 'left_to_right', 'none'):
     raise UserError(f"orders is {orders!r}; write 'any', 'left_to_right' or 'none'")
   families.FAMILIES[_checked(name)] = entry
-  config_lib.FAMILIES[name] = orders
+  config_lib.FAMILIES[name] = config_lib.Prediction(orders)
 
 
 def _checked(name: str) -> str:

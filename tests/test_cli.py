@@ -53,6 +53,12 @@ def test_a_warning_of_orbax_that_nobody_knows_is_printed(tmp_path, level):
   assert code == 0 and len(told) == 1 and told[0].endswith('[process=0] some arrays were left out')
 
 
+@pytest.mark.parametrize('thread', ['write', 'Thread-7 (_target_setting_result)'])
+def test_what_orbax_raises_as_well_is_not_printed(tmp_path, thread):
+  what = f'[process=0][thread={thread}][operation_id=2] _SignalingThread.run() raised an exception'
+  assert run(tmp_path, f'in_orbax(\'logging.error("{what}: 503")\')') == (0, [])
+
+
 def test_an_ordinary_save_prints_nothing(tmp_path):
   assert run(tmp_path, 'save(None)') == (0, [])
   assert pathlib.Path(tmp_path / 'run/checkpoints/1').is_dir()

@@ -55,7 +55,7 @@ def test_twins_differ_by_their_family_alone(name):
     twin = recipe(name, f'family={family}')
     same = dataclasses.replace(armd, model=dataclasses.replace(armd.model, family=family))
     assert twin.model == config_lib.parse(config_lib.to_dict(same)).model
-    assert (twin.model == same.model) == (family not in config_lib.OWN_ORDERS)
+    assert (twin.model == same.model) == (not config_lib.FAMILIES[family].own_orders)
     assert (twin.data, twin.optimizer, twin.train) == (armd.data, armd.optimizer, armd.train)
 
 

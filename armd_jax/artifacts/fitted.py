@@ -88,8 +88,8 @@ def _config(experiment: str, overrides: dict[str, Any]) -> Any:
       raise UserError(f'the config has no single field {name!r}; {fix}')
     given[found[0]] = value
   family = given.get('model.family', config.model.family)
-  orders = config_lib.FAMILIES.get(family, 'any')
-  if orders != 'any' or family in config_lib.OWN_ORDERS:  # no strided orders to be fine-tuned on
+  kind = config_lib.FAMILIES.get(family)  # `parse` reports one that is not there
+  if kind and (kind.orders != 'any' or kind.own_orders):  # no strided orders to be fine-tuned on
     given.setdefault('order.strided_start', -1)
   if isinstance(steps := given.get('train.steps'), int) and steps > 0:
     for name in _SCHEDULE:

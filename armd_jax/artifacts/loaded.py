@@ -198,7 +198,8 @@ class Model:
       The tokens in the order of the text. Their sum is the text's exact log-likelihood along the
       order.
     Raises:
-      UserError: the text is empty or too long, or the model does not support the order.
+      UserError: the text is empty or too long, or the model does not support the order, or reads
+        nothing behind a token, as the order would have it.
     """
     ids_n = self._ids(text)
     slots = self.config.model.num_slots
@@ -207,6 +208,12 @@ class Model:
     self._check(streams, order)
     if order is None:
       order = orders.strided(len(ids_n), min(streams, len(ids_n)))
+    is_ascending = bool((np.diff(np.asarray(order.position_BxN)) > 0).all())
+    if not is_ascending and not families.of(self.config.model).infills:
+      raise UserError(
+        f'a model of family {self.config.model.family!r} reads nothing behind a token; write '
+        'streams=1, and an order from left to right or none'
+      )
     model = families.build(self.config.model, self.tokenizer.vocab_size)
     return tokens.scores(model, self.params, self.tokenizer, ids_n, order, self.mesh)
 

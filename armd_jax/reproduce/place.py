@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -125,6 +126,18 @@ def _without_paths(config: config_lib.Config) -> dict[str, Any]:
   return config_lib.to_dict(config_lib.reset(config, 'is_path'))
 
 
+@functools.lru_cache(maxsize=1)
+def _held_by(path: str) -> dict[str, str]:
+  """Digests of a file, or of the files of a folder, by name; nothing of ''."""
+  where = pathlib.Path(path).expanduser()
+  files = sorted(where.iterdir()) if where.is_dir() else [where]
+  found = {}
+  for file in filter(pathlib.Path.is_file, files):
+    with file.open('rb') as opened:
+      found[file.name] = hashlib.file_digest(opened, 'sha256').hexdigest()
+  return found if path else {}
+
+
 def key_of(piece: Piece, place: Place, keys: Mapping[str, str]) -> str:
   """Hex digits that change with anything that decides the result.
 
@@ -140,7 +153,7 @@ def key_of(piece: Piece, place: Place, keys: Mapping[str, str]) -> str:
   elif piece.kind == 'cost':
     what['config'] = _without_paths(config_lib.parse(copy.deepcopy(place.raw)))
   elif piece.kind in ('front', 'texts'):
-    what['judge'] = pathlib.Path(place.judge).name
+    what['judge'] = _held_by(place.judge)
   what['text'] = place.text_sha256
   # A sweep decides a run by the rate alone, which is in the config.
   builds_on = piece.needs if piece.kind != 'train' else filter(None, [piece.base])

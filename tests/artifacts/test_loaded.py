@@ -64,7 +64,7 @@ def test_a_model_prints_in_one_line(armd):
 def test_tokens_depend_on_what_they_saw_and_on_nothing_else(family):
   model = make(family)
   orders = [ORDERS.left_to_right(22)]
-  if config_lib.FAMILIES[family] != 'left_to_right':
+  if config_lib.FAMILIES[family].orders != 'left_to_right' and families.FAMILIES[family].infills:
     orders += [ORDERS.random(22, seed=3), ORDERS.strided(22, 5)]
   for order in orders:
     how = {} if family == 'ar' else {'order': order}
@@ -102,6 +102,15 @@ def test_perplexity_of_a_long_text_is_that_of_its_windows(armd):
   parts = [text[i : i + LENGTH] for i in range(0, len(text), LENGTH)]
   nats = -sum(t.logprob for part in parts for t in armd.logprobs(part))
   assert np.log(armd.perplexity(text)) == pytest.approx(nats / len(text), rel=1e-5)
+
+
+def test_no_number_is_told_along_an_order_that_a_model_does_not_read():
+  """A block of BD3-LM sees no later block, whatever the order says that is there."""
+  model = make('bd3lm')
+  assert len(model.logprobs(TEXT, order=ORDERS.left_to_right(22))) == 22
+  for asked in ({'streams': 4}, {'order': ORDERS.random(22, seed=3)}):
+    with pytest.raises(UserError, match="'bd3lm' reads nothing behind a token; write streams=1"):
+      model.logprobs(TEXT, **asked)
 
 
 def test_a_baseline_has_the_perplexity_of_its_bound():

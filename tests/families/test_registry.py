@@ -28,7 +28,7 @@ def test_entries_are_the_choices_of_the_config():
 
 def test_each_is_measured_along_orders_or_has_a_bound():
   for name, family in families.FAMILIES.items():
-    orders = config_lib.FAMILIES[name]
+    orders = config_lib.FAMILIES[name].orders
     assert orders in ('any', 'left_to_right', 'none')
     assert orders != 'none' or (family.bound and family.samplers), name
 
@@ -70,7 +70,7 @@ def test_loss_is_a_mean_over_the_batch_whose_kinds_account_for_it(name):
     np.testing.assert_allclose(kinds[0].sum() / 4, whole, rtol=1e-5)
 
 
-ORDERED = [name for name, orders in config_lib.FAMILIES.items() if orders != 'none']
+ORDERED = [name for name, kind in config_lib.FAMILIES.items() if kind.orders != 'none']
 
 
 @pytest.mark.parametrize('seed', ['prefix', 'neighbours', 'warm'])
