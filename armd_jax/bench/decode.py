@@ -1,10 +1,10 @@
 """Decoding speed and what it costs: `python -m armd_jax.bench.decode --shape=weight_bound`.
 
 AR with a key/value cache beside ARMD at every S (and, with --mdlm, the sampler of a diffusion
-baseline), of the same size and code, taken in turns. Prefill
-(of a prompt of half the length) and compilation are timed apart. With trained weights (--workdir)
-the exact NLL of held-out text is given for every S, split into what the order costs, by distance
-from the junctions of two streams, too, and what independence costs (`evaluation.order_costs`).
+baseline), of the same size and code, taken in turns. Prefill (of a prompt of half the length) and
+compilation are timed apart. With trained weights (--workdir) the exact NLL of held-out text, or of
+--text, is given for every S, split into what the order costs, by distance from the junctions of two
+streams, too, and what independence costs (`evaluation.order_costs`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from armd_jax import config as config_lib
 from armd_jax.artifacts import weights
 from armd_jax.bench import decode_peers, timing
 from armd_jax.compiled import flops
+from armd_jax.config import Config
 from armd_jax.config_rules import check_streams
 from armd_jax.data import corpus as corpus_lib
 from armd_jax.data.tokenizers import Tokenizer
@@ -32,7 +33,7 @@ from armd_jax.decode.network import Network
 from armd_jax.decode.sampling import Sampling
 from armd_jax.decode.state import Request, Task
 from armd_jax.errors import UserError
-from armd_jax.evaluation import order_costs
+from armd_jax.evaluation import order_costs, suites
 from armd_jax.flags import flag
 from armd_jax.hardware import clock, machines
 from armd_jax.models.ar import AR as ARModel
@@ -306,10 +307,14 @@ class Options(timing.ModelShape):
     'Also costs of streams that begin behind this text, of one token: a space, of a byte model.',
     None,
   )
+  text: str | None = flag(
+    'NAME=FILE: this text is scored in place of held-out windows, as by evaluate --suite=sedd.',
+    None,
+  )
   mdlm: tuple[int, ...] = flag('Also MDLM, in so many steps: 1024,256,64.', (), at_least=1)
   fill_memory: bool = flag('Then double the batch while memory holds it.', False)
   transformers: bool = flag("Beside transformers' cached GPT-2.", False)
-  windows: int = flag('Held-out windows to score.', 64, at_least=0)
+  windows: int = flag('Windows to score.', 64, at_least=0)
   repeats: int = flag('Timed rounds.', 5, at_least=1)
   json: str | None = cli.json_file()
   png: str | None = flag('Also draw the numbers to this file.', None)
@@ -324,11 +329,23 @@ def _single_token(text: str, tokenizer: Tokenizer) -> int:
   return int(ids_k[0])
 
 
+def _windows(options: Options, config: Config, tokenizer: Tokenizer) -> tuple[np.ndarray, str]:
+  """What is scored, and what it is called."""
+  if options.text is None:
+    held_out_WxN = corpus_lib.load(config.data, config.model.length).held_out_WxN
+    return held_out_WxN[: options.windows], 'held-out windows'
+  name, _, source = options.text.partition('=')
+  given = {name: source}
+  task = suites.zero_shot_task('sedd', given, config, tokenizer, (), 1, options.windows)
+  return task.parts[0].windows_WxN, f'windows of {name}'
+
+
 def main(options: Options) -> None:
   streams, batches = options.streams, list(options.batch_sizes)
   params = scores = scores_behind = before = None
-  if options.behind is not None and not options.workdir:
-    raise UserError('--behind measures a trained model; write --workdir=RUN')
+  for name in ('behind', 'text'):
+    if getattr(options, name) is not None and not options.workdir:
+      raise UserError(f'--{name} measures a trained model; write --workdir=RUN')
   if options.workdir:
     config, tokenizer, params, _ = weights.load_ema(options.workdir)
     if config.model.family != 'armd':
@@ -363,11 +380,11 @@ def main(options: Options) -> None:
   print('the program needs at once; a system that needs more than there is is not timed; GB/s and')
   print('GFLOP/s: of what no step does without, weights read once and matrix products')
   if params is not None and options.windows:
-    windows_WxN = corpus_lib.load(config.data, config.model.length).held_out_WxN[: options.windows]
+    windows_WxN, what = _windows(options, config, tokenizer)
     network, mesh = models.build(config.model, vocab_size), sharding.make_mesh(config.mesh)
     costs = functools.partial(order_costs.order_costs, network, params, windows_WxN, streams, mesh)
     scores = costs()
-    print(f'exact NLL of {len(windows_WxN)} held-out windows; costs in nats per token')
+    print(f'exact NLL of {len(windows_WxN)} {what}; costs in nats per token')
     print(quality_report(scores))
     if before is not None:
       scores_behind = costs(before=before)

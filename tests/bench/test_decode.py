@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from armd_jax import config as config_lib
+from armd_jax import evaluate
 from armd_jax.bench import decode
 from armd_jax.errors import UserError
 from armd_jax.training.loop import train
@@ -91,5 +92,26 @@ def test_streams_that_begin_behind_a_text(tmp_path, capsys):
   assert "streams that begin behind ' '" in capsys.readouterr().out
   with pytest.raises(UserError, match=r"--behind='ab' is 2 tokens of bytes.*write a text that is"):
     decode.main(decode.Options(**options, behind='ab'))
-  with pytest.raises(UserError, match='--behind measures a trained model'):
-    decode.main(decode.Options(behind=' '))
+  for name in ('behind', 'text'):
+    with pytest.raises(UserError, match=f'--{name} measures a trained model'):
+      decode.main(decode.Options(**{name: ' '}))
+
+
+def test_another_text_is_scored_as_by_evaluate(tmp_path, capsys):
+  raw = tiny_run.config(tmp_path)
+  raw.train.update(steps=1, eval_every=1, checkpoint_every=1)
+  train(config_lib.parse(raw), tmp_path / 'run')
+  text = tmp_path / 'other.txt'
+  text.write_text('another text, whose lines are many\n' * 20)
+  options = decode.Options(
+    workdir=f'{tmp_path}/run', text=f'wikitext2={text}', streams=(2,), repeats=1,
+    json=f'{tmp_path}/d.json',
+  )  # fmt: skip
+  decode.main(options)
+  (found,) = json.loads((tmp_path / 'd.json').read_text())['quality']
+  asked = dict(workdir=f'{tmp_path}/run', suite='sedd', texts=(f'wikitext2={text}',), streams=(2,))
+  evaluate.main(evaluate.Options(**asked, json=f'{tmp_path}/e.json'))
+  scores = json.loads((tmp_path / 'e.json').read_text())['scores']
+  (parallel,) = [row['nats_per_token'] for row in scores if 'S=2, parallel' in row['name']]
+  assert found['nats'] == pytest.approx(parallel, rel=1e-5)
+  assert 'windows of wikitext2' in capsys.readouterr().out
