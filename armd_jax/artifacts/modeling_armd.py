@@ -201,24 +201,26 @@ class ArmdForCausalLM(PreTrainedModel):
     c, before = self.config, state.committed if state else 0
     if c.query_seed == 'mask_embedding':
       return self.mask.expand(len(x_BxCxE), position.shape[1], -1), position
-    latest = (lengths - before - 1).clamp(0, x_BxCxE.shape[1] - 1)
-    rows = latest.expand(len(x_BxCxE), -1)[..., None].expand(-1, -1, c.embed_dim)
-    content_position = content_position.expand(len(latest), -1)
-    shift_BxQxE, shift_position = x_BxCxE.gather(1, rows), content_position.gather(1, latest)
     if c.query_seed == 'shift':
-      return shift_BxQxE, shift_position
+      latest = (lengths - before - 1).clamp(0, x_BxCxE.shape[1] - 1)
+      rows = latest.expand(len(x_BxCxE), -1)[..., None].expand(-1, -1, c.embed_dim)
+      return x_BxCxE.gather(1, rows), content_position.expand(len(latest), -1).gather(1, latest)
     if c.query_seed == 'prefix':
       g_BxQxE = self._aggregate(x_BxCxE, content_position, position, lengths - before, state)
     else:
-      g_BxQxE = self._beside(x_BxCxE, content_position, position, lengths, state)
+      look = self._looker(x_BxCxE, content_position, lengths, state)
+      g_BxQxE = self._beside(look, position)
     if c.query_seed_norm == 'rms':
       g_BxQxE = g_BxQxE * torch.rsqrt(g_BxQxE.square().mean(-1, keepdim=True) + 1e-6)
     if c.query_seed != 'warm':
       return g_BxQxE.type_as(x_BxCxE), position
+    # The token on the left, and BOS, moved to its place, where that is not known.
+    (left_BxQxE, is_known), (bos_BxQxE, _) = look(position - 1), look(torch.zeros_like(position))
     if c.architecture == 'gpt2':
-      g_BxQxE = g_BxQxE + self._at(position) - self._at(shift_position)
-    moved = shift_position + self.gain * (position - shift_position)
-    return (shift_BxQxE + self.gain * g_BxQxE).type_as(x_BxCxE), moved
+      bos_BxQxE = bos_BxQxE + self._at(position - 1) - self._at(torch.zeros_like(position))
+      g_BxQxE = g_BxQxE + self._at(position) - self._at(position - 1)
+    left_BxQxE = torch.where(is_known[..., None], left_BxQxE, bos_BxQxE)
+    return (left_BxQxE + self.gain * g_BxQxE).type_as(x_BxCxE), position - 1 + self.gain
 
   def _aggregate(self, x_BxCxE, content_position, position, new_lengths, state):
     """Eq. 6: a linear attention, by position, over the content rows of earlier blocks."""
@@ -231,8 +233,8 @@ class ArmdForCausalLM(PreTrainedModel):
       state.aggregate_BxPxE = state.aggregate_BxPxE + pe_k.transpose(1, 2) @ x_BxCxE.float()
     return g_BxQxE
 
-  def _beside(self, x_BxCxE, content_position, position, lengths, state):
-    """The tokens beside a slot, weighed by their offset, as far as earlier blocks hold them."""
+  def _looker(self, x_BxCxE, content_position, lengths, state):
+    """A function of a place for each slot: what is there, and whether earlier blocks hold it."""
     radius = self.config.query_seed_radius
     if state is not None:
       if state.committed:
@@ -246,15 +248,22 @@ class ArmdForCausalLM(PreTrainedModel):
     row_at = nowhere.to(x_BxCxE.device).scatter(
       1, content_position + radius, index.to(x_BxCxE.device)
     )
-    position = position.expand(max(len(position), len(row_at)), -1)
-    row_at = row_at.expand(len(position), -1)
-    total = 0
-    for number, offset in enumerate([d for d in range(-radius, radius + 1) if d]):
-      row = row_at.gather(1, position + radius + offset)
-      known = (row < lengths) & (row < count)
+
+    def look(place):
+      rows = max(len(place), len(row_at))
+      row = row_at.expand(rows, -1).gather(1, place.expand(rows, -1) + radius)
       at = row.clamp(max=count - 1).expand(batch, -1)[..., None].expand(-1, -1, width)
-      weighed = x_BxCxE.gather(1, at).float() * self.neighbours[number]
-      total = total + torch.where(known[..., None], weighed, self.unknown[number])
+      return x_BxCxE.gather(1, at), (row < lengths) & (row < count)
+
+    return look
+
+  def _beside(self, look, position):
+    """The tokens beside a slot, weighed by their offset, as far as earlier blocks hold them."""
+    radius, total = self.config.query_seed_radius, 0
+    for number, offset in enumerate([d for d in range(-radius, radius + 1) if d]):
+      x_BxQxE, is_known = look(position + offset)
+      weighed = x_BxQxE.float() * self.neighbours[number]
+      total = total + torch.where(is_known[..., None], weighed, self.unknown[number])
     return total
 
   def _run(self, ids_BxC, content_position, position, content_lengths, lengths, causal_lengths,

@@ -1,8 +1,9 @@
 """ARMD from the weights of an AR model, which it computes exactly until training changes them.
 
-`G^0` starts from the shifted seed (paper section 3 rejects it as the only one), so that on
-left-to-right orders query row n is the AR model's row n - 1; a learned gain, 0 at the start, brings
-in the tokens beside a slot and the rows' own positions (our choice).
+`G^0` starts from the token on a slot's left, so that on left-to-right orders query row n is the AR
+model's row n - 1, and each stream of a strided order is at the start as good as that model is from
+the middle of a text. A learned gain, 0 at the start, brings in the tokens beside a slot and the
+rows' own positions. Both are our choice: the paper's section 3 rejects a shifted seed.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@
   mask_embedding  one learned vector for all slots; only RoPE distinguishes them
   shift           the latest content row of earlier blocks, at that row's position: on left-to-right
                   orders the network is an AR model (the paper's rejected alternative)
-  warm            `shift` plus a learned share of `neighbours`, none at the start (our choice): how
-                  an AR model's weights become an ARMD's
+  warm            the token on the slot's left, at that token's position, plus a learned share of
+                  `neighbours`, none at the start (our choice): how an AR model's weights become an
+                  ARMD's; each of S text streams starts as that AR model
 
 Nothing of a slot's own block may enter its seed: no later layer could take it out again.
 """
@@ -262,16 +263,30 @@ class Warm(Neighbours):
     self, x_BxWxE: Array, rows: Rows, state: Beside | None, vocabulary: Vocabulary
   ) -> Seed:
     g_BxWxE, state = self.beside(x_BxWxE, rows, state)
-    shift_BxWxE, position_BxW = _latest(x_BxWxE, rows)
+    left_BxWxE, is_known_BxW = self._left(state, rows)
+    position_BxW = rows.query_position_BxW - 1
     if self.config.architecture == 'gpt2':
-      # The shifted row carries the learned position of its own slot; the gain moves it to this one.
-      g_BxWxE += vocabulary.at(rows.query_position_BxW) - vocabulary.at(position_BxW)
+      # A row carries a learned position: BOS in place of a token goes there, and the gain moves all
+      # from there to their slots.
+      at_BxWxE = vocabulary.at(position_BxW)
+      moved_BxWxE = left_BxWxE + at_BxWxE - vocabulary.at(jnp.zeros_like(position_BxW))
+      left_BxWxE = jnp.where(is_known_BxW[..., None], left_BxWxE, moved_BxWxE)
+      g_BxWxE += vocabulary.at(rows.query_position_BxW) - at_BxWxE
     return Seed(
-      (shift_BxWxE + self.gain * g_BxWxE).astype(self.config.dtype),
+      (left_BxWxE + self.gain * g_BxWxE).astype(self.config.dtype),
       # RoPE is a rotation by any real number, so the gain moves positions continuously as well.
-      position_BxW + self.gain * (rows.query_position_BxW - position_BxW),
+      position_BxW + self.gain,
       state,
     )
+
+  def _left(self, beside, rows):
+    """The content on the left of each slot, BOS where it is not known, and whether it is."""
+    place_BxW = self._place(rows.query_position_BxW - 1)
+    place_BxW = jnp.broadcast_to(place_BxW, (len(beside.row_BxT), place_BxW.shape[1]))
+    row_BxW = jnp.take_along_axis(beside.row_BxT, place_BxW, axis=1)
+    is_known_BxW = row_BxW < rows.query_length_BxW
+    place_BxW = jnp.where(is_known_BxW, place_BxW, self._place(0))
+    return jnp.take_along_axis(beside.x_BxTxE, place_BxW[..., None], axis=1), is_known_BxW
 
 
 SEEDS: dict[str, Any] = {

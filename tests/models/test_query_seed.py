@@ -57,8 +57,9 @@ def test_a_seed_depends_on_earlier_blocks_alone(kind):
   elif kind in ('neighbours', 'warm'):
     distance_BxNxW = rows.query_position_BxW[..., None] - rows.content_position_BxW[:, None]
     is_near_BxNxW = np.abs(distance_BxNxW) <= tiny.model_config().query_seed_radius
-    is_latest_BxNxW = np.arange(tiny.NUM_SLOTS) == np.asarray(rows.query_length_BxW)[..., None] - 1
-    expected_BxNxW = sees_BxNxW & (is_near_BxNxW | (is_latest_BxNxW & (kind == 'warm')))
+    left_BxNxW = sees_BxNxW & (distance_BxNxW == 1)
+    is_first_BxNxW = ~left_BxNxW.any(-1, keepdims=True) & (np.arange(tiny.NUM_SLOTS) == 0)
+    expected_BxNxW = sees_BxNxW & (is_near_BxNxW | (is_first_BxNxW & (kind == 'warm')))
     np.testing.assert_array_equal(gradient_BxNxW > 0, expected_BxNxW)
   else:
     assert (gradient_BxNxW > 0).sum() == {'shift': 3 * tiny.NUM_SLOTS, 'mask_embedding': 0}[kind]
@@ -78,7 +79,7 @@ def test_shift_copies_the_latest_row_of_earlier_blocks_and_its_position():
 def test_warm_goes_from_shift_to_the_positions_of_the_slots(style):
   warm, params = made('warm', architecture=style)
   shift, _ = made('shift', architecture=style)
-  rows, x = full_rows(tiny.orders()['blocks']), content()
+  rows, x = full_rows(tiny.orders()['left_to_right']), content()
   start, ar = warm(params, x, rows), shift({}, x, rows)
   np.testing.assert_array_equal(start.g_BxWxE, ar.g_BxWxE)
   np.testing.assert_array_equal(start.position_BxW, ar.position_BxW)
@@ -86,6 +87,30 @@ def test_warm_goes_from_shift_to_the_positions_of_the_slots(style):
   whole = warm(params, x, rows)
   np.testing.assert_array_equal(whole.position_BxW, rows.query_position_BxW)
   assert np.abs(whole.g_BxWxE - ar.g_BxWxE).max() > 0.01
+
+
+@pytest.mark.parametrize('style', ['rope', 'gpt2'])
+def test_warm_copies_the_token_on_the_left_and_bos_where_it_is_not_known(style):
+  """Whatever other streams hold: the latest row of an order is one of theirs."""
+  warm, params = made('warm', architecture=style)
+  order, x = tiny.orders()['blocks'], content()
+  rows = full_rows(order)
+  start = warm(params, x, rows)
+  position, block = np.asarray(order.position_BxN), np.asarray(order.block_BxN)
+  num_copied = 0
+  for b, n in np.ndindex(position.shape):
+    left = [m for m in range(tiny.NUM_SLOTS) if position[b, m] == position[b, n] - 1]
+    is_known = position[b, n] == 1 or block[b, left[0]] < block[b, n]
+    if is_known:
+      row = 0 if position[b, n] == 1 else left[0] + 1  # a slot's content row is one further
+      np.testing.assert_array_equal(start.g_BxWxE[b, n], x[b, row])
+      num_copied += 1
+    elif style == 'rope':
+      np.testing.assert_array_equal(start.g_BxWxE[b, n], x[b, 0])
+    else:
+      assert np.abs(start.g_BxWxE[b, n] - x[b, 0]).max() > 1e-3  # moved to its place
+  assert 0 < num_copied < position.size
+  np.testing.assert_array_equal(start.position_BxW, position - 1)
 
 
 def test_position_rows_of_every_kind_have_unit_length():
