@@ -329,15 +329,20 @@ def _single_token(text: str, tokenizer: Tokenizer) -> int:
   return int(ids_k[0])
 
 
-def _windows(options: Options, config: Config, tokenizer: Tokenizer) -> tuple[np.ndarray, str]:
-  """What is scored, and what it is called."""
-  if options.text is None:
-    held_out_WxN = corpus_lib.load(config.data, config.model.length).held_out_WxN
-    return held_out_WxN[: options.windows], 'held-out windows'
-  name, _, source = options.text.partition('=')
-  given = {name: source}
-  task = suites.zero_shot_task('sedd', given, config, tokenizer, (), 1, options.windows)
-  return task.parts[0].windows_WxN, f'windows of {name}'
+def windows_of(
+  text: str | None, count: int, config: Config, tokenizer: Tokenizer
+) -> tuple[np.ndarray, str]:
+  """The first windows of NAME=FILE, or held-out ones of a run, and what they are called.
+
+  Raises:
+    UserError: the text cannot be read, or fills no window.
+  """
+  if text is None:
+    held_out_WxN: Any = corpus_lib.load(config.data, config.model.length).held_out_WxN
+    return held_out_WxN[:count], 'held-out windows'
+  name, _, source = text.partition('=')
+  task = suites.zero_shot_task('sedd', {name: source}, config, tokenizer, (), 1, count)
+  return task.parts[0].windows_WxN, f'windows of {task.parts[0].text}'
 
 
 def main(options: Options) -> None:
@@ -380,7 +385,7 @@ def main(options: Options) -> None:
   print('the program needs at once; a system that needs more than there is is not timed; GB/s and')
   print('GFLOP/s: of what no step does without, weights read once and matrix products')
   if params is not None and options.windows:
-    windows_WxN, what = _windows(options, config, tokenizer)
+    windows_WxN, what = windows_of(options.text, options.windows, config, tokenizer)
     network, mesh = models.build(config.model, vocab_size), sharding.make_mesh(config.mesh)
     costs = functools.partial(order_costs.order_costs, network, params, windows_WxN, streams, mesh)
     scores = costs()

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from armd_jax.reproduce import pieces as p
-from armd_jax.reproduce.results import Mean, Results, markdown, perplexity_excess
+from armd_jax.reproduce.results import Mean, Results, perplexity_excess
+from armd_jax.show.columns import markdown
 
 PERPLEXITY = 2.0  # percent over AR's that still agrees
 STEP_TIME, STEP_TIME_SLACK = 1.22, 1.05  # over AR's; what a measurement may be off by

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 
 from armd_jax.reproduce import pieces as p
-from armd_jax.reproduce.results import Results, markdown
+from armd_jax.reproduce.results import Results
 from armd_jax.reproduce.tables import NAMES
+from armd_jax.show.columns import markdown
 
 SHOWN = 2  # texts of every S that are printed
 MARK = '▮'  # in them, where the streams meet

@@ -161,10 +161,3 @@ def mean_of(values: Sequence[float]) -> Mean | None:
 def perplexity_excess(nats: float, reference: float) -> float:
   """Percent by which a perplexity exceeds another, from nats per token."""
   return 100 * math.expm1(nats - reference)
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-  """A table; None is a dash."""
-  line = lambda cells: '| ' + ' | '.join('–' if c is None else str(c) for c in cells) + ' |'
-  rule = '|' + '---|' * len(header)
-  return '\n'.join([line(header), rule, *map(line, rows)])

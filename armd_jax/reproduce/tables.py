@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from armd_jax.reproduce import pieces as p
-from armd_jax.reproduce.results import Results, markdown, mean_of, perplexity_excess
+from armd_jax.reproduce.results import Results, mean_of, perplexity_excess
+from armd_jax.show.columns import markdown
 
 NAMES = {
   'ar': 'AR',

@@ -26,3 +26,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   aligned = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
   return '\n'.join(map('  '.join, aligned))
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+  """A table of a page; None is a dash."""
+  line = lambda cells: '| ' + ' | '.join('–' if c is None else str(c) for c in cells) + ' |'
+  rule = '|' + '---|' * len(header)
+  return '\n'.join([line(header), rule, *map(line, rows)])

@@ -114,4 +114,4 @@ def test_another_text_is_scored_as_by_evaluate(tmp_path, capsys):
   scores = json.loads((tmp_path / 'e.json').read_text())['scores']
   (parallel,) = [row['nats_per_token'] for row in scores if 'S=2, parallel' in row['name']]
   assert found['nats'] == pytest.approx(parallel, rel=1e-5)
-  assert 'windows of wikitext2' in capsys.readouterr().out
+  assert 'windows of WikiText2' in capsys.readouterr().out
