@@ -115,7 +115,7 @@ def _equal_steps(results):
   last = p.long_steps(results.config)
   text = (
     'ARMD on uniform orders is better than every diffusion baseline at equal steps (bounds, '
-    f'{last} steps, seed {p.LONG_SEED})'
+    f'{last} steps)'
   )
   ours = results.over_seeds('armd_uniform', last, 'bound')
   theirs = {s: results.over_seeds(s, last, 'bound') for s in p.DIFFUSION}

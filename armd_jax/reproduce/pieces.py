@@ -32,11 +32,10 @@ SYSTEMS = {
   'esolm': {'model.family': 'esolm'},
 }  # fmt: skip
 DIFFUSION = ('mdlm', 'd3pm', 'sedd', 'radd', 'bd3lm4', 'bd3lm16', 'setdlm', 'esolm')
-# Bounds fall more slowly: these are trained and read this many times as long as well, by one seed.
-ANY_ORDER, LONG, LONG_SEED = ('armd_uniform', *DIFFUSION), 3, 0
+# Bounds fall more slowly: these are trained and read this many times as long as well.
+ANY_ORDER, LONG = ('armd_uniform', *DIFFUSION), 3
 RATES = (5e-4, 1.25e-3, 3e-3)
 SEEDS = (0, 1, 2)
-DEPTH_SEEDS = SEEDS[:2]  # of deeper networks, whose steps take the longest
 STREAMS = (1, 2, 4, 8, 16, 32)
 SAMPLER_STEPS = (1024, 256, 64)  # T, of families that have a sampler
 FEW, MANY = (1, 2, 4), STREAMS  # of SBP fine-tunes
@@ -153,7 +152,7 @@ def fractions(config: ml_collections.ConfigDict) -> dict[str, int]:
 
 
 def long_steps(config: ml_collections.ConfigDict) -> int:
-  """Where the bounds of `ANY_ORDER` are read as well, of `LONG_SEED`."""
+  """Where the bounds of `ANY_ORDER` are read as well."""
   return LONG * config.train.steps
 
 
@@ -253,8 +252,7 @@ def _core(config):
   for seed in SEEDS:
     for system, own in SYSTEMS.items():
       read = at if system.startswith('armd') else {k: s for k, s in at.items() if k != 'a third'}
-      last = taken.get(system) if seed == LONG_SEED else None
-      steps = tuple(sorted({*read.values(), last or config.train.steps}))
+      steps = tuple(sorted({*read.values(), taken.get(system, config.train.steps)}))
       overrides = own | {'seed': seed, 'train.steps': steps[-1]}
       pieces += _trained(core_name(system, seed), overrides, steps, rate_of=system)
   return pieces
@@ -362,7 +360,7 @@ def _depths(config):
     }
     variants = {name: own | {'model.num_layers': depth} for name, own in variants.items()}
     for system, own in variants.items():
-      for seed in DEPTH_SEEDS:
+      for seed in SEEDS:
         overrides = own | {'seed': seed, 'train.steps': steps}
         name, read = depth_name(depth, system, seed), (steps // 2, steps)
         pieces += _trained(name, overrides, read, rate_of=system.rstrip('0123456789'))

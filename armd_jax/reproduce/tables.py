@@ -27,8 +27,7 @@ LOSSES = (1, 3, 10)  # percent of NLL
 
 def held_out(results: Results) -> str:
   """The core table, one table for each kind of number."""
-  long = f'{100 * p.LONG} %, seed {p.LONG_SEED}'
-  at = p.fractions(results.config) | {long: p.long_steps(results.config)}
+  at = p.fractions(results.config) | {f'{100 * p.LONG} %': p.long_steps(results.config)}
   sections = []
   for kind, systems, title in (
     (
@@ -233,7 +232,7 @@ def depths(results: Results) -> str:
   for depth in p.DEPTHS:
     cost = results.step_cost(f'depth.{depth}.cost')
     for system in ('ar', *(f'armd{count}' for count in p.two_stream_counts(depth))):
-      runs = [p.depth_name(depth, system, seed) for seed in p.DEPTH_SEEDS]
+      runs = [p.depth_name(depth, system, seed) for seed in p.SEEDS]
       nats = [
         mean_of([s['nats_per_byte'] for run in runs if (s := results.score(run, steps, kind))])
         for kind in _KINDS
@@ -253,7 +252,7 @@ def depths(results: Results) -> str:
     'S = 16 loses', 'ms per step, over AR', 'visible FLOPs, over AR',
   )  # fmt: skip
   return (
-    f'{len(p.DEPTH_SEEDS)} seeds, {steps} steps, nats per byte; a step is timed with nothing else '
+    f'{len(p.SEEDS)} seeds, {steps} steps, nats per byte; a step is timed with nothing else '
     f'running.\n\n{markdown(header, rows)}'
   )
 

@@ -70,7 +70,7 @@ def test_every_config_is_valid_and_keeps_what_is_measured(finished):
 
 def test_systems_differ_by_family_and_orders_alone(finished):
   """At every seed: the same tokens, sizes and optimizer, but for the rate of the sweep; all are
-  read at the same steps, and one of those whose bounds fall slowly is trained on and read again."""
+  read at the same steps, and those whose bounds fall slowly are trained on and read once more."""
   place, _ = finished
   by_name = {piece.name: piece for piece in PIECES}
   ours = config_lib.to_dict(place_lib.config_of(by_name[p.core_name('armd', 0)], place))
@@ -83,7 +83,7 @@ def test_systems_differ_by_family_and_orders_alone(finished):
       if system == 'esolm':
         raw['model'] |= {name: ours['model'][name] for name in ESOLM}
       piece, long = by_name[p.core_name(system, seed)], p.long_steps(synthetic.config())
-      assert (long in piece.steps) == (system in p.ANY_ORDER and seed == p.LONG_SEED)
+      assert (long in piece.steps) == (system in p.ANY_ORDER)
       assert {long // p.LONG // part for part in (1, 2, 4)} <= set(piece.steps)
       del raw['train']['keep_every'], raw['train']['checkpoint_every'], raw['train']['steps']
       found.add(json.dumps(raw))
