@@ -146,7 +146,7 @@ def test_what_an_experiment_raises_is_a_sentence(tmp_path):
 
 def test_all_programs_are_known():
   assert {'armd_jax.train', 'armd_jax.data.prepare', 'armd_jax.reproduce.__main__'} < {*PROGRAMS}
-  assert len(PROGRAMS) == 28
+  assert len(PROGRAMS) == 29
   for name in PROGRAMS:
     text = (ROOT / f'{name.replace(".", "/")}.py').read_text('utf-8')
     assert text.endswith('  cli.run(main, Options)\n'), name
