@@ -1,15 +1,16 @@
 """What an evaluation has measured so far, kept in a file, so that a stopped one can be resumed.
 
-The file is JSON lines: what is measured, then the results of each batch as they come. They come in
-one order, so that their number is the place to resume; every number is read back to the bit.
+The file is JSON lines: what is measured, then the results of each batch as they come, each with its
+CRC-32. They come in one order, so that their number is the place to resume; every number is read
+back to the bit.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import pathlib
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,7 +31,8 @@ class Journal:
     restart: drop what the file holds.
     writes: False: reads only; of several processes, one writes.
   Raises:
-    UserError: the file holds an evaluation of something else, is damaged, or cannot be used.
+    UserError: the file holds an evaluation of something else, or anything else, is damaged, or
+      cannot be used.
   """
 
   def __init__(
@@ -47,25 +49,24 @@ class Journal:
       return
     # As it reads when it comes back from the file.
     measured = json.loads(json.dumps(measured))
-    try:
-      found = b'' if restart or not os.path.exists(path) else pathlib.Path(path).read_bytes()
-    except OSError as error:
-      raise UserError(f'cannot read {path} ({error.strerror}); give another --partial') from error
+    found = _content(path, measured)
     # What is behind the last newline was being written when the program stopped.
-    *lines, cut_off = found.split(b'\n')
+    *lines, cut_off = (b'' if restart else found).split(b'\n')
     if lines:
       self._read(path, lines, measured)
     if self._path and lines and cut_off:
       self._file('r+b', lambda file: file.truncate(len(found) - len(cut_off)))
     elif self._path and not lines:
-      self._file('wb', lambda file: file.write(_line(measured)))
+      self._file('wb', lambda file: file.write(_first_line(measured)))
 
   def _read(self, path, lines, measured):
     try:
       first = whole.parse_json(lines[0], {})
       others = [name for name in measured if first.get(name) != measured[name]]
       for line in lines[1:]:
-        part, rows = whole.parse_json(line, [int, list])
+        part, rows, _ = whole.parse_json(line, [int, list, int])
+        if _line(part, rows) != line + b'\n':
+          raise ValueError('has another CRC-32 than was written')
         self._parts.setdefault(part, []).extend(rows)
       for part in self._parts:
         self.rows(part)  # rows of one shape, of numbers alone
@@ -95,7 +96,7 @@ class Journal:
     rows = np.asarray(rows, np.float64).tolist()
     self._parts.setdefault(part, []).extend(rows)
     if self._path:
-      self._file('ab', lambda file: file.write(_line([part, rows])))
+      self._file('ab', lambda file: file.write(_line(part, rows)))
 
   def finish(self) -> None:
     """Removes the file, once its results are where they belong."""
@@ -159,5 +160,26 @@ def shared(
     yield journal
 
 
-def _line(value):
-  return json.dumps(value).encode() + b'\n'
+def _content(path, measured):
+  """What a journal holds; refuses any other file, which would be cut off, or removed in the end."""
+  path = pathlib.Path(path)
+  try:
+    found = path.read_bytes() if path.is_file() else b''
+  except OSError as error:
+    raise UserError(f'cannot read {path} ({error.strerror}); give another --partial') from error
+  # Of one that was being begun there may be less than this.
+  begin = _first_line(measured).partition(b':')[0]
+  if (path.exists() and not path.is_file()) or found[: len(begin)] != begin[: len(found)]:
+    raise UserError(
+      f'{path} is there and is no unfinished evaluation; give another --partial, or take it away'
+    )
+  return found
+
+
+def _first_line(measured):
+  return json.dumps(measured).encode() + b'\n'
+
+
+def _line(part, rows):
+  text = json.dumps([part, rows])
+  return f'{text[:-1]}, {zlib.crc32(text.encode())}]\n'.encode()

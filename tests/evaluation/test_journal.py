@@ -1,6 +1,7 @@
 """What was measured comes back to the bit; what was measured of something else does not."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -78,11 +79,42 @@ def test_finished_ones_leave_nothing(path):
   assert not path.exists()
 
 
-@pytest.mark.parametrize('damage', ['{"model": 1}\n[0]\n', '[]\n', 'x\n'])
+@pytest.mark.parametrize('damage', ['{"model": 1}\n[0]\n', '{"model"\n', '{"model": [\n'])
 def test_damage(path, damage):
   path.write_text(damage)
   with pytest.raises(UserError, match='is damaged; drop it by --restart'):
     Journal(path, MEASURED)
+
+
+def test_no_flipped_bit_is_believed(path):
+  whole = path.read_bytes()
+  for place in range(len(whole)):
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    try:
+      journal = Journal(path, MEASURED, writes=False)
+    except UserError:
+      continue
+    # Of a newline that is gone, or of what is behind the last one.
+    assert journal.count < 5
+    expected = np.concatenate([ROWS, ROWS[:1].astype(np.float32).astype(np.float64)])
+    np.testing.assert_array_equal(journal.rows(0), expected[: len(journal.rows(0))])
+
+
+@pytest.mark.parametrize('restart', [False, True])
+@pytest.mark.parametrize('content', ['notes', 'notes\n', '{"mode": 1}\n', '[]\n', '{"a": 1}'])
+def test_nothing_but_a_journal_is_written_to(tmp_path, content, restart):
+  path = tmp_path / 'mine'
+  path.write_text(content)
+  with pytest.raises(UserError, match='is no unfinished evaluation; give another --partial'):
+    Journal(path, MEASURED, restart=restart)
+  assert path.read_text() == content
+
+
+def test_no_pipe_folder_or_device_is_a_journal(tmp_path):
+  os.mkfifo(tmp_path / 'pipe')
+  for path in (tmp_path / 'pipe', tmp_path, '/dev/null', '/dev/full'):
+    with pytest.raises(UserError, match='is no unfinished evaluation; give another --partial'):
+      Journal(path, MEASURED, restart=True)
 
 
 def test_nowhere_to_write(tmp_path):
