@@ -13,8 +13,8 @@ launcher. The same command resumes a sweep that was stopped: a finished run trai
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import pathlib
+import runpy
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -38,16 +38,15 @@ def overrides_of(name: str) -> list[Mapping[str, Any]]:
     raise UserError(
       f'--sweep is {name!r}; write FILE:FUNCTION, like experiments/sweeps/standard.py:seeds'
     )
-  spec: Any = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
-  module = importlib.util.module_from_spec(spec)
   try:
-    spec.loader.exec_module(module)
+    found = runpy.run_path(path).get(function)
+    runs = found() if callable(found) else None
   except Exception as error:  # whatever a user's file raises
     raise UserError(f'{path} cannot be run ({sentence(error)}); mend it') from error
-  if not callable(found := getattr(module, function, None)):
+  if not callable(found):
     raise UserError(f'{path} has no function {function!r}; write one that it has')
-  runs = found()
-  if not isinstance(runs, list) or not runs or not all(isinstance(run, Mapping) for run in runs):
+  are_fields = lambda run: isinstance(run, Mapping) and all(isinstance(field, str) for field in run)
+  if not isinstance(runs, list) or not runs or not all(map(are_fields, runs)):
     raise UserError(f'{name} returns {runs!r}; return a list of dicts from field to value')
   if len({run_name(run) for run in runs}) < len(runs):
     raise UserError(f'{name} returns the same overrides twice; return each once')
@@ -75,16 +74,25 @@ def commands(
     config: experiment file, as for `armd_jax.train`.
     workdir: folder of the runs' work directories.
     launcher: command line of a launcher; '': run here.
+  Raises:
+    UserError: the launcher is no command line, or a run's folder can have no name like this.
   """
   found = []
+  try:
+    first = shlex.split(launcher)
+  except ValueError as error:
+    raise UserError(
+      f'--launcher is {launcher!r} ({sentence(error)}); write a command line'
+    ) from None
   for overrides in runs:
-    folder = paths.given(workdir, '--workdir')
+    folder = paths.given(workdir, '--workdir') / run_name(overrides)
+    paths.given(folder, 'the folder of a run')
     train = [
       'python' if launcher else sys.executable, '-m', 'armd_jax.train', f'--config={config}',
-      f'--workdir={folder / run_name(overrides)}',
+      f'--workdir={folder}',
     ]  # fmt: skip
     train += [f'--config.{field}={value}' for field, value in overrides.items()]
-    found.append([*shlex.split(launcher), '--', *train] if launcher else train)
+    found.append([*first, '--', *train] if launcher else train)
   return found
 
 
@@ -103,7 +111,12 @@ def main(options: Options) -> None:
     print(shlex.join(command), flush=True)
     if options.dry_run:
       continue
-    code = ends.run(command)
+    try:
+      code = ends.run(command)
+    except OSError as error:
+      raise UserError(
+        f'{command[0]!r} cannot be started ({error.strerror}); write another --launcher'
+      ) from error
     if code:
       raise UserError(
         f'{shlex.join(command)} ended with code {code}; mend what it says, and give the same '

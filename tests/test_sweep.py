@@ -69,6 +69,9 @@ def test_dry_run_prints_what_would_run(tmp_path):
     ('s.py:runs', 'run = list', "has no function 'runs'"),
     ('s.py:runs', 'runs = dict', 'return a list of dicts'),
     ('s.py:runs', 'runs = lambda: [{}, {}]', 'the same overrides twice'),
+    ('s.py:runs', 'runs = lambda: 1 / 0', 'cannot be run (division by zero); mend it'),
+    ('s.py:runs', 'runs = lambda x: []', "missing 1 required positional argument: 'x'); mend it"),
+    ('s.py:runs', 'runs = lambda: [{1: 2}]', 'return a list of dicts'),
   ],
 )
 def test_refusals(tmp_path, name, text, message):
@@ -91,3 +94,26 @@ def test_a_run_that_fails_ends_the_sweep(tmp_path, monkeypatch, capsys):
   ):
     sweep.main(options)
   assert capsys.readouterr().out.count('\n') == 1  # the second one was not begun
+
+
+def test_a_file_of_any_name(tmp_path):
+  text = 'def runs():\n  return [{"seed": seed} for seed in SEEDS]\n\nSEEDS = 1, 2\n'
+  (tmp_path / 'seeds').write_text(text)
+  assert sweep.overrides_of(f'{tmp_path}/seeds:runs') == [{'seed': 1}, {'seed': 2}]
+
+
+@pytest.mark.parametrize('value', ['x' * 300, 'a\0b', '\ud800'])
+def test_what_no_folder_is_named_is_refused(value):
+  with pytest.raises(UserError, match='which no file system takes; write another name'):
+    sweep.commands([{'data.source': value}], 'a.py', 'work')
+
+
+def test_launchers_that_are_none(tmp_path):
+  with pytest.raises(UserError, match=r'\(No closing quotation\); write a command line'):
+    sweep.commands([{'seed': 1}], 'a.py', 'work', "python 'launch/slurm.py")
+  (tmp_path / 's.py').write_text('runs = lambda: [{"seed": 1}]')
+  options = sweep.Options(
+    sweep=f'{tmp_path}/s.py:runs', config='a.py', workdir=str(tmp_path), launcher='/no/such more'
+  )
+  with pytest.raises(UserError, match=r"'/no/such' cannot be started \(No such file"):
+    sweep.main(options)
