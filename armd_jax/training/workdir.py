@@ -224,8 +224,9 @@ def _set_aside(workdir: Any) -> None:
 
 def is_checkpoint(name: str, unfinished: bool = False) -> bool:
   """Whether something in `checkpoints/` is a checkpoint, or what a killed save has left of one."""
-  step, _, rest = name.partition('.')
-  return step.isdecimal() and (rest.startswith('part') if unfinished else not rest)
+  # No other names of numbers, such as 007, and nothing that was put there, such as 20.partial.
+  rest = r'\.part([-.].*)?' if unfinished else ''
+  return re.fullmatch(f'(0|[1-9][0-9]*){rest}', name, re.DOTALL) is not None
 
 
 def _saved(workdir: pathlib.Path) -> bool:

@@ -151,6 +151,15 @@ def test_an_unfinished_save_is_none_and_goes_with_the_next(copied):
   assert sorted(path.name for path in folder.iterdir()) == ['2', '3']
 
 
+def test_what_somebody_put_there_is_no_checkpoint_and_stays(copied):
+  folder, theirs = copied / 'checkpoints', ['007', '20.partial', '5.parts', '\u0667', '9.backup']
+  for name in theirs:
+    shutil.copytree(folder / '2', folder / name)
+  assert found(copied) == [1, 2] and restore(copied) == 2
+  save(copied, 3, keep_last=2)
+  assert sorted(path.name for path in folder.iterdir()) == sorted(['2', '3', *theirs])
+
+
 @contextlib.contextmanager
 def largest_file(num_bytes):
   """A full disk, nearly: the system refuses files larger than this."""

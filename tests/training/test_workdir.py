@@ -17,6 +17,7 @@ OTHER = config_lib.parse({'seed': 5})
 # Names that a user may give things in the folders of a run.
 THEIRS = (
   'notes.txt', 'checkpoints/backup.partial', 'checkpoints/5.backup', 'checkpoints/best/x',
+  'checkpoints/20.partial/a', 'checkpoints/5.parts/a', 'checkpoints/007/a', 'checkpoints/\u0667/a',
   'tensorboard/mine.txt', 'profile/mine', 'training.png.bak', 'model.safetensors',
 )  # fmt: skip
 OURS = (
