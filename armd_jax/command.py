@@ -85,14 +85,14 @@ def overview() -> str:
 
 def complete(line: str) -> list[str]:
   """What may complete the last word of a command line."""
-  words = line.split(' ')
-  if len(words) == 2:
-    return [name for name in programs() if name.startswith(words[1])]
+  *before, word = line.split(' ')
+  before = [*filter(None, before)]
+  if len(before) < 2:
+    return [name for name in programs() if before and name.startswith(word)]
   # A shell that cuts words at = wants what comes behind.
-  word = words[-1]
-  if '=' in word or words[1] not in programs():
+  if '=' in word or before[1] not in programs():
     return []
-  text = help_of(programs()[words[1]]) or ''
+  text = help_of(programs()[before[1]]) or ''
   flags = re.findall(r'^  (--[^\s]+)$', text, re.M)
   names = []
   for flag in flags:
@@ -113,7 +113,7 @@ def main() -> None:
     sys.stdout.write(_COMPLETION)
     return
   if words[0] == '--complete':
-    print('\n'.join(complete(words[1])))
+    print('\n'.join(complete(' '.join(words[1:]))))
     return
   known = programs()
   if words[0] not in known:

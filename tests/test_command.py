@@ -52,6 +52,9 @@ def test_words_are_completed(tmp_path):
   assert command.complete('armd train --config') == ['--config.', '--config=']
   assert command.complete('armd train --no') == ['--nooverwrite']
   assert command.complete('armd nothing --x') == []
+  assert command.complete('armd  sample  --prom') == ['--prompt']
+  assert command.complete('armd  tr') == ['train']
+  assert command.complete('armd') == command.complete('') == []
   script = tmp_path / 'armd'
   script.write_text(f'#!{sys.executable}\nfrom armd_jax import command\ncommand.main()\n')
   script.chmod(0o755)
