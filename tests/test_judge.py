@@ -1,5 +1,6 @@
 """The judge's program: what it reads, and how it refuses."""
 
+import os
 import subprocess
 import sys
 import types
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 from armd_jax import judge
+from armd_jax.data import sources
 from armd_jax.errors import UserError
-from armd_jax.evaluation import judging
+from armd_jax.evaluation import infilling, judging, texts
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,10 @@ def test_junctions_are_those_of_the_texts(tmp_path):
   ):
     path.write_text(content)
     assert read() == expected
+  (tmp_path / 's.jsonl').write_text('{"text": "a"}\n')
   assert judging.read_junctions(str(tmp_path / 's.jsonl'), ['a']) == []
+  path.write_text('{"text": "a b"}\n{"text": "c"}\n')
+  assert judging.read_texts(str(path)) == ['a b', 'c'] and read() == []
   for junctions in (
     '[[1]]',
     '[[4], []]',
@@ -50,6 +55,19 @@ def test_junctions_are_those_of_the_texts(tmp_path):
   ):
     path.write_text(f'{{"texts": ["a b", "c"], "junctions": {junctions}}}')
     with pytest.raises(UserError, match=r's.json .*; generate the texts again'):
+      read()
+
+
+def test_a_pipe_is_refused_by_all_that_read_texts(tmp_path):
+  pipe = str(tmp_path / 'pipe')
+  os.mkfifo(pipe)
+  for read in (
+    lambda: judging.read_texts(pipe),
+    lambda: texts.read_rows(texts.named('mine'), pipe),
+    lambda: infilling.read(pipe),
+    lambda: sources.load_documents(pipe),
+  ):
+    with pytest.raises(UserError, match='is a pipe or a device; write it to a file first'):
       read()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -100,6 +101,7 @@ class RegisteredSpan:
       for text in REGISTERED[self.name](self.rest):
         if not isinstance(text, str):
           raise TypeError(f'it yields {text!r}, which is no text')
+        text.encode('utf-8')  # or raises: half a character is in no vocabulary
         if text.strip():
           yield text
     except UserError:
@@ -145,6 +147,10 @@ def file_span(
 def rows_span(path: str, choose: Choose, by_line: bool | None = None) -> FileSpan:
   """As `file_span`, with the columns that `choose` chooses."""
   path = os.fspath(paths.readable(path, 'the text'))
+  place = pathlib.Path(path)
+  # Which cannot be read in pieces, or twice.
+  if '://' not in path and place.exists() and not (place.is_file() or place.is_dir()):
+    raise UserError(f'the text {path!r} is a pipe or a device; write it to a file first')
   inner = packed_files.without_packing(path)
   suffix = os.path.splitext(inner)[1].lower()
   if inner != path and suffix in ('.parquet', *packed_files.KINDS):

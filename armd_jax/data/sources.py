@@ -212,8 +212,6 @@ def _match(source: str) -> list[str]:
     example = os.path.join(source, '*.txt')
     raise UserError(f'the text {source!r} is a directory; name its files, such as {example!r}')
   if path.exists():  # before globbing: a file's name may hold a bracket
-    if '://' not in pattern and not os.path.isfile(pattern):
-      raise UserError(f'the text {source!r} is a pipe or a device; write it to a file first')
     return [pattern]
   if '://' in pattern:
     fixed = path

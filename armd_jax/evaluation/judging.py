@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from armd_jax.data import readers
+from armd_jax.data import readers, table_files
 from armd_jax.errors import UserError
 from armd_jax.evaluation import quality
 from armd_jax.evaluation.gpt2_judge import Gpt2Judge
@@ -36,10 +36,11 @@ def read_junctions(path: str, texts: Sequence[str]) -> list[list[int]]:
   Raises:
     UserError: they are not those of the texts.
   """
-  if not path.lower().endswith('.json'):
-    return []
+  span = readers.rows_span(path, _text_column)
+  if not path.lower().endswith('.json') or not isinstance(span, table_files.JsonDocumentSpan):
+    return []  # of lines of JSON, too
   fix = 'generate the texts again'
-  found = whole.read_json(paths.given(path, '--samples'), None, fix)
+  found = whole.read_json(paths.readable(path, '--samples'), None, fix)
   if not isinstance(found, dict) or 'junctions' not in found:
     return []
   try:
