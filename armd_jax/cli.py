@@ -180,7 +180,7 @@ def mesh_of(text: str) -> MeshConfig | None:
     UserError: it is no list of axes and sizes.
   """
   pairs = [pair.partition('=') for pair in text.split(',')] if text else []
-  given = {name: int(size) for name, _, size in pairs if re.fullmatch('-1|[1-9][0-9]*', size)}
+  given = {name: int(size) for name, _, size in pairs if re.fullmatch('-1|[1-9][0-9]{0,8}', size)}
   axes = [field.name for field in dataclasses.fields(MeshConfig)]
   if len(given) < len(pairs) or not set(given) <= set(axes):
     raise UserError(
@@ -204,7 +204,7 @@ def mesh() -> Any:
 
 def json_file() -> Any:
   """The field of --json, where a program also writes its numbers, or None."""
-  return flags.flag('Also write the numbers to this file.', None, is_path=True)
+  return flags.flag('Also write the numbers to this file.', None, is_path=True, writes='JSON')
 
 
 def write_json(path: str | pathlib.Path, numbers: Any) -> None:

@@ -36,6 +36,7 @@ class Options(cli.OnCluster):
     'Texts of a zero-shot suite: NAME=FILE with any name, or NAME to read it by '
     'tensorflow-datasets.',
     (),
+    is_path='NAME=FILE',
   )
   streams: tuple[int, ...] | None = flag(
     f'Stride counts S; left out: 2,4,8 with --suite={suites.LIKELIHOOD}, 2,4 with '
@@ -43,9 +44,9 @@ class Options(cli.OnCluster):
     None,
     at_least=1,
   )
-  orders: int = flag('Random orders per window.', 8, at_least=1)
+  orders: int = flag('Random orders per window.', 8, at_least=1, at_most=2**16)
   windows: int = flag('First windows to score; 0: all.', 0, at_least=0)
-  batch_size: int = flag('Windows per call.', 16, at_least=1)
+  batch_size: int = flag('Windows per call.', 16, at_least=1, at_most=2**16)
   seed: int = flag('Seed of random orders.', 0)
   restart: bool = flag('Drop what a stopped evaluation left.', False)
   partial: str | None = flag(
@@ -60,11 +61,11 @@ class Options(cli.OnCluster):
 
 def main(options: Options) -> None:
   check_seed(options.seed)
+  given = suites.sources(options.texts)
   options.start()
   config, tokenizer, params, step = distributed.together(
     lambda: load_ema(options.workdir, options.mesh)
   )
-  given = {name: source for name, _, source in (text.partition('=') for text in options.texts)}
   task = distributed.together(
     lambda: suites.task_of(
       options.suite,

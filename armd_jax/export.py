@@ -67,7 +67,7 @@ class Options:
   overwrite: bool = flag('Replace an export that is there.', False)
   stablehlo: bool = flag('Write programs that run without armd_jax.', False)
   streams: int = flag('S of these programs.', 4)
-  batch_size: int = flag('Texts per call of these programs.', 1, at_least=1)
+  batch_size: int = flag('Texts per call of these programs.', 1, at_least=1, at_most=2**16)
 
 
 def main(options: Options) -> None:

@@ -47,8 +47,10 @@ def flag(
   *,
   choices: Sequence[str] = (),
   at_least: int | None = None,
+  at_most: int | None = None,
   repeated: bool = False,
   is_path: bool | str = False,
+  writes: str = '',
   parse: Callable[[str], Any] | None = None,
 ) -> Any:
   """A field whose flag has the field's name.
@@ -58,13 +60,21 @@ def flag(
     default: left out: the flag is required.
     choices: all values that a string may have.
     at_least: the least number that is allowed, alone or in a tuple.
+    at_most: the largest number that is allowed, alone.
     repeated: a flag of a tuple of texts is given once for each; else it holds them with commas.
-    is_path: True for a place on a disk, 'or a bucket' for one there as well: anything else is
-      refused before the program begins.
+    is_path: True for a place on a disk, 'or a bucket' for one there as well, 'NAME=FILE' for such
+      a one behind a name: anything else is refused before the program begins.
+    writes: of a file that the program writes its kind, of `paths.KINDS`: what is there is
+      replaced if it is of that kind, and no other flag names it.
     parse: makes the value out of the text of the flag; it raises UserError for a wrong one.
   """
-  told = {'help': help_text, 'choices': list(choices), 'at_least': at_least, 'parse': parse}
-  told['repeated'], told['is_path'] = repeated, is_path
+  told: dict[str, Any] = {
+    'help': help_text,
+    'choices': list(choices),
+    'at_least': at_least,
+    'parse': parse,
+  }
+  told |= {'at_most': at_most, 'repeated': repeated, 'is_path': is_path, 'writes': writes}
   return dataclasses.field(default=default, metadata=told)
 
 
@@ -107,7 +117,12 @@ def parse(
     if isinstance(error, absl_flags.UnrecognizedFlagError):
       text = str(error).rstrip('.? ').replace('. Did', '; did')
       raise UserError(f'{text}{_fields_named(error.flagname, kinds)}; see --help') from error
-    text = str(error.args[0] if error.args else error).replace('\\n', ' ').replace("\\'", "'")
+    is_text = isinstance(error, UnicodeError)  # whose first argument is the encoding
+    text = (
+      str(error.args[0] if error.args and not is_text else error)
+      .replace('\\n', ' ')
+      .replace("\\'", "'")
+    )
     text = ' '.join(text.split()).rstrip('.?')
     # Which absl raises with a pair of arguments.
     text = re.sub(r"\('Non-boolean argument to boolean flag', .*\)", 'write true or false', text)
@@ -129,6 +144,11 @@ def parse(
       about = field.metadata['help'].rstrip('.')
       raise UserError(f'--{name} is missing ({about}); write --{name}{fix}')
   given = {name: _read(options, name, kind, values[name].value) for name, kind in kinds.items()}
+  fields = {field.name: field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
+  for name, field in fields.items():
+    if (kind := field.metadata.get('writes')) and given[name]:
+      others = {other: _places(fields[other], given[other]) for other in fields.keys() - {name}}
+      paths.check_result(given[name], f'--{name}', kind, others)
   return options(**given)
 
 
@@ -192,7 +212,8 @@ def _define(
   elif kind is bool:
     absl_flags.DEFINE_bool(name, default, text, **here)
   elif kind is int:
-    absl_flags.DEFINE_integer(name, default, text, lower_bound=at_least, **here)
+    most = told['at_most']
+    absl_flags.DEFINE_integer(name, default, text, lower_bound=at_least, upper_bound=most, **here)
   elif kind is float:
     absl_flags.DEFINE_float(name, default, text, **here)
   elif told['choices']:
@@ -244,14 +265,23 @@ def _read(options: type, name: str, kind: Any, value: Any) -> Any:
   if value is None or kind is ConfigDict:
     return value
   (field,) = (field for field in dataclasses.fields(options) if field.name == name)
-  if field.metadata.get('is_path'):
-    check = paths.given if field.metadata['is_path'] is True else paths.kept
-    for path in [value] if isinstance(value, str) else value:
-      if path or _is_required(field):
-        check(path, f'--{name}')
+  check = paths.given if field.metadata.get('is_path') is True else paths.kept
+  for path in _places(field, value):
+    if path or _is_required(field):
+      check(path, f'--{name}')
   if typing.get_origin(kind) is tuple:
     return tuple(map(typing.get_args(kind)[0], value))
   return field.metadata['parse'](value) if field.metadata['parse'] else value
+
+
+def _places(field: dataclasses.Field, value: Any) -> list[str]:
+  """The paths that a flag names."""
+  if not field.metadata.get('is_path') or value is None:
+    return []
+  values = [value] if isinstance(value, str) else value
+  if field.metadata['is_path'] == 'NAME=FILE':
+    return [text.partition('=')[2] for text in values]
+  return [*values]
 
 
 def _lines(field: dataclasses.Field, kind: Any) -> Iterator[str]:

@@ -17,10 +17,10 @@ from armd_jax.flags import flag
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  samples: str = flag('File of texts.')
+  samples: str = flag('File of texts.', is_path='or a bucket')
   judge: str = flag('Hugging Face folder or .gguf file.', is_path=True)
   tokenizer: str = flag('What entropy and n-grams count.', 'gpt2')
-  references: str | None = flag('File of human texts, for MAUVE.', None)
+  references: str | None = flag('File of human texts, for MAUVE.', None, is_path='or a bucket')
   json: str | None = cli.json_file()
 
 

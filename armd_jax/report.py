@@ -32,7 +32,10 @@ class Options:
     'A training run; several are compared.', repeated=True, is_path='or a bucket'
   )
   out: str | None = flag(
-    'The page; left out: report.html in the first workdir.', None, is_path='or a bucket'
+    'The page; left out: report.html in the first workdir.',
+    None,
+    is_path='or a bucket',
+    writes='page',
   )
   scores: tuple[str, ...] = flag('Files of evaluate --json.', (), is_path=True)
   decoding: str | None = flag('File of bench.decode --json.', None, is_path=True)

@@ -33,7 +33,9 @@ from armd_jax.parallel import distributed, sharding
 class Options(cli.OnCluster):
   workdir: str = flag('A training run, or an export.', is_path='or a bucket')
   streams: int = flag('S: tokens generated at once.', 4)
-  steps: int = flag("Steps of a diffusion baseline's sampler; 0: one per token.", 0, at_least=0)
+  steps: int = flag(
+    "Steps of a diffusion baseline's sampler; 0: one per token.", 0, at_least=0, at_most=2**20
+  )
   sampler: str = flag("Of a diffusion baseline; left out: its family's first.", '')
   prompt: str = flag('Text to go on from.', '')
   infill: str | None = flag('Text whose gaps (___) are filled.', None)

@@ -2,9 +2,11 @@
 
 import dataclasses
 import importlib
+import os
 import pathlib
 
 import pytest
+from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
 from armd_jax import cli, command, flags
@@ -46,12 +48,16 @@ class Options(Shared):
   pages: tuple[str, ...] = flag('Files.', (), is_path=True)
   prompt: str = flag('Text.', '')
   steps: int = flag('How many.', 3, at_least=1)
+  count: int = flag('How many at once.', 1, at_least=1, at_most=8)
   rate: float | None = flag('How fast.', None)
   fast: bool = flag('Whether.', False)
   kind: str = flag('Which.', 'a', choices=('a', 'b'))
   names: tuple[str, ...] = flag('Who.', ('x', 'y'))
   streams: tuple[int, ...] | None = flag('Stride counts S.', None, at_least=1)
   mesh: MeshConfig | None = cli.mesh()
+  texts: tuple[str, ...] = flag('Which.', (), is_path='NAME=FILE')
+  json: str | None = cli.json_file()
+  out: str | None = flag('The page.', None, is_path='or a bucket', writes='page')
 
 
 def parse(*argv):
@@ -81,12 +87,15 @@ def test_a_command_line_is_the_values_that_a_call_takes():
     (['--workdir=w', '--pages=a,gs://b'], "^--pages is 'gs://b'"),
     (['--workdir=w', '--step=2'], "Unknown command line flag 'step'; did you mean: steps"),
     (['--workdir=w', '--steps=0'], 'integer >= 1|positive integer'),
+    (['--workdir=w', '--count=9'], r'integer in the range \[1, 8\]'),
     (['--workdir=w', '--steps=x'], "invalid literal for int.*'x'"),
     (['--workdir=w', '--kind=c'], 'value should be one of <a|b>'),
     (['--workdir=w', '--names='], 'names.*must not be empty'),
     (['--workdir=w', '--streams=2,x'], 'must be whole numbers of at least 1, like 2,4,8'),
     (['--workdir=w', '--streams=0'], 'must be whole numbers of at least 1'),
     (['--workdir=w', '--mesh=tensor'], '--mesh=tensor is no mesh; write sizes'),
+    (['--workdir=w', f'--mesh=tensor={"9" * 5000}'], '--mesh=tensor=9+.* is no mesh; write sizes'),
+    (['--workdir=w', '--texts=a=b,c=s3://d'], "^--texts is 's3://d', but s3:// is not supported"),
     (['--workdir=w', 'more'], "'more' is no flag; flags look like --name=value"),
   ],
 )
@@ -96,10 +105,47 @@ def test_a_wrong_command_line_is_one_sentence(argv, message):
   assert '\n' not in str(caught.value)
 
 
+def test_a_result_takes_the_place_of_an_older_one_alone(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name, content in (
+    ('empty', ''), ('numbers.json', ' {"a": 1}\n'), ('rows.json', '[]'), ('notes.txt', 'mine'),
+    ('config.json', '{}'), ('a.html', '<!doctype html>\n<html>'), ('b.html', '<html>'),
+  ):  # fmt: skip
+    pathlib.Path(name).write_text(content)
+  pathlib.Path('link.json').symlink_to('numbers.json')
+  os.mkfifo('pipe')
+  for name in ('new', 'new/er', 'empty', 'numbers.json', 'rows.json', 'pipe', '/dev/null'):
+    assert parse('--workdir=w', f'--json={name}').json == name
+  for name in ('new', 'a.html', 'gs://bucket/a.html'):
+    assert parse('--workdir=w', f'--out={name}').out == name
+  for given, message in (
+    (['--json=notes.txt'], '--json is notes.txt, which is there and is no JSON of results; write'),
+    (['--json=config.json'], '--json is config.json, which is there and is no JSON of results'),
+    (['--json=a.html'], '--json is a.html, which is there and is no JSON of results'),
+    (['--out=b.html'], '--out is b.html, which is there and is no page of results'),
+    (['--json=.'], '--json is ., which is a folder; write the name of a file'),
+    (
+      ['--json=link.json', '--texts=a=x,b=./numbers.json'],
+      '--json is link.json, and so is --texts',
+    ),
+    (['--json=x/../new', f'--pages=a,{tmp_path}/new'], '--json is x/../new, and so is --pages'),
+    (['--json=new', '--out=new'], '--json is new, and so is --out; write another file'),
+  ):
+    with pytest.raises(UserError, match=message):
+      parse('--workdir=w', *given)
+  assert pathlib.Path('notes.txt').read_text() == 'mine'
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Configured:
   config: ConfigDict = experiment('experiments/quickstart.py')
   text: str = flag('Which.', '')
+
+
+def test_a_file_of_flags_that_is_no_text(tmp_path):
+  (tmp_path / 'flags').write_bytes(b'\xff\xfe')
+  with pytest.raises(UserError, match="'utf-8' codec can't decode byte 0xff in position 0"):
+    flags.parse(Options, ['program', f'--flagfile={tmp_path / "flags"}'], absl_flags.FlagValues())
 
 
 def test_an_experiment_file_and_its_overrides():

@@ -212,6 +212,20 @@ def measure(
   return [scores.table(found), scores.to_quote(found)], [one.row() for one in found]
 
 
+def sources(given: Sequence[str]) -> dict[str, str]:
+  """Sources by name of a text, '' where none is given, of words NAME or NAME=FILE.
+
+  Raises:
+    UserError: a name is there twice, of which one would not be scored.
+  """
+  found: dict[str, str] = {}
+  for name, _, source in (text.partition('=') for text in given):
+    if name in found:
+      raise UserError(f'--texts names {name!r} twice; write each text once, or under another name')
+    found[name] = source
+  return found
+
+
 def task_of(
   suite: str,
   given: dict[str, str],

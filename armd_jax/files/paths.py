@@ -8,6 +8,7 @@ import pathlib
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from armd_jax.errors import UserError
@@ -15,6 +16,12 @@ from armd_jax.files import buckets
 
 # What begins an address, of a store or of a file.
 _ADDRESS = re.compile(r'([A-Za-z][\w+.-]*):/', re.ASCII)
+
+# What results begin with, and names of files that are none, although they look like it.
+KINDS = {'JSON': (b'{', b'['), 'page': (b'<!doctype html>',)}
+_NO_RESULTS = (
+  'config.json', 'text.json', 'tokenizer.json', 'export.json', 'checkpoint.json', 'manifest.json',
+)  # fmt: skip
 
 # What no library takes for a pattern, an escape, or an address.
 _PLAIN = re.compile(r'[\w/.,=+@ -]*', re.ASCII)
@@ -86,6 +93,41 @@ def kept(path: str | os.PathLike[str], what: str) -> Any:
   """
   in_bucket = isinstance(path, str | os.PathLike) and buckets.is_bucket(path)
   return readable(path, what) if in_bucket else given(path, what)
+
+
+def check_result(
+  path: str | os.PathLike[str], what: str, kind: str, others: Mapping[str, Iterable[str]]
+) -> None:
+  """Refuses to write a result where it would take the place of anything but an older one.
+
+  Args:
+    path: as written; nothing in a bucket is looked at.
+    what: the flag.
+    kind: of the result, of KINDS.
+    others: what other flags name, by flag.
+  Raises:
+    UserError: it is a folder, what another flag names, a file of a run, or one of another kind.
+  """
+  place = kept(path, what)
+  if buckets.is_bucket(place):
+    return
+  if place.is_dir():
+    raise UserError(f'{what} is {place}, which is a folder; write the name of a file')
+  for name, paths in others.items():
+    if any(kept(other, name).resolve() == place.resolve() for other in paths if other):
+      raise UserError(f'{what} is {place}, and so is --{name}; write another file')
+  if not place.is_file():  # not there yet; or a terminal, a pipe
+    return
+  try:
+    with place.open('rb') as file:
+      begin = file.read(64).lstrip()
+  except OSError as error:
+    raise UserError(f'cannot read {place} ({error.strerror}); give another {what}') from error
+  if place.name in _NO_RESULTS or (begin and not begin.startswith(KINDS[kind])):
+    raise UserError(
+      f'{what} is {place}, which is there and is no {kind} of results; write another file, or '
+      'take it away'
+    )
 
 
 def experiment(path: str, what: str) -> str:
