@@ -23,7 +23,7 @@ import ml_collections
 
 from armd_jax import config_rules
 from armd_jax.config_fields import field, one_of
-from armd_jax.errors import UserError
+from armd_jax.errors import UserError, quoted
 
 # ----- the fields
 
@@ -404,17 +404,17 @@ def _value(known: dataclasses.Field[Any], kind: Any, value: Any, where: str) -> 
   if is_tuple:
     value = config_rules.as_tuple(typing.get_args(kind)[0], value, where)
   elif type(value) is not kind and (kind, type(value)) != (float, int):
-    raise UserError(f'{where} is {value!r} but must be of type {kind.__name__}')
+    raise UserError(f'{where} is {quoted(value)} but must be of type {kind.__name__}')
   allowed, choices = known.metadata.get('range'), known.metadata['one_of']
   if choices and value not in choices:
-    raise UserError(f'{where} is {value!r}; write one of {", ".join(map(repr, choices))}')
+    raise UserError(f'{where} is {quoted(value)}; write one of {", ".join(map(repr, choices))}')
   if allowed and value != known.default:
     numbers = value if is_tuple else (value,)
     if any(number not in allowed for number in numbers):
       what = config_rules.NUMBERS.get(kind, 'whole numbers')
       is_special = not is_tuple and known.default not in allowed
       raise UserError(
-        f'{where} is {value!r}; write {what} {allowed}{f", or {known.default}" * is_special}'
+        f'{where} is {quoted(value)}; write {what} {allowed}{f", or {known.default}" * is_special}'
       )
   return float(value) if kind is float else value
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from armd_jax.errors import UserError, is_whole
+from armd_jax.errors import UserError, is_whole, quoted
 
 NUMBERS = {float: 'a number', int: 'a whole number', tuple[float, ...]: 'numbers'}
 _LIKE = {int: 'whole numbers, like (1, 2, 4)', float: 'numbers, like (0.7, 0.3)',
@@ -22,7 +22,7 @@ def as_tuple(kind: type, value: Any, where: str) -> tuple[Any, ...]:
   """
   values = value if isinstance(value, tuple | list) else (value,)
   if not all(type(one) is kind or (kind, type(one)) == (float, int) for one in values):
-    raise UserError(f'{where} is {value!r} but must be a tuple of {_LIKE[kind]}')
+    raise UserError(f'{where} is {quoted(value)} but must be a tuple of {_LIKE[kind]}')
   return tuple(map(kind, values))
 
 
@@ -249,6 +249,6 @@ def check_streams(streams: int, num_slots: int, name: str) -> None:
   """
   if not is_whole(streams) or not 1 <= streams <= num_slots:
     raise UserError(
-      f'{name} holds S = {streams!r}, but of {num_slots} tokens there are 1 to {num_slots} '
+      f'{name} holds S = {quoted(streams)}, but of {num_slots} tokens there are 1 to {num_slots} '
       'streams; write such a number'
     )

@@ -1,5 +1,6 @@
 """How a program ends: errors of bad input, whose message is one sentence, and exit codes."""
 
+import operator
 import re
 
 _CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
@@ -39,10 +40,29 @@ INTERRUPTED = 130  # stopped by Ctrl-C, where there was nothing to save
 def is_whole(number: object) -> bool:
   """Whether an argument of a Python function is a whole number, of NumPy's types, too.
 
-  >>> [is_whole(number) for number in (3, 3.0, '3', True)]
-  [True, False, False, False]
+  >>> import numpy as np
+  >>> [is_whole(number) for number in (3, 3.0, '3', True, np.int8(3), np.array([3]))]
+  [True, False, False, False, True, False]
   """
-  return hasattr(number, '__index__') and not isinstance(number, bool)
+  if isinstance(number, bool):
+    return False
+  try:
+    operator.index(number)  # type: ignore[arg-type]
+  except TypeError:  # arrays of NumPy have the method, whatever they hold
+    return False
+  return True
+
+
+def quoted(value: object) -> str:
+  """A value as an error quotes it: its `repr`, which Python refuses of the longest numbers.
+
+  >>> quoted('a'), quoted(10**5000)
+  ("'a'", 'a number of more than 4000 digits')
+  """
+  try:
+    return repr(value)
+  except ValueError:
+    return 'a number of more than 4000 digits'
 
 
 def check_seed(seed: int) -> None:
@@ -52,7 +72,7 @@ def check_seed(seed: int) -> None:
     UserError: naming the range.
   """
   if not is_whole(seed) or not 0 <= int(seed) < 2**32:
-    raise UserError(f'seed is {seed!r}; write a whole number from 0 to {2**32 - 1}')
+    raise UserError(f'seed is {quoted(seed)}; write a whole number from 0 to {2**32 - 1}')
 
 
 def sentence(error: BaseException) -> str:

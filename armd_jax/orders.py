@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from armd_jax import order as order_lib
 from armd_jax.config_rules import check_streams
-from armd_jax.errors import UserError, check_seed, is_whole
+from armd_jax.errors import UserError, check_seed, is_whole, quoted
 from armd_jax.order import GenerationOrder
 
 __all__ = ['blocks', 'left_to_right', 'permutation', 'random', 'right_to_left', 'strided']
@@ -59,7 +60,7 @@ def permutation(positions: Sequence[int] | np.ndarray) -> GenerationOrder:
   try:
     groups = [[position] for position in positions]
   except TypeError:
-    raise UserError(f'the positions of an order are {positions!r}; write a list') from None
+    raise UserError(f'the positions of an order are {quoted(positions)}; write a list') from None
   return blocks(groups)
 
 
@@ -77,14 +78,35 @@ def blocks(groups: Sequence[Sequence[int] | np.ndarray]) -> GenerationOrder:
     position = [value for group in groups for value in group]
     block = [number for number, group in enumerate(groups, 1) for _ in group]
   except TypeError:
-    raise UserError(f'an order is {groups!r}; write lists of positions, counted from 1') from None
+    raise UserError(
+      f'an order is {quoted(groups)}; write lists of positions, counted from 1'
+    ) from None
   whole = all(map(is_whole, position))
   if not position or not whole or sorted(position) != list(range(1, len(position) + 1)):
     raise UserError(
-      f'the positions of an order are {list(position)!r}; write each of 1 to '
+      f'the positions of an order are {quoted(list(position))}; write each of 1 to '
       f'{len(position) or "n"} once'
     )
   return GenerationOrder(_row(position), _row(block))
+
+
+def check(order: Any) -> tuple[np.ndarray, np.ndarray]:
+  """Positions and blocks of an order of shape [1, n], found to be one.
+
+  Raises:
+    UserError: it is none.
+  """
+  if not isinstance(order, GenerationOrder):
+    raise UserError(f'order is {quoted(order)}; make one with armd_jax.orders')
+  both = order.position_BxN, order.block_BxN
+  are_arrays = all(isinstance(x, np.ndarray | jax.Array) and x.dtype.kind in 'iu' for x in both)
+  position_1xn, block_1xn = map(np.asarray, both)
+  fits = are_arrays and position_1xn.shape == block_1xn.shape == (1, position_1xn.size)
+  if not fits or sorted(position_1xn[0]) != list(range(1, position_1xn.size + 1)):
+    raise UserError(f'order is {order!r}, no order of tokens; make one with armd_jax.orders')
+  if (np.diff(block_1xn[0].astype(np.int64)) < 0).any():
+    raise UserError('order has blocks that do not follow each other; make one with armd_jax.orders')
+  return position_1xn[0], block_1xn[0]
 
 
 def around(given_BxN: np.ndarray, length_B: np.ndarray, order: GenerationOrder) -> GenerationOrder:
@@ -99,11 +121,7 @@ def around(given_BxN: np.ndarray, length_B: np.ndarray, order: GenerationOrder) 
   Raises:
     UserError: the order has another number of tokens.
   """
-  if not isinstance(order, GenerationOrder) or order.position_BxN.shape[0] != 1:
-    raise UserError(f'order is {order!r}; make one with armd_jax.orders')
-  position_n, block_n = np.asarray(order.position_BxN[0]), np.asarray(order.block_BxN[0])
-  if sorted(position_n) != list(range(1, len(position_n) + 1)) or (np.diff(block_n) < 0).any():
-    raise UserError('order is no order of its tokens; make one with armd_jax.orders')
+  position_n, block_n = check(order)
   if (given_BxN == given_BxN[:1]).all() and (length_B == length_B[0]).all():
     given_BxN, length_B = given_BxN[:1], length_B[:1]
   slots = given_BxN.shape[1]
@@ -132,5 +150,7 @@ def _row(values: Sequence[int]) -> Any:
 
 def _checked(n: int) -> int:
   if not is_whole(n) or not 1 <= n <= _MOST:
-    raise UserError(f'the tokens of an order are {n!r}; write a whole number from 1 to {_MOST}')
+    raise UserError(
+      f'the tokens of an order are {quoted(n)}; write a whole number from 1 to {_MOST}'
+    )
   return int(n)

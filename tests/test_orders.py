@@ -40,6 +40,11 @@ def test_around_given_tokens_is_what_generation_does(streams):
     )
 
 
+def by_hand(position, block):
+  array = lambda x: x if x is None else np.array(x)
+  orders.check(order_lib.GenerationOrder(array(position), array(block)))
+
+
 @pytest.mark.parametrize(
   ('make', 'message'),
   [
@@ -51,6 +56,20 @@ def test_around_given_tokens_is_what_generation_does(streams):
     (lambda: orders.blocks([1, 2]), 'write lists of positions'),
     (lambda: orders.left_to_right(0), 'the tokens of an order are 0'),
     (lambda: orders.random(3, seed=-1), 'seed is -1'),
+    (lambda: orders.random(3, seed=np.array([1, 2])), r'seed is array\(\[1, 2\]\); write a whole'),
+    (lambda: orders.left_to_right(np.array([3])), r'the tokens of an order are array\(\[3\]\)'),
+    (lambda: orders.left_to_right(10**5000), 'order are a number of more than 4000 digits; write'),
+    (lambda: orders.permutation([10**5000]), 'order are a number of more than 4000 digits; write'),
+    (lambda: orders.strided(4, 10**5000), 'S = a number of more than 4000 digits, but of 4 tokens'),
+    (lambda: by_hand(None, None), 'no order of tokens; make one with armd_jax.orders'),
+    (lambda: by_hand([1, 2], [1, 2]), 'no order of tokens'),
+    (lambda: by_hand(1, 1), 'no order of tokens'),
+    (lambda: orders.check(order_lib.GenerationOrder([[1]], [[1]])), 'no order of tokens'),
+    (lambda: by_hand([[1.0, 2.0]], [[1, 2]]), 'no order of tokens'),
+    (lambda: by_hand([[1, 2]], [[1]]), 'no order of tokens'),
+    (lambda: by_hand([[0, 1]], [[1, 2]]), 'no order of tokens'),
+    (lambda: by_hand([[1, 2], [2, 1]], [[1, 2], [1, 2]]), 'no order of tokens'),
+    (lambda: by_hand([[1, 2]], [[2, 1]]), 'order has blocks that do not follow each other'),
     (lambda: orders.strided(4, 5), 'of 4 tokens there are 1 to 4 streams'),
     (
       lambda: orders.around(np.zeros((1, 4), bool), np.array([4]), orders.left_to_right(3)),

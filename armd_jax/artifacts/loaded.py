@@ -19,7 +19,7 @@ from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.decode import requests
 from armd_jax.decode.sampling import Sampling
 from armd_jax.decode.state import Request
-from armd_jax.errors import UserError
+from armd_jax.errors import UserError, is_whole, quoted
 from armd_jax.evaluation import tokens
 from armd_jax.evaluation.tokens import TokenScore
 from armd_jax.families import asked
@@ -124,8 +124,8 @@ class Model:
     """
     if not isinstance(stop, str):
       raise UserError(f"stop is {stop!r}; a text that is shown as it grows takes 'none' or 'eos'")
-    if not isinstance(every, int) or every < 1:
-      raise UserError(f'every is {every!r}; write a whole number from 1 on')
+    if not is_whole(every) or every < 1:
+      raise UserError(f'every is {quoted(every)}; write a whole number from 1 on')
     with ambient.settled():
       request = self._continued([_text(prompt)], order, max_new_tokens)
       sampling = self._sampling(seed, temperature, top_p, stop)
@@ -248,8 +248,8 @@ class Model:
   def _continued(
     self, prompts: list[str], order: GenerationOrder | None, max_new_tokens: int | None
   ) -> Request:
-    if isinstance(order, GenerationOrder) and max_new_tokens is None:
-      max_new_tokens = order.num_slots
+    if order is not None and max_new_tokens is None:
+      max_new_tokens = len(orders.check(order)[0])
     slots = self.config.model.num_slots
     return requests.continue_prompts(prompts, slots, self.tokenizer, max_new_tokens)
 
@@ -280,8 +280,8 @@ class Model:
     model = self.config.model
     requests.check_counts(streams, 1)
     check_streams(streams, model.num_slots, 'streams')
-    if order is not None and not isinstance(order, GenerationOrder):
-      raise UserError(f'order is {order!r}; make one with armd_jax.orders')
+    if order is not None:
+      orders.check(order)
     if order is not None and streams > 1:
       raise UserError(f'streams is {streams} and there is an order; give one of them')
     if model.orders == 'left_to_right' and (streams > 1 or order is not None):

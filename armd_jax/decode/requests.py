@@ -18,7 +18,7 @@ from armd_jax.decode.generate import generate, stream, task_of
 from armd_jax.decode.sampling import Sampling
 from armd_jax.decode.state import Request, Task
 from armd_jax.decode.step import Generated
-from armd_jax.errors import UserError, sentence
+from armd_jax.errors import UserError, quoted, sentence
 from armd_jax.models.ar import AR
 from armd_jax.models.armd import ARMD
 from armd_jax.models.denoiser import Denoiser
@@ -38,7 +38,7 @@ def continue_prompts(
     UserError: a prompt leaves no room, or is no text.
   """
   if max_new_tokens is not None and not (errors.is_whole(max_new_tokens) and max_new_tokens > 0):
-    raise UserError(f'max_new_tokens is {max_new_tokens!r}; write a whole number from 1 on')
+    raise UserError(f'max_new_tokens is {quoted(max_new_tokens)}; write a whole number from 1 on')
   request = _empty(len(prompts), num_slots)
   for b, prompt in enumerate(prompts):
     check_text('the prompt', prompt)
@@ -50,8 +50,8 @@ def continue_prompts(
       )
     if max_new_tokens is not None and len(ids) + max_new_tokens > num_slots:
       raise UserError(
-        f'the prompt has {len(ids)} tokens and max_new_tokens is {max_new_tokens}, but the model '
-        f'takes {num_slots}; write at most {num_slots - len(ids)}'
+        f'the prompt has {len(ids)} tokens and max_new_tokens is {quoted(max_new_tokens)}, but the '
+        f'model takes {num_slots}; write at most {num_slots - len(ids)}'
       )
     request.tokens_BxN[b, : len(ids)] = ids
     request.given_BxN[b, : len(ids)] = True
@@ -72,9 +72,10 @@ def fill_gaps(
     UserError: there is no gap, or the text is longer than the model.
   """
   check_text('--infill', template)
-  if not isinstance(gap_tokens, int) or not 0 <= gap_tokens <= num_slots:
+  if not errors.is_whole(gap_tokens) or not 0 <= gap_tokens <= num_slots:
     raise UserError(
-      f'--gap_tokens is {gap_tokens!r}; write 0 to the {num_slots} tokens that the model takes'
+      f'--gap_tokens is {quoted(gap_tokens)}; write 0 to the {num_slots} tokens that the model '
+      'takes'
     )
   pieces = re.split('(_{3,})', template)
   if len(pieces) == 1:
@@ -319,4 +320,4 @@ def check_counts(streams: int, num_samples: int) -> None:
   """
   for name, value in (('streams', streams), ('num_samples', num_samples)):
     if not errors.is_whole(value) or not 1 <= value <= _MOST:
-      raise UserError(f'{name} is {value!r}; write a whole number from 1 to {_MOST}')
+      raise UserError(f'{name} is {quoted(value)}; write a whole number from 1 to {_MOST}')

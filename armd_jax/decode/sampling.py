@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from armd_jax.errors import UserError, check_seed, is_whole
+from armd_jax.errors import UserError, check_seed, is_whole, quoted
 from armd_jax.hardware import device
 
 Array = jax.Array
@@ -52,7 +52,7 @@ class Sampling:
       ),
     ):
       if not fine(getattr(self, name)):
-        raise UserError(f'{name} is {getattr(self, name)!r}; write {fix}')
+        raise UserError(f'{name} is {quoted(getattr(self, name))}; write {fix}')
 
   def draws(self, batch: int, sequence_B: Array | np.ndarray | None = None) -> Draws:
     """As compiled functions take it, of sequences whose indices are 0.. if None."""

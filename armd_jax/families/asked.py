@@ -13,7 +13,7 @@ from armd_jax.config_rules import check_streams
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.decode.requests import Request, continue_prompts, fill_gaps, heads_of
 from armd_jax.decode.step import Generated
-from armd_jax.errors import UserError, is_whole
+from armd_jax.errors import UserError, is_whole, quoted
 
 # What `sample` is asked, by the names of its flags.
 WORDS = (
@@ -88,7 +88,7 @@ def check_mend(model: ModelConfig, streams: int, mend: int) -> None:
     UserError: naming the fix.
   """
   if not is_whole(mend) or not 0 <= mend <= model.num_slots:
-    raise UserError(f'mend is {mend!r}; write a whole number from 0 to {model.num_slots}')
+    raise UserError(f'mend is {quoted(mend)}; write a whole number from 0 to {model.num_slots}')
   if mend and (model.orders != 'any' or families.of(model).samplers or streams < 2):
     raise UserError(
       f'mend is {mend}, but only 2 or more streams of an ARMD have junctions; the family is '

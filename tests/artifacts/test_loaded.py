@@ -13,6 +13,7 @@ from armd_jax import families
 from armd_jax.artifacts.loaded import Model
 from armd_jax.errors import UserError
 from armd_jax.evaluation import likelihood
+from armd_jax.order import GenerationOrder
 from armd_jax.parallel import sharding
 
 LENGTH = 24
@@ -193,6 +194,18 @@ def test_infill_keeps_the_text_around_the_gaps(armd):
       'one of 3 tokens but 4 are to be placed',
     ),
     (lambda m: next(m.stream('a', every=0)), 'every is 0'),
+    (lambda m: next(m.stream('a', every=True)), 'every is True'),
+    (lambda m: m.generate('a', streams=10**5000), 'streams is a number of more than 4000 digits'),
+    (lambda m: m.generate('a', seed=np.array([1, 2])), r'seed is array\(\[1, 2\]\)'),
+    (lambda m: m.generate('a', temperature=np.array([0.5])), r'temperature is array\(\[0.5\]\)'),
+    (lambda m: m.generate('a', temperature=10**5000), 'temperature is a number of more than 4000'),
+    (lambda m: m.generate('a', max_new_tokens=10**5000), 'max_new_tokens is a number of more'),
+    (lambda m: m.infill('a___', gap_tokens=True), 'gap_tokens is True; write 0 to the 24 tokens'),
+    (lambda m: m.generate('a', order=GenerationOrder(None, None)), 'no order of tokens; make one'),
+    (
+      lambda m: m.logprobs('ab', order=GenerationOrder(np.array([[1, 2]]), np.array([[1]]))),
+      'no order of tokens; make one',
+    ),
     (lambda m: m.logprobs(''), 'the text has 0 tokens; give one of 1 to 24'),
     (lambda m: m.logprobs('x' * 25), 'the text has 25 tokens'),
     (lambda m: m.logprobs('ab', order=ORDERS.random(3)), 'make one of 2'),
