@@ -10,13 +10,15 @@ their flags, so that all of them can use what these register.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from armd_jax import config as config_lib
 from armd_jax import families
 from armd_jax.data import readers, tokenizers
 from armd_jax.errors import UserError
 from armd_jax.families.family import Family
+
+_SOURCES, _FAMILIES = ('tfds', 'hf', 'stdlib', 'gs'), frozenset(families.FAMILIES)
 
 
 def tokenizer(name: str, make: Callable[[], tokenizers.Tokenizer]) -> None:
@@ -25,8 +27,10 @@ def tokenizer(name: str, make: Callable[[], tokenizers.Tokenizer]) -> None:
   Args:
     name: for `config.data.tokenizer`; it is the tokenizer's `name`, too.
     make: returns a `data.tokenizers.Tokenizer`.
+  Raises:
+    UserError: it is no name, or one of the package's own, or no function.
   """
-  tokenizers.REGISTERED[_checked(name)] = make
+  tokenizers.REGISTERED[_checked(name, make, tokenizers.OWN)] = make
 
 
 def source(name: str, documents: Callable[[str], Iterable[str]]) -> None:
@@ -35,8 +39,10 @@ def source(name: str, documents: Callable[[str], Iterable[str]]) -> None:
   Args:
     name: of sources `NAME:REST`, for `config.data.source`.
     documents: from REST to the documents, the same ones each time; blank ones are left out.
+  Raises:
+    UserError: as of `tokenizer`.
   """
-  readers.REGISTERED[_checked(name)] = documents
+  readers.REGISTERED[_checked(name, documents, _SOURCES)] = documents
 
 
 def family(name: str, entry: Family, orders: str = 'any') -> None:
@@ -47,14 +53,23 @@ def family(name: str, entry: Family, orders: str = 'any') -> None:
     entry: a `families.family.Family`; `dataclasses.replace(families.FAMILIES['armd'], loss=...)`
       is ARMD with another objective, or along other orders.
     orders: along which it predicts: 'any', 'left_to_right' or 'none'.
+  Raises:
+    UserError: as of `tokenizer`, or it is no `Family`, or orders is another word.
   """
   if orders not in ('any', 'left_to_right', 'none'):
     raise UserError(f"orders is {orders!r}; write 'any', 'left_to_right' or 'none'")
-  families.FAMILIES[_checked(name)] = entry
+  if not isinstance(entry, Family):
+    raise UserError(f'family {name!r} is {entry!r}; write a families.family.Family')
+  families.FAMILIES[_checked(name, list, _FAMILIES)] = entry
   config_lib.FAMILIES[name] = config_lib.Prediction(orders)
 
 
-def _checked(name: str) -> str:
+def _checked(name: str, make: Callable[..., object], own: Collection[str]) -> str:
+  """The name, if it is none of the package's own, which would be another thing in older runs."""
   if not isinstance(name, str) or not name.isidentifier():
     raise UserError(f'the name {name!r} cannot be registered; write letters, digits and _')
+  if name in own:
+    raise UserError(f"the name {name!r} is one of the package's own; write another")
+  if not callable(make):
+    raise UserError(f'what {name!r} names is {make!r}; write a function')
   return name

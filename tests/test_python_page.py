@@ -61,11 +61,34 @@ def test_what_fit_refuses_is_a_sentence(tmp_path):
     (lambda: fit([1, 2]), 'a list of texts'),
     (lambda: armd_jax.fit('text', tmp_path / 'run'), 'a list of texts'),
     (lambda: fit(experiment='no.py'), "there is no experiment 'no.py'"),
-    (lambda: fit(['one']), 'holds only one document'),
+    (lambda: armd_jax.fit({'a b': 1, 'c d': 2}, tmp_path / 'run'), 'a list of texts'),
+    (lambda: fit(source='stdlib'), 'source is given, and so are texts, which are trained on'),
+    (lambda: fit(**{'data.mixture': ('a', 'b')}), 'data.mixture is given, and so are texts'),
+    (lambda: fit(seed=-1), 'config.seed is -1'),
+    (lambda: fit(steps=10**10), 'config.train.steps is 10000000000; write'),
+    (lambda: fit(length=10**5000), 'is a number of more than 4000 digits; write'),
   ):
     with pytest.raises(UserError, match=message):
       call()
+  assert not (tmp_path / 'run').exists()  # nothing is written before all is looked at
+  with pytest.raises(UserError, match='holds only one document'):
+    fit(['one'])
   assert not (tmp_path / 'run' / 'config.json').exists()
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('1 / 0', r'ZeroDivisionError: division by zero'),
+    ('def get_config(:', r'SyntaxError: '),
+    ('get_confg = dict', r"KeyError: 'get_config'"),
+    ('get_config = lambda: 5', 'TypeError: get_config returns 5, no ConfigDict'),
+  ],
+)
+def test_what_an_experiment_of_fit_raises_is_a_sentence(tmp_path, text, message):
+  (tmp_path / 'a.py').write_text(text)
+  with pytest.raises(UserError, match=rf'a.py cannot be run \({message}.*; mend it'):
+    armd_jax.fit(['a b', 'c d'], tmp_path / 'run', experiment=str(tmp_path / 'a.py'))
 
 
 def test_every_family_is_trained(tmp_path):
@@ -93,6 +116,12 @@ def test_registered_names_are_checked(clean):
       lambda: register.family('f', families.FAMILIES['armd'], 'some'),
       "orders is 'some'; write 'any', 'left_to_right' or 'none'",
     ),
+    (lambda: register.family('f', 'armd'), "family 'f' is 'armd'; write a families.family.Family"),
+    (lambda: register.family('armd', families.FAMILIES['mdlm']), "'armd' is one of the package's"),
+    (lambda: register.source('tfds', list), "'tfds' is one of the package's own; write another"),
+    (lambda: register.source('lines', 'list'), "what 'lines' names is 'list'; write a function"),
+    (lambda: register.tokenizer('bytes', list), "'bytes' is one of the package's own"),
+    (lambda: register.tokenizer('words', None), "what 'words' names is None; write a function"),
   ):
     with pytest.raises(UserError, match=message):
       call()
@@ -100,6 +129,17 @@ def test_registered_names_are_checked(clean):
   span = readers.RegisteredSpan('broken', 'x')
   with pytest.raises(UserError, match=r'broken:x cannot be read \(it yields 3'):
     list(span.documents())
+  register.source('half', lambda rest: ['\ud800'])
+  with pytest.raises(UserError, match=r"half:x cannot be read \('utf-8' codec can't encode"):
+    list(readers.RegisteredSpan('half', 'x').documents())
+  for make, message in (
+    (lambda: 1 / 0, r"'words' cannot be made \(ZeroDivisionError: division by zero\); mend it"),
+    (dict, "as tokenizer 'words' is another thing .*; give it bos_id, .*, vocab_size"),
+    (tokenizers.ByteTokenizer, "as tokenizer 'words' is another thing .*; call it that"),
+  ):
+    register.tokenizer('words', make)
+    with pytest.raises(UserError, match=message):
+      tokenizers.get_tokenizer('words')
 
 
 def test_a_folder_that_texts_cannot_be_written_to(tmp_path):

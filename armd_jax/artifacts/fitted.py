@@ -7,14 +7,16 @@ import json
 import os
 import pathlib
 import runpy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from armd_jax import config as config_lib
 from armd_jax.artifacts import loaded
 from armd_jax.config import Config
 from armd_jax.decode import requests
-from armd_jax.errors import UserError
+from armd_jax.errors import UserError, sentence
 from armd_jax.files import paths, whole
 from armd_jax.training import workdir as workdir_lib
 from armd_jax.training.loop import train
@@ -49,14 +51,14 @@ def fit(
   Raises:
     UserError: an override is no field, or the texts cannot be trained on.
   """
-  if isinstance(texts, str) or not isinstance(texts, Iterable):
-    raise UserError('texts are to be a list of texts, each a document; give at least two')
-  texts = list(texts)
+  is_list = isinstance(texts, Iterable) and not isinstance(texts, str | Mapping)
+  texts = list(texts) if is_list else [None]
   if not all(isinstance(text, str) for text in texts):
     raise UserError('texts are to be a list of texts, each a document; give at least two')
   for text in texts:
     requests.check_text('one of the texts', text)
   config = _config(experiment, overrides)
+  config_lib.parse(config)
   folder = workdir_lib.place(workdir)
   data = ''.join(json.dumps({'text': text}) + '\n' for text in texts)
   # By what it holds: a run never finds other texts under its name.
@@ -75,13 +77,22 @@ def _config(experiment: str, overrides: dict[str, Any]) -> Any:
   path = pathlib.Path(paths.experiment(experiment, 'experiment'))
   if not path.is_file():
     raise UserError(f'there is no experiment {experiment!r}; give the path of a file')
-  config = runpy.run_path(str(path))['get_config']()
+  try:
+    config = runpy.run_path(str(path))['get_config']()
+    if not isinstance(config, ConfigDict):
+      raise TypeError(f'get_config returns {config!r}, no ConfigDict')
+  except Exception as error:  # whatever a user's file raises
+    raise UserError(
+      f'the experiment {path} cannot be run ({type(error).__name__}: {sentence(error)}); mend it'
+    ) from error
   names: dict[str, list[str]] = {}
   for name, _ in config_lib.fields(Config):
     names.setdefault(name.rpartition('.')[2], []).append(name)
     names.setdefault(name, []).append(name)
   given = {}
   for name, value in overrides.items():
+    if name.rpartition('.')[2] in ('source', 'mixture'):
+      raise UserError(f'{name} is given, and so are texts, which are trained on; leave it out')
     found = sorted(set(names.get(name, ())))
     if len(found) != 1:
       fix = f'write one of {", ".join(found)}' if found else 'armd_jax/config.py lists all fields'
@@ -91,7 +102,7 @@ def _config(experiment: str, overrides: dict[str, Any]) -> Any:
   kind = config_lib.FAMILIES.get(family)  # `parse` reports one that is not there
   if kind and (kind.orders != 'any' or kind.own_orders):  # no strided orders to be fine-tuned on
     given.setdefault('order.strided_start', -1)
-  if isinstance(steps := given.get('train.steps'), int) and steps > 0:
+  if isinstance(steps := given.get('train.steps'), int) and 0 < steps < 2**31:
     for name in _SCHEDULE:
       if _get(config, name) > 0 and name not in given:
         given[name] = _get(config, name) * steps // config.train.steps

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from armd_jax.data import tokenizer_file, vocabularies
-from armd_jax.errors import UserError
+from armd_jax.errors import UserError, sentence
 
 
 class Tokenizer(Protocol):
@@ -208,6 +208,11 @@ def _fingerprint(*parts: str) -> str:
 
 
 _TOKENIZERS = {kind.name: kind for kind in (ByteTokenizer, Gpt2Tokenizer, BertTokenizer)}
+# Of a `Tokenizer`.
+_PARTS = (
+  'name', 'vocab_size', 'eos_id', 'bos_id', 'fingerprint', 'token_bytes_V', 'encode', 'decode',
+)  # fmt: skip
+OWN = frozenset(_TOKENIZERS)
 REGISTERED: dict[str, Callable[[], Tokenizer]] = {}  # see `armd_jax.register`
 
 
@@ -218,7 +223,7 @@ def get_tokenizer(name: str) -> Tokenizer:
     UserError: for an unknown name, or a vocabulary that is nowhere to be had.
   """
   if name in REGISTERED:
-    return REGISTERED[name]()
+    return _registered(name)
   if name not in _TOKENIZERS and tokenizer_file.is_file(name):
     return tokenizer_file.FileTokenizer(name)
   return _kind(name)()
@@ -231,6 +236,20 @@ def vocab_size(name: str) -> int:
     UserError: for an unknown name.
   """
   return (_kind(name) if name in _TOKENIZERS else get_tokenizer(name)).vocab_size
+
+
+def _registered(name: str) -> Tokenizer:
+  try:
+    made = REGISTERED[name]()
+  except Exception as error:  # whatever a user's function raises
+    raise UserError(
+      f'the tokenizer {name!r} cannot be made ({type(error).__name__}: {sentence(error)}); mend it'
+    ) from error
+  lacks = sorted(part for part in _PARTS if not hasattr(made, part))
+  if lacks or made.name != name:
+    fix = f'give it {", ".join(lacks)}' if lacks else 'call it that'
+    raise UserError(f'what is registered as tokenizer {name!r} is another thing ({made!r}); {fix}')
+  return made
 
 
 def _kind(name: str) -> type[ByteTokenizer | Gpt2Tokenizer | BertTokenizer]:
