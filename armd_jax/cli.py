@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import io
 import logging
 import os
 import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -35,8 +37,7 @@ def run(main: Callable[[flags.Options], None], options: type[flags.Options]) -> 
   """
   # Libraries log every checkpoint they touch; programs print what a user needs.
   absl_logging.set_verbosity(absl_logging.WARNING)
-  # For texts that a terminal cannot spell.
-  sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
+  _open_output()
   logging.getLogger('jax').setLevel(logging.WARNING)
   logging.getLogger('armd_jax').setLevel(logging.INFO)
   logging.getLogger('absl').addFilter(_is_news)
@@ -55,8 +56,12 @@ def run(main: Callable[[flags.Options], None], options: type[flags.Options]) -> 
     kept_programs.keep(absl_flags.FLAGS[flags.CACHE].value)
     return argv[:1]
 
+  def run_main(_):
+    main(*given)
+    sys.stdout.flush()  # or raises, while this is told
+
   try:
-    app.run(lambda _: main(*given), flags_parser=parse)
+    app.run(run_main, flags_parser=parse)
   except KeyboardInterrupt:
     ends.interrupted()
   except UserError as error:
@@ -73,6 +78,46 @@ def run(main: Callable[[flags.Options], None], options: type[flags.Options]) -> 
     several += 'last checkpoint'
     alone = 'this is a fault of the program itself; see the traceback above'
     ends.leave(CRASHED, f'error: {several if jax.distributed.is_initialized() else alone}')
+
+
+class _Output(io.TextIOWrapper):
+  """Standard output, of which an error is a sentence."""
+
+  def write(self, text: str) -> int:
+    with _writing():
+      return super().write(text)
+
+  def flush(self) -> None:
+    with _writing():
+      super().flush()
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f'what this program prints cannot be written ({error.strerror}); free space, or send it to '
+      'another place'
+    ) from error
+
+
+def _open_output() -> None:
+  """Standard output that takes every text, where a terminal cannot spell it or nobody reads it."""
+  for number in range(3):  # of those that are closed files would take the numbers, and get what
+    try:  # libraries print
+      os.fstat(number)
+    except OSError:
+      os.open(os.devnull, os.O_RDWR)  # takes the least number that is free
+  if sys.stderr is None:
+    sys.stderr = open(2, 'w', encoding='utf-8', closefd=False)  # noqa: SIM115
+  out: Any = sys.stdout
+  how: dict[str, Any] = {'errors': 'backslashreplace', 'encoding': 'utf-8'}
+  if out is not None:
+    how |= {name: getattr(out, name) for name in ('encoding', 'line_buffering', 'write_through')}
+  buffer = open(1, 'wb', closefd=False) if out is None else out.buffer  # noqa: SIM115
+  sys.stdout = _Output(buffer, **how)
 
 
 PLUGINS = 'ARMD_JAX_PLUGINS'

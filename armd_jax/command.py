@@ -57,8 +57,7 @@ def leave_with_help(words: list[str]) -> None:
   at = words.index('-m') + 1
   text = help_of(words[at]) if set(HELP) & set(words[at + 1 :]) else None
   if text is not None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    _print(text)
     raise SystemExit(0)
 
 
@@ -107,13 +106,13 @@ def main() -> None:
   ends.leave_on_interrupt()
   words = sys.argv[1:]
   if not words or words[0] in HELP:
-    sys.stdout.write(overview())
+    _print(overview())
     return
   if words[0] == '--completion':
-    sys.stdout.write(_COMPLETION)
+    _print(_COMPLETION)
     return
   if words[0] == '--complete':
-    print('\n'.join(complete(' '.join(words[1:]))))
+    _print('\n'.join(complete(' '.join(words[1:]))) + '\n')
     return
   known = programs()
   if words[0] not in known:
@@ -122,7 +121,7 @@ def main() -> None:
     ends.leave(USER_ERROR, f'error: there is no program {words[0]!r}; {hint}')
   module = known[words[0]]
   if set(HELP) & set(words[1:]):
-    sys.stdout.write(help_of(module) or '')
+    _print(help_of(module) or '')
     return
   sys.argv = [f'armd {words[0]}', *words[1:]]
   runpy.run_module(module, run_name='__main__', alter_sys=True)
@@ -141,6 +140,13 @@ def write_help() -> None:
       name = '.'.join(path.relative_to(package.parent).with_suffix('').parts)
       text = flags.describe(importlib.import_module(name).Options)
       (FOLDER / f'{name}.txt').write_text(text + '\n', 'utf-8')
+
+
+def _print(text: str) -> None:
+  try:
+    print(text, end='', flush=True)
+  except OSError as error:
+    ends.leave(USER_ERROR, f'error: this cannot be printed ({error.strerror}); send it elsewhere')
 
 
 def _rank(name: str) -> tuple[int, str]:

@@ -95,7 +95,6 @@ def main(options: Options) -> None:
     lines, rows = suites.measure(task, decoder, mesh, **how, journal=journal)
     if not distributed.is_first():
       return
-    print('\n'.join(lines))
     if options.json:
       numbers = {
         'suite': options.suite,
@@ -106,6 +105,7 @@ def main(options: Options) -> None:
         'scores': rows,
       }
       cli.write_json(options.json, numbers)
+    print('\n'.join(lines), flush=True)  # or raises, before what is kept is dropped
     journal.finish()
 
 

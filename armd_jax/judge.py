@@ -35,10 +35,6 @@ def main(options: Options) -> None:
   except ValueError as error:
     raise UserError(f'{options.samples}: {error}; generate longer texts') from error
   mauve = None if references is None else judging.mauve_score(judge, texts, references)
-  print(
-    f'{len(texts)} texts of {options.samples}; entropy and n-grams by tokenizer {tokenizer.name}'
-  )
-  print(judging.table(statistics, verdict, judge.name, mauve))
   if options.json:
     numbers = {
       'texts': len(texts),
@@ -49,6 +45,10 @@ def main(options: Options) -> None:
       'mauve': mauve,
     }
     cli.write_json(options.json, numbers)
+  print(
+    f'{len(texts)} texts of {options.samples}; entropy and n-grams by tokenizer {tokenizer.name}'
+  )
+  print(judging.table(statistics, verdict, judge.name, mauve))
 
 
 if __name__ == '__main__':

@@ -103,6 +103,11 @@ def main(options: Options) -> None:
   if watch:
     watch.clear()
     rate = '' if options.live else f'{watch.tokens_per_second():.1f} tokens/s, '
+  if options.json:
+    words = {name: getattr(options, name) for name in asked.WORDS} | {'step': step}
+    streams = 1 if family.samplers else options.streams
+    junctions = asked.junctions_of(request, streams, generated, tokenizer)
+    cli.write_json(options.json, asked.numbers(words, texts, generated, junctions, seconds))
   print('\n'.join(line for text in texts for line in ('-' * 80, text)))
   print('-' * 80)
   print(
@@ -110,11 +115,6 @@ def main(options: Options) -> None:
     f'compilation, weights of step {step}'
     + (f'; the closest decision by {np.min(generated.margin_B):.1e} nats' if options.margin else '')
   )
-  if options.json:
-    words = {name: getattr(options, name) for name in asked.WORDS} | {'step': step}
-    streams = 1 if family.samplers else options.streams
-    junctions = asked.junctions_of(request, streams, generated, tokenizer)
-    cli.write_json(options.json, asked.numbers(words, texts, generated, junctions, seconds))
 
 
 if __name__ == '__main__':

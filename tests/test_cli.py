@@ -94,3 +94,31 @@ def test_an_answer_of_a_store_is_told_once(tmp_path, raised, reason):
   code, told = run(tmp_path, call)
   assert code == 1 and len(told) == 1, told
   assert told[0].startswith(f'error: a bucket did not do what it was asked ({reason}')
+
+
+@pytest.mark.parametrize('words', ['print("x" * 10**6)', 'print("x")', 'print("x", flush=True)'])
+def test_a_full_disk_under_what_is_printed_is_a_sentence(tmp_path, words):
+  (tmp_path / 'a.py').write_text(PROGRAM.replace('CALL', words))
+  done = subprocess.run(
+    f'{sys.executable} {tmp_path}/a.py > /dev/full', shell=True, capture_output=True, text=True
+  )
+  assert done.returncode == 1 and done.stderr == (
+    'error: what this program prints cannot be written (No space left on device); free space, or '
+    'send it to another place\n'
+  )
+
+
+@pytest.mark.parametrize('closed', ['0<&-', '1>&-', '2>&-', '0<&- 1>&- 2>&-'])
+def test_closed_files_are_written_to_by_nobody(tmp_path, closed):
+  """What is printed where nobody reads goes nowhere, and not into the next file that is opened."""
+  call = (
+    f'print("out"); print("err", file=sys.stderr); open({str(tmp_path / "file")!r}, "w").close()'
+  )
+  (tmp_path / 'a.py').write_text(PROGRAM.replace('CALL', call))
+  done = subprocess.run(
+    f'{sys.executable} {tmp_path}/a.py {closed}', shell=True, capture_output=True, text=True
+  )
+  assert done.returncode == 0
+  assert done.stdout == ('' if '1>' in closed else 'out\n')
+  assert done.stderr == ('' if '2>' in closed else 'err\n')
+  assert (tmp_path / 'file').read_text() == ''

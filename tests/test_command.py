@@ -39,6 +39,19 @@ def test_help_imports_no_program():
   assert not any(f' {name}\n' in modules.stderr for name in HEAVY)
 
 
+@pytest.mark.parametrize('words', ['--help', 'train --help', '--completion'])
+def test_a_full_disk_under_the_help_is_a_sentence(tmp_path, words):
+  script = tmp_path / 'armd'
+  script.write_text('from armd_jax import command\ncommand.main()\n')
+  done = subprocess.run(
+    f'{sys.executable} {script} {words} > /dev/full', shell=True, capture_output=True, text=True
+  )
+  assert done.returncode == 1
+  assert done.stderr == (
+    'error: this cannot be printed (No space left on device); send it elsewhere\n'
+  )
+
+
 @pytest.mark.parametrize('name', command.programs())
 def test_every_help_names_an_example(name):
   text = command.help_of(command.programs()[name])

@@ -123,6 +123,7 @@ def test_a_result_takes_the_place_of_an_older_one_alone(tmp_path, monkeypatch):
     (['--json=config.json'], '--json is config.json, which is there and is no JSON of results'),
     (['--json=a.html'], '--json is a.html, which is there and is no JSON of results'),
     (['--out=b.html'], '--out is b.html, which is there and is no page of results'),
+    (['--json=notes.txt/new.json'], r'--json is notes.txt/new.json, but .*notes.txt is no folder'),
     (['--json=.'], '--json is ., which is a folder; write the name of a file'),
     (
       ['--json=link.json', '--texts=a=x,b=./numbers.json'],

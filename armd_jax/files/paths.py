@@ -116,7 +116,12 @@ def check_result(
   for name, paths in others.items():
     if any(kept(other, name).resolve() == place.resolve() for other in paths if other):
       raise UserError(f'{what} is {place}, and so is --{name}; write another file')
-  if not place.is_file():  # not there yet; or a terminal, a pipe
+  if place.exists() and not place.is_file():  # a terminal, a pipe
+    return
+  above = next(folder for folder in place.resolve().parents if folder.exists())
+  if not above.is_dir() or not os.access(above, os.W_OK):
+    raise UserError(f'{what} is {place}, but {above} is no folder that takes files; write another')
+  if not place.exists():
     return
   try:
     with place.open('rb') as file:
