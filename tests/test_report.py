@@ -21,7 +21,7 @@ from armd_jax.decode import requests
 from armd_jax.decode.sampling import Sampling
 from armd_jax.errors import UserError
 from armd_jax.families import FAMILIES
-from armd_jax.show import compare_page, plots, replays, report_files, report_page
+from armd_jax.show import compare_page, history, plots, replays, report_files, report_page
 from armd_jax.show.report_page import Replay
 
 # One text in two streams after a given piece, one in one stream; two tokens make one letter.
@@ -177,6 +177,9 @@ def test_orders_are_those_that_training_has_reached():
       '^line 2 of .* is damaged .*; remove that line$',
     ),
     ('{"step": 1, "held_out": 2.0}\n', 'holds no step; train first'),
+    ('{"step": -1, "loss": 2.0}\n', '^line 1 of .* is damaged .*holds step -1'),
+    ('{"step": 1, "loss": 2.0, "shuffled": NaN}\n', '^line 1 of .* is damaged .*nan shuffled'),
+    ('{"step": 1, "loss": 2.0, "shuffled": 1e999}\n', '^line 1 of .* is damaged .*inf shuffled'),
   ],
 )
 def test_a_log_that_cannot_be_shown_is_one_sentence(tmp_path, log, sentence):
@@ -184,6 +187,13 @@ def test_a_log_that_cannot_be_shown_is_one_sentence(tmp_path, log, sentence):
     (tmp_path / 'metrics.jsonl').write_text(log)
   with pytest.raises(UserError, match=sentence):
     report_files.read_records(tmp_path)
+
+
+@pytest.mark.parametrize('log', ['{"step": 0, "loss": 2.0}\n', '{"step": 1, "loss": 2}\n' * 2])
+def test_a_log_of_losses_alone_is_shown(tmp_path, log):
+  (tmp_path / 'metrics.jsonl').write_text(log)
+  rows = history.overview(report_files.read_records(tmp_path))
+  assert [(row['loss'], row['shuffled']) for row in rows] == [(2.0, None)]
 
 
 def test_numbers_of_another_program_are_refused(tmp_path):
@@ -254,6 +264,22 @@ def test_results_without_all_scores_are_refused(tmp_path):
   message = r"is not what the quickstart writes \(no 'strided S=4, parallel'\); run the quickstart"
   with pytest.raises(UserError, match=message):
     report_files.quickstart_results(tmp_path)
+  numbers['generation'] = [speed | {'streams': 1}]
+  for ngrams in (-1, 'x', True, None, {'two': None}, {'two': 'x'}):
+    numbers['held_out']['ngrams'] = ngrams
+    (tmp_path / 'results.json').write_text(json.dumps(numbers))
+    with pytest.raises(UserError, match=r'is damaged \(it holds .* at held_out.ngrams'):
+      report_files.quickstart_results(tmp_path)
+  numbers['held_out']['ngrams'] = {'two': 1.5}
+  for nats in ('nats_per_byte', 'nats_per_token'):
+    numbers['held_out']['after_sbp'] = [score | {nats: 0}]
+    (tmp_path / 'results.json').write_text(json.dumps(numbers))
+    with pytest.raises(UserError, match=r'is damaged \(it holds scores of 0 nats\); run the'):
+      report_files.quickstart_results(tmp_path)
+  with pytest.raises(UserError, match=r'other rows than bench.decode writes \(no systems\)'):
+    report_page.decoding_section('a.json', {'systems': [], 'quality': None})
+  page = report_page.scores_section({'a.json': [score, score | {'text': 'PTB'}]})
+  assert page.count('PTB') == 1
 
 
 def test_a_picture_that_cannot_be_written(tmp_path):

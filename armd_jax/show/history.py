@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -59,6 +60,8 @@ def lines(path: pathlib.Path) -> Iterator[Record]:
       )
       numbers = {name: value for name, value in record.items() if is_number(name)}
       whole.check_form(numbers, {str: (float, type(None))})
+      if record['step'] < 0 or not math.isfinite(record.get('shuffled') or 0):
+        raise ValueError(f'holds step {record["step"]}, {record.get("shuffled")} shuffled')
     except ValueError as error:
       raise UserError(
         f'line {number} of {path} is damaged (it {error}); remove that line'
@@ -75,7 +78,7 @@ def overview(records: Mapping[int, Record], rows: int = 10) -> list[Record]:
     rows: at most so many.
   """
   logged = [step for step, record in records.items() if 'loss' in record]
-  found, begin = [], 0
+  found, begin = [], -1
   for steps in np.array_split(logged, min(rows, len(logged))):
     inside = [record for step, record in records.items() if begin < step <= steps[-1]]
     begin = steps[-1]
@@ -83,10 +86,9 @@ def overview(records: Mapping[int, Record], rows: int = 10) -> list[Record]:
     mean = lambda name, of=values: float(np.mean(of(name))) if of(name) else None
     last = lambda name, of=values: of(name)[-1] if of(name) else None
     row = {'step': int(begin), 'loss': mean('loss'), 'held out': last('held_out')}
-    row |= {
-      'learning rate': last('learning_rate'),
-      'shuffled': int(last('shuffled')),  # type: ignore[arg-type]
-    }
+    shuffled = last('shuffled')
+    row['learning rate'] = last('learning_rate')
+    row['shuffled'] = shuffled if shuffled is None else int(shuffled)
     row['tokens/s'] = mean('tokens_per_second')
     for name in ('step', 'input'):
       seconds = mean(f'{name}_seconds')

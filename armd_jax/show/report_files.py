@@ -129,9 +129,14 @@ def quickstart_results(workdir: pathlib.Path) -> Measured:
   fix = 'run the quickstart again, or take the file away'
   numbers = whole.read_json(path, _RESULTS, fix)
   try:
+    whole.check_form(numbers['held_out'].get('ngrams', {}), {str: float}, 'held_out.ngrams')
     decoding = quickstart_decoding(numbers)
   except KeyError as error:
     raise UserError(f'{path} is not what the quickstart writes (no {error}); {fix}') from error
+  except ValueError as error:
+    raise UserError(f'{path} is damaged (it {error}); {fix}') from error
+  except ArithmeticError as error:
+    raise UserError(f'{path} is damaged (it holds scores of 0 nats); {fix}') from error
   return Measured({str(path): numbers['held_out']['after_sbp']}, {str(path): decoding})
 
 

@@ -215,6 +215,8 @@ def decoding_section(source: str, numbers: Mapping[str, Any]) -> str:
   systems, quality = numbers['systems'], numbers['quality']
   drawings = []
   try:
+    if not systems:
+      raise ValueError('no systems')
     if quality:
       counted = numbers.get('counted')
       draw = lambda axes: plots.front_panel(axes, systems, quality, counted)
@@ -279,14 +281,14 @@ def scores_section(by_source: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     shown = [
       {
         'order': row['name'],
-        **({'text': row['text']} if row.get('text') else {}),
+        **({'text': row['text']} if any(one['text'] for one in likelihoods) else {}),
         'kind': row['kind'],
         'nats/token': row['nats_per_token'],
         '+-': row.get('standard_error'),
         'bits/byte': row['nats_per_byte'] / math.log(2),
         'perplexity': perplexity(row['nats_per_token']),
         # Of what was written into gaps.
-        **{name: row[name] for name in MEASURES if name in row},
+        **{n: row.get(n) for n in MEASURES if any(n in one for one in likelihoods)},
       }
       for row in likelihoods
     ]
