@@ -99,10 +99,9 @@ def main(options: Options) -> None:
   seconds = time.perf_counter() - start
   if not distributed.is_first():
     return
-  rate = ''
   if watch:
     watch.clear()
-    rate = '' if options.live else f'{watch.tokens_per_second():.1f} tokens/s, '
+  rate = f'{watch.tokens_per_second():.1f} tokens/s, ' if watch and not options.live else ''
   if options.json:
     words = {name: getattr(options, name) for name in asked.WORDS} | {'step': step}
     streams = 1 if family.samplers else options.streams

@@ -85,13 +85,11 @@ def commands(
       f'--launcher is {launcher!r} ({sentence(error)}); write a command line'
     ) from None
   for overrides in runs:
-    folder = paths.given(workdir, '--workdir') / run_name(overrides)
-    paths.given(folder, 'the folder of a run')
+    folder = paths.given(pathlib.Path(workdir) / run_name(overrides), 'the folder of a run')
     train = [
       'python' if launcher else sys.executable, '-m', 'armd_jax.train', f'--config={config}',
-      f'--workdir={folder}',
+      f'--workdir={folder}', *(f'--config.{field}={value}' for field, value in overrides.items()),
     ]  # fmt: skip
-    train += [f'--config.{field}={value}' for field, value in overrides.items()]
     found.append([*first, '--', *train] if launcher else train)
   return found
 
@@ -111,13 +109,7 @@ def main(options: Options) -> None:
     print(shlex.join(command), flush=True)
     if options.dry_run:
       continue
-    try:
-      code = ends.run(command)
-    except OSError as error:
-      raise UserError(
-        f'{command[0]!r} cannot be started ({error.strerror}); write another --launcher'
-      ) from error
-    if code:
+    if code := ends.run(command):
       raise UserError(
         f'{shlex.join(command)} ended with code {code}; mend what it says, and give the same '
         'command again to go on'

@@ -52,8 +52,8 @@ def fit(
     UserError: an override is no field, or the texts cannot be trained on.
   """
   is_list = isinstance(texts, Iterable) and not isinstance(texts, str | Mapping)
-  texts = list(texts) if is_list else [None]
-  if not all(isinstance(text, str) for text in texts):
+  texts = list(texts) if is_list else []
+  if not is_list or not all(isinstance(text, str) for text in texts):
     raise UserError('texts are to be a list of texts, each a document; give at least two')
   for text in texts:
     requests.check_text('one of the texts', text)

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from armd_jax.errors import CRASHED, INTERRUPTED, STOPPED
+from armd_jax.errors import CRASHED, INTERRUPTED, STOPPED, UserError
 
 # From Ctrl-C to the end of a process whose main thread does not come out of its call, or whose
 # `finally` clauses wait.
@@ -179,6 +179,7 @@ def run(command: Sequence[str]) -> int:
   Raises:
     KeyboardInterrupt: it was stopped by Ctrl-C.
     SystemExit: by another signal.
+    UserError: it cannot be started.
   """
   child: subprocess.Popen[bytes] | None = None
   noticed: list[int] = []
@@ -204,7 +205,11 @@ def run(command: Sequence[str]) -> int:
   _partings.append(kill)
   try:
     # In a group of its own: a terminal's Ctrl-C would otherwise come to it a second time.
-    child = subprocess.Popen(command, process_group=0)
+    try:
+      child = subprocess.Popen(command, process_group=0)
+    except OSError as error:
+      reason = f'{command[0]!r} cannot be started ({error.strerror})'
+      raise UserError(f'{reason}; give another command') from error
     pass_on()
     code = child.wait()
   finally:
