@@ -19,6 +19,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -144,10 +145,7 @@ def _claim(
     there = prepared.Prepared(os.fspath(folder)).manifest  # which raises if a file is missing
   elif (folder / UNFINISHED / _PLAN).exists():
     there = {'plan': whole.read_json(folder / UNFINISHED / _PLAN, {}, 'use another --out')}
-  elif folder.exists() and {path.name for path in folder.iterdir()} - {
-    UNFINISHED,
-    lock.FOLDER_LOCK,
-  }:
+  elif folder.exists() and not _is_free(folder):
     raise UserError(f'{folder} holds other files; give a new or an empty folder as --out')
   if there is None:
     (folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
@@ -169,6 +167,15 @@ def _claim(
     path = folder / MANIFEST if is_finished else folder / UNFINISHED / _PLAN
     _write_json(path, there if is_finished else plan)
   return there if 'shards' in there else None
+
+
+def _is_free(folder: epath.Path) -> bool:
+  """Whether nothing is there but what a preparation that was killed leaves before its plan."""
+  begun = folder / UNFINISHED
+  if {path.name for path in folder.iterdir()} - {UNFINISHED, lock.FOLDER_LOCK}:
+    return False
+  inside = begun.iterdir() if begun.is_dir() else [begun] if begun.exists() else []
+  return all(re.fullmatch(r'tmp\w{8}', path.name) for path in inside)
 
 
 def _other_text(plan: dict[str, Any], folder: epath.Path) -> UserError:

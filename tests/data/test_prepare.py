@@ -343,6 +343,21 @@ def test_a_folder_of_others_is_left_alone(source, tmp_path):
   with pytest.raises(UserError, match='holds other files; give a new or an empty folder'):
     run(source, tmp_path)
   assert [path.name for path in tmp_path.iterdir()] == ['thesis.tex']
+  # Of the name of a folder that is removed in the end.
+  (tmp_path / 'drafts/unfinished').mkdir(parents=True)
+  (tmp_path / 'drafts/unfinished/thesis.tex').write_text('')
+  (tmp_path / 'file').mkdir()
+  (tmp_path / 'file/unfinished').write_text('mine')
+  for name in ('drafts', 'file'):
+    with pytest.raises(UserError, match='holds other files; give a new or an empty folder'):
+      run(source, tmp_path / name)
+  assert (tmp_path / 'drafts/unfinished/thesis.tex').exists()
+
+
+def test_what_was_killed_before_its_plan_goes_on(source, tmp_path):
+  (tmp_path / 'out/unfinished/tmpab_12345').mkdir(parents=True)
+  run(source, tmp_path / 'out')
+  assert not (tmp_path / 'out/unfinished').exists()
 
 
 def test_no_room_or_no_right_to_write(source, tmp_path, monkeypatch):
