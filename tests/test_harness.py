@@ -160,6 +160,44 @@ def test_long_texts_are_cut_into_windows_and_others_refused(folder):
     harness_model.HarnessModel(f'{folder}/ar', order='x')
   with pytest.raises(UserError, match="family 'ar'; streams is 2, but it has left-to-right orders"):
     harness_model.HarnessModel(f'{folder}/ar', streams=2)
+  with pytest.raises(UserError, match='a task scores 65 tokens at once but the model takes 64'):
+    model.loglikelihood([Instance('loglikelihood', {}, ('a', 'b' * 65), 0)])
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ({'stream': 4}, "has no argument 'stream'; write path, streams"),
+    ({'path': ''}, 'needs a path; write path=RUN'),
+    ({'streams': 0}, 'streams is 0; write a whole number from 1 on'),
+    ({'streams': 'x'}, "streams is 'x'; write a whole number from 1 on"),
+    ({'streams': 99}, 'streams holds S = 99, but of 64 tokens there are 1 to 64'),
+    ({'batch_size': 0}, 'batch_size is 0; write a whole number from 1 on'),
+  ],
+)
+def test_arguments_that_cannot_be_are_sentences(folder, arguments, message):
+  from armd_jax.artifacts import harness_model
+
+  with pytest.raises(UserError, match=message):
+    harness_model.HarnessModel(**{'path': f'{folder}/armd'} | arguments)
+  given = {'device': 'cpu', 'max_batch_size': 64, 'batch_size': 'auto:4', 'trust_remote_code': True}
+  assert harness_model.HarnessModel(f'{folder}/armd', **given)
+
+
+def test_answers_are_kept_in_its_cache(folder, tmp_path):
+  """By request: windows of a long text are none."""
+  from lm_eval.api.instance import Instance
+  from lm_eval.api.model import CachingLM
+
+  from armd_jax.artifacts import harness_model
+
+  model = CachingLM(harness_model.HarnessModel(f'{folder}/ar'), str(tmp_path / 'kept.db'))
+  text = 'the cat and the hat ' * 5
+  rolling = [Instance('loglikelihood_rolling', {}, (text,), 0)]
+  pair = [Instance('loglikelihood', {}, ('the', ' cat'), 0)]
+  found = model.loglikelihood_rolling(rolling), model.loglikelihood(pair)
+  assert len(model.dbdict) == 2
+  assert (model.loglikelihood_rolling(rolling), model.loglikelihood(pair)) == found
 
 
 def test_the_command(folder):
@@ -168,3 +206,7 @@ def test_the_command(folder):
   done = subprocess.run([*command, f'{folder}/tasks'], capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-2000:]
   assert 'bits_per_byte' in done.stdout
+  command[command.index('--model_args') + 1] = f'path={folder}/nowhere'
+  done = subprocess.run([*command, f'{folder}/tasks'], capture_output=True, text=True)
+  assert done.returncode == 1 and 'Traceback' not in done.stderr, done.stderr[-2000:]
+  assert 'error: ' in done.stderr and 'nowhere holds no run' in done.stderr

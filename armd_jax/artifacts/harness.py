@@ -17,9 +17,13 @@ def main() -> None:
   except ImportError:
     sys.exit("error: lm_eval is not installed; pip install -e '.[eval]' in a clone")
   from armd_jax.artifacts import harness_model
+  from armd_jax.errors import UserError
 
   assert harness_model.NAME  # importing it registers the model
-  cli_evaluate()
+  try:
+    cli_evaluate()
+  except UserError as error:
+    sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':

@@ -21,6 +21,7 @@ from lm_eval.api.registry import register_model
 from armd_jax.artifacts import loaded
 from armd_jax.artifacts.loaded import Model
 from armd_jax.config import ModelConfig
+from armd_jax.config_rules import check_streams
 from armd_jax.decode.generate import generate, prepare, task_of
 from armd_jax.decode.network import Network
 from armd_jax.decode.sampling import Sampling
@@ -36,6 +37,8 @@ Array = jax.Array
 NAME = 'armd_jax'
 _ORDERS = ('left_to_right', 'strided')
 _FEWEST = 16  # tokens of a program; others are of twice as many
+# What lm_eval gives every model: jax settles the devices, and no code of others is run here.
+_UNUSED = {'device', 'max_batch_size', 'trust_remote_code'}
 
 
 @register_model(NAME)
@@ -49,33 +52,41 @@ class HarnessModel(TemplateLM):
     batch_size: texts at a time.
     max_gen_toks: most tokens to generate, unless a task has its own limit.
   Raises:
-    UserError: the model predicts along no such order.
+    UserError: an argument is missing, unknown or wrong, or the model predicts along no such order.
   """
 
   @ambient.settled()
   def __init__(
     self,
-    path: str,
+    path: str = '',
     streams: int = 1,
     order: str = _ORDERS[0],
     batch_size: int | str = 8,
     max_gen_toks: int = 64,
-    **ignored: Any,  # device and the like, which jax settles
+    **others: Any,
   ):
     super().__init__()
-    self._model: Model = loaded.load(path)
-    config = self._model.config.model
+    if unknown := sorted(others.keys() - _UNUSED):
+      raise UserError(
+        f'the model {NAME} has no argument {unknown[0]!r}; write path, streams, order, batch_size '
+        'or max_gen_toks'
+      )
+    if not path:
+      raise UserError(f'the model {NAME} needs a path; write path=RUN')
+    self._streams = _whole('streams', streams)
+    self._batch_size = 8 if str(batch_size).startswith('auto') else _whole('batch_size', batch_size)
+    self.max_gen_toks = _whole('max_gen_toks', max_gen_toks)
     if order not in _ORDERS:
       raise UserError(f'order is {order!r}; write one of {", ".join(map(repr, _ORDERS))}')
-    if config.orders == 'none' or (config.orders == 'left_to_right' and int(streams) > 1):
+    self._model: Model = loaded.load(path)
+    config = self._model.config.model
+    if config.orders == 'none' or (config.orders == 'left_to_right' and self._streams > 1):
       raise UserError(
         f'the model is of family {config.family!r}; streams is {streams}, but it has '
         f'{config.orders.replace("_", "-")} orders'
       )
-    self._streams = int(streams)
+    check_streams(self._streams, config.num_slots, 'streams')
     self._scored_streams = self._streams if order == 'strided' else 1
-    self._batch_size = 8 if batch_size == 'auto' else int(batch_size)
-    self.max_gen_toks = int(max_gen_toks)
     # One less than the model takes, so that a window may have a token of context (rolling).
     self.max_length = config.num_slots - 1
     self._network: Network = prepare(self._decoder, self._model.params)
@@ -111,6 +122,12 @@ class HarnessModel(TemplateLM):
   ) -> list[tuple[float, bool]]:
     del kwargs
     results: list[Any] = [None] * len(requests)
+    longest = max((len(ids) for _, _, ids in requests), default=0)
+    if longest > self.max_length + 1:
+      raise UserError(
+        f'a task scores {longest} tokens at once but the model takes {self.max_length + 1}; leave '
+        'that example out, or give a longer model'
+      )
     plain = [_plain(context, ids, self.max_length + 1) for _, context, ids in requests]
     by_size = sorted(range(len(plain)), key=lambda n: len(plain[n][0]))
     for first in range(0, len(by_size), self._batch_size):
@@ -118,7 +135,8 @@ class HarnessModel(TemplateLM):
       rows = [plain[n] for n in batch]
       for n, result in zip(batch, self._scores(rows), strict=True):
         results[n] = result
-        self.cache_hook.add_partial('loglikelihood', requests[n][0], result)
+        if requests[n][0] is not None:  # a window is no request of a task
+          self.cache_hook.add_partial('loglikelihood', requests[n][0], result)
     return results
 
   def _scores(self, rows: Sequence[tuple[list[int], int]]) -> list[tuple[float, bool]]:
@@ -209,7 +227,14 @@ class HarnessModel(TemplateLM):
 def _plain(context: list[int], ids: list[int], most: int) -> tuple[list[int], int]:
   """The latest ids that a model takes, without BOS, and how many of them are given."""
   whole = [*(number for number in context if number != BOS), *ids][-most:]
-  return whole, len(whole) - min(len(ids), len(whole))
+  return whole, len(whole) - len(ids)
+
+
+def _whole(name: str, value: Any) -> int:
+  """An argument that is a whole number from 1 on."""
+  if not str(value).isdecimal() or int(value) < 1:
+    raise UserError(f'{name} is {value!r}; write a whole number from 1 on')
+  return int(value)
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'vocab_size', 'streams', 'first'))
