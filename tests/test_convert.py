@@ -43,6 +43,8 @@ def test_nothing_is_overwritten(ar_run):
   folder, _ = ar_run
   with pytest.raises(UserError, match='is not empty; use another --workdir'):
     starts.write(starts.from_ar(folder, -1), folder)
+  with pytest.raises(UserError, match=r'config\.json is a file; use another --workdir'):
+    starts.write(starts.from_ar(folder, -1), folder / 'config.json')
 
 
 def test_gpt2_becomes_a_run(tmp_path):
@@ -101,6 +103,7 @@ def test_nothing_is_written_of_a_llama_that_is_refused(tmp_path):
     ('a vocabulary of 15 but tokenizer.json one of 16',
      lambda: tiny_llama.write_tokenizer(folder, 16)),
     ('no tokenizer.json', lambda: (folder / 'tokenizer.json').write_text('{}')),
+    ('no tokenizer.json', lambda: (folder / 'tokenizer.json').write_bytes(b'\xff\xfe')),
     ("rope_scaling = 'dynamic'",
      lambda: tiny_llama.write(folder, 'llama2', rope_scaling={'type': 'dynamic', 'factor': 2.0})),
   ):  # fmt: skip

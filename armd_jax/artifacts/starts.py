@@ -43,8 +43,9 @@ def write(start: Start, workdir: pathlib.Path) -> None:
   Raises:
     UserError: something is in the work directory, or it cannot be written to.
   """
-  if workdir.exists() and any(workdir.iterdir()):
-    raise UserError(f'{workdir} is not empty; use another --workdir')
+  if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    what = 'not empty' if workdir.is_dir() else 'a file'
+    raise UserError(f'{workdir} is {what}; use another --workdir')
   config = start.config
   params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), start.params)
   state = training.state_of(config, params)
@@ -106,7 +107,8 @@ def _own_tokenizer(path: pathlib.Path) -> tuple[str, int] | None:
   """tokenizer.json of a folder, or of what a file of GGUF holds, and its V."""
   beside = (path if path.is_dir() else path.parent) / TOKENIZER
   if beside.exists():
-    return beside.read_text('utf-8'), tokenizers.vocab_size(str(beside))
+    known = tokenizers.vocab_size(str(beside))  # which refuses what is no text
+    return beside.read_text('utf-8'), known
   if not gguf_file.is_there(path):
     return None
   file, found, _ = gguf_file.fields(path)

@@ -139,7 +139,7 @@ def _config(
     sizes['head_dim'] = _whole(path, described, 'head_dim')
   elif kind == 'qwen3':
     sizes['head_dim'] = 128  # transformers' own default
-  if sizes['embed_dim'] % heads and 'head_dim' not in sizes:
+  if heads > 0 and sizes['embed_dim'] % heads and 'head_dim' not in sizes:
     raise UserError(
       f'{path} says hidden_size = {sizes["embed_dim"]}, which {heads} heads do not divide; fetch '
       'it anew'
@@ -186,13 +186,14 @@ def _check_known(path: pathlib.Path, described: Mapping[str, Any]) -> None:
 def _check_window(path: pathlib.Path, described: Mapping[str, Any], length: int) -> None:
   """A sliding window is not supported here; one that is as long as the texts changes nothing."""
   kinds = described.get('layer_types') or []
-  slides = described.get('use_sliding_window', described['model_type'] == 'mistral')
-  window = described.get('sliding_window')
+  is_mistral = described['model_type'] == 'mistral'
+  window = described.get('sliding_window', 4096 if is_mistral else None)  # transformers' default
+  slides = described.get('use_sliding_window', is_mistral)
   is_on = slides or 'sliding_attention' in kinds
   if window is not None and is_on and window < length:
+    fix = f'write --length={window} or less' if window > 0 else _OTHER
     raise UserError(
-      f'{path} says sliding_window = {window}, and longer texts are not known here; write '
-      f'--length={window} or less'
+      f'{path} says sliding_window = {window}, and longer texts are not known here; {fix}'
     )
   if others := set(map(str, kinds)) - {'full_attention', 'sliding_attention'}:
     raise UserError(f'{path} says layer_types with {min(others)!r}, not known here; {_OTHER}')
@@ -203,7 +204,7 @@ def _rope(path: pathlib.Path, described: Mapping[str, Any]) -> dict[str, Any]:
   found = dict(described.get('rope_scaling') or {}) | dict(described.get(_ROPE) or {})
   theta = found.get('rope_theta', described.get('rope_theta', 1e4))
   kind = found.get('rope_type', found.get('type', 'default'))
-  if kind not in _TYPES:
+  if not isinstance(kind, str) or kind not in _TYPES:
     raise UserError(
       f'{path} says rope_scaling = {kind!r}, which is not known here; known are '
       f'{", ".join(map(repr, _TYPES))}'

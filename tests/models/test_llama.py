@@ -176,6 +176,7 @@ def test_what_is_not_known_is_refused(tmp_path):
   refuses("rope_scaling = 'yarn', which is not known", rope_scaling={'type': 'yarn', 'factor': 2.0})
   refuses("lacks factor of rope_scaling 'linear'", rope_scaling={'type': 'linear'})
   refuses("says rope_scaling = '3', no dict", rope_scaling=3)
+  refuses(r"rope_scaling = \['x'\], which is not known", rope_scaling={'rope_type': ['x']})
   refuses(r"partial_rotary_factor = 0\.5, but only 1\.0 is known here; name another",
           rope_parameters={'rope_type': 'default', 'partial_rotary_factor': 0.5})  # fmt: skip
   refuses('says beta of rope_scaling', rope_scaling={'type': 'linear', 'factor': 2.0, 'beta': 1})
@@ -184,9 +185,11 @@ def test_what_is_not_known_is_refused(tmp_path):
   refuses('mlp_bias without attention_bias', mlp_bias=True)
   refuses(r'--length is 65, but .* is made for 64 tokens', length=65)
   refuses('sliding_window = 8, .* write --length=8 or less', kind='mistral', sliding_window=8)
+  refuses('sliding_window = 0, .*; name another model', kind='mistral', sliding_window=0)
   refuses("layer_types with 'linear_attention'", layer_types=['linear_attention'])
   refuses('has no whole number hidden_size', hidden_size=None)
   refuses('hidden_size = 30, which 4 heads', hidden_size=30)
+  refuses('config.model.num_heads is 0; write a whole', num_attention_heads=0)
   refuses('num_kv_heads is 3; write a divisor', num_key_value_heads=3)
   refuses('bos_token_id = 15, no id below 15', bos_token_id=15)
   all_of = arrays('llama2')
@@ -200,6 +203,17 @@ def test_what_is_not_known_is_refused(tmp_path):
   refuses('q_proj.bias', attention_bias=True)
   with pytest.raises(UserError, match=r'cannot read .*; name a folder with the config.json'):
     llama.load(tmp_path / 'nowhere', N)
+
+
+def test_a_mistral_that_names_no_window_has_that_of_transformers(tmp_path):
+  write(tmp_path, 'mistral', max_position_embeddings=2**15)
+  assert llama.load(tmp_path, 4097)[0].length == 4097  # it is null there
+  described = json.loads((tmp_path / 'config.json').read_text())
+  del described['sliding_window']
+  (tmp_path / 'config.json').write_text(json.dumps(described))
+  assert llama.load(tmp_path, 4096)[0].length == 4096
+  with pytest.raises(UserError, match=r'sliding_window = 4096, .* write --length=4096 or less'):
+    llama.load(tmp_path, 4097)
 
 
 def test_half_a_shard_is_refused(tmp_path):
