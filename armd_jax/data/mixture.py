@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
 import re
@@ -103,7 +104,12 @@ def names(sources: Sequence[str]) -> Iterator[str]:
   >>> list(names(['work/web', 'other/web', 'books/*.txt', 'tfds:lm1b']))
   ['web_1', 'web_2', 'txt', 'tfds_lm1b']
   """
-  ends = [re.sub(r'[^\w-]+', '_', pathlib.PurePath(source).name).strip('_') for source in sources]
-  for i, end in enumerate(ends):
-    number = f'_{ends[: i + 1].count(end)}' if ends.count(end) > 1 else ''
-    yield (end or 'corpus') + number
+  plain = (re.sub(r'[^\w-]+', '_', pathlib.PurePath(source).name) for source in sources)
+  ends = [name.strip('_') or 'corpus' for name in plain]
+  taken = {end for end in ends if ends.count(end) == 1}
+  for end in ends:
+    # A number that is not another's own name: corpora are looked up by these.
+    numbered = (f'{end}_{number}' for number in itertools.count(1))
+    name = end if end in taken else next(name for name in numbered if name not in taken)
+    taken |= {name} - {end}
+    yield name

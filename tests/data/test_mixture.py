@@ -146,3 +146,6 @@ def test_names_tell_corpora_apart():
   found = list(mixture.names(['x/web/', 'y/web', 'books/*.txt', 'tfds:c4/en', '/']))
   assert found == ['web_1', 'web_2', 'txt', 'en', 'corpus']
   assert all(a != b for a, b in itertools.combinations(found, 2))
+  # Nor does a number make one of another's name, under which its windows would be lost.
+  assert [*mixture.names(['x/web', 'y/web', 'web_1'])] == ['web_2', 'web_3', 'web_1']
+  assert [*mixture.names(['/', 'x/corpus'])] == ['corpus_1', 'corpus_2']
