@@ -16,13 +16,15 @@ def folder(tmp_path):
   return tiny_llama.write_tokenizer(tmp_path)
 
 
-def test_a_folder_is_a_model(folder):
+def test_a_folder_is_a_model(folder, monkeypatch):
   model = armd_jax.load(folder)
   assert (model.config.model.family, model.config.model.length, model.step) == ('ar', 64, 0)
   text = model.generate('abba', temperature=0.0)
   assert text.startswith('abba') and text == armd_jax.load(str(folder)).generate(
     'abba', temperature=0.0
   )
+  monkeypatch.setenv('HOME', str(folder.parent))
+  assert armd_jax.load(f'~/{folder.name}').config == model.config
   with pytest.raises(UserError, match='auto-regressive'):
     model.generate('abba', streams=2)
 

@@ -19,7 +19,9 @@ def is_open(path: str | os.PathLike[str]) -> bool:
   """Whether it names a model on the Hub, or a folder as Hugging Face keeps them."""
   if isinstance(path, str) and path.startswith(PREFIX):
     return True
-  return isinstance(path, str | os.PathLike) and weight_files.is_there(pathlib.Path(path))
+  return isinstance(path, str | os.PathLike) and weight_files.is_there(
+    pathlib.Path(os.path.expanduser(path))
+  )
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Config, Tokenizer, Any, int]:
