@@ -75,7 +75,7 @@ def readable(path: str | os.PathLike[str], what: str) -> Any:
   """
   from etils import epath  # which a launcher need not have
 
-  if isinstance(path, str | os.PathLike) and buckets.is_bucket(path):
+  if _in_bucket(path, what):
     return buckets.open_path(os.fspath(path), what)
   return epath.Path(given(path, what))
 
@@ -91,8 +91,7 @@ def kept(path: str | os.PathLike[str], what: str) -> Any:
   Raises:
     UserError: as `readable`.
   """
-  in_bucket = isinstance(path, str | os.PathLike) and buckets.is_bucket(path)
-  return readable(path, what) if in_bucket else given(path, what)
+  return readable(path, what) if _in_bucket(path, what) else given(path, what)
 
 
 def check_result(
@@ -153,6 +152,23 @@ def experiment(path: str, what: str) -> str:
     own = [root / file for root in (_PACKAGE, _PACKAGE.parent)]
     file = next((path for path in own if path.exists()), file)
   return f'{file}{colon}{options}'
+
+
+def _in_bucket(path: Any, what: str) -> bool:
+  """Whether a path is in a bucket.
+
+  Raises:
+    UserError: it is nearly so: `pathlib` makes gs:/bucket of an address.
+  """
+  if not isinstance(path, str | os.PathLike):
+    return False
+  if buckets.is_bucket(path):
+    return True
+  text = os.fspath(path)
+  if text[: len('gs:/')].lower() == 'gs:/':
+    address = buckets.BUCKET + text[len('gs:/') :].lstrip('/')
+    raise UserError(f'{what} is {text!r}; write a bucket as a text that begins so: {address!r}')
+  return False
 
 
 def _may_be(text: str) -> bool:

@@ -63,6 +63,15 @@ def test_texts_and_corpora_may_be_in_a_bucket_of_google_alone(tmp_path, monkeypa
       paths.readable(text, 'the text')
 
 
+@pytest.mark.parametrize(
+  'path', [pathlib.Path('gs://bucket/run'), 'gs:/bucket/run', 'GS://bucket/run']
+)
+@pytest.mark.parametrize('find', [paths.readable, paths.kept])
+def test_an_address_that_is_nearly_a_bucket_is_told_how_to_be_one(find, path):
+  with pytest.raises(UserError, match=r"; write a bucket as a text .* 'gs://bucket/run'"):
+    find(path, '--workdir')
+
+
 def test_a_bucket_without_its_package_is_one_sentence(monkeypatch):
   import fsspec
 
