@@ -231,6 +231,19 @@ def test_tokenizers_give_the_same_ids(name, tmp_path):
   assert tokenizer.eos_id in tokenizer_json.tokens(text)
 
 
+def test_a_tokenizer_that_leaves_out_ids_is_refused(tmp_path):
+  path = tiny_llama.write_tokenizer(tmp_path, 20) / 'tokenizer.json'
+  whole = json.loads(path.read_text())
+  # EOS is one more than the last id, and the library would give it that of the last letter.
+  whole['added_tokens'], vocabulary = [], whole['model']['vocab']
+  del vocabulary['<|endoftext|>']
+  path.write_text(json.dumps(whole))
+  tokenizer = get_tokenizer(str(path))
+  assert tokenizer.eos_id == 20 and 'r' in vocabulary
+  with pytest.raises(UserError, match=r'leaves out ids, .* added to it as 20; write --out'):
+    tokenizer_json.text_of(tokenizer, 21, '<|bos|>')
+
+
 def test_the_program_writes_what_needs_no_armd_jax(tmp_path):
   """A process that has torch and transformers alone generates four tokens a step."""
   raw = tiny_run.config(tmp_path)

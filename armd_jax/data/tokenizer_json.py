@@ -20,7 +20,7 @@ def text_of(tokenizer: Tokenizer, bos_id: int, name: str) -> str:
     bos_id: the id that a text begins with; the next one that there is becomes `name`.
     name: of a token that no text has.
   Raises:
-    UserError: it is of another kind.
+    UserError: it is of another kind, or leaves out ids.
   """
   import tokenizers
   from tokenizers import decoders, models, pre_tokenizers, processors
@@ -41,15 +41,26 @@ def text_of(tokenizer: Tokenizer, bos_id: int, name: str) -> str:
     made.add_special_tokens(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'])
   else:
     made = tokenizers.Tokenizer.from_str(_own(tokenizer))
-    if made.get_vocab_size() < tokenizer.vocab_size:
-      made.add_special_tokens([_END])  # EOS, which the file lacks
+    if made.id_to_token(tokenizer.eos_id) is None:
+      _add(made, _END, tokenizer.eos_id, tokenizer.name)
   if bos_id == tokenizer.vocab_size:
-    made.add_special_tokens([name])
+    _add(made, name, bos_id, tokenizer.name)
   first = made.id_to_token(bos_id)
   made.post_processor = processors.TemplateProcessing(
     single=f'{first} $A', special_tokens=[(first, bos_id)]
   )
   return made.to_str(pretty=True)
+
+
+def _add(made: Any, token: str, number: int, name: str) -> None:
+  """One more token. The library counts tokens for its id, which is another's where ids are left
+  out."""
+  made.add_special_tokens([token])
+  if made.token_to_id(token) != number:
+    raise UserError(
+      f'the tokenizer {name!r} leaves out ids, so that no token can be added to it as {number}; '
+      'write --out'
+    )
 
 
 def tokens(text: str) -> dict[int, str]:
