@@ -86,9 +86,10 @@ def task(
     UserError: the accelerator does not fit the platform, a mount is none, or it is elastic.
   """
   common.check_fixed(job, 'a job of SkyPilot')
-  if bool(accelerator) != (job.platform == 'gpu'):
+  if bool(accelerator) != (job.platform == 'gpu') or not re.fullmatch(r'[\w.-]*', accelerator):
     raise common.UserError(
-      f'--accelerator is {accelerator!r}; write the kind of GPU for gpu, none for cpu'
+      f'--accelerator is {accelerator!r}; write the kind of GPU for gpu, without their number, and '
+      'none for cpu'
     )
   recovery: dict[str, Any] = {
     'max_restarts_on_errors': job.max_restarts,
@@ -108,7 +109,12 @@ def task(
     'setup': _setup(job),
     'run': _run(job),
   }
-  return found | ({'file_mounts': dict(map(_mount, mounts))} if mounts else {})
+  places = dict(map(_mount, mounts))
+  if len(places) < len(mounts):
+    raise common.UserError(
+      f'--mount is {" and ".join(map(repr, mounts))}, two buckets in one place; give each its own'
+    )
+  return found | ({'file_mounts': places} if places else {})
 
 
 def _setup(job: common.Job) -> str:
@@ -134,7 +140,7 @@ def _run(job: common.Job) -> str:
 
 def _mount(text: str) -> tuple[str, dict[str, str]]:
   path, _, url = text.partition('=')
-  if not path.startswith('/') or not re.match(r'[a-z0-9]+://.', url):
+  if not re.match('/+[^/]', path) or not re.match(r'[a-z0-9]+://.', url):
     raise common.UserError(f'--mount is {text!r}; write PATH=URL, like /runs=gs://bucket/runs')
   # Files of a run are added to and renamed, which a plain mount of a bucket cannot do.
   return path, {'source': url, 'mode': 'MOUNT_CACHED'}

@@ -85,6 +85,9 @@ def test_every_node_runs_its_process(tmp_path):
   [
     ([*SIZES], "--accelerator is ''; write the kind of GPU for gpu"),
     ([*CPU, '--accelerator=H100'], "--accelerator is 'H100'"),
+    ([*SIZES, '--accelerator=H100:8'], 'write the kind of GPU for gpu, without their number'),
+    ([*CPU, '--mount=/r=gs://a', '--mount=/r=gs://b'], 'two buckets in one place; give each its'),
+    ([*CPU, '--mount=/=gs://a'], 'write PATH=URL'),
     ([*CPU, '--mount=runs=gs://b'], 'write PATH=URL'),
     ([*CPU, '--mount=/runs=b'], 'write PATH=URL'),
     ([*CPU, '--elastic=2'], 'a job of SkyPilot has all of its processes or none'),
