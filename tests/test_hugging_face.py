@@ -198,6 +198,52 @@ def test_armd_computes_the_same_along_every_order(changes, tmp_path):
     np.testing.assert_array_equal(found, ours.tokens_BxN, err_msg=f'S={streams}, {count} given')
 
 
+@pytest.mark.parametrize('changes', [WARM_LLAMA, {'position_rows': 'learned', 'num_layers': 2}])
+def test_transformers_saves_trains_and_rounds_it(changes, tmp_path):
+  """`save_pretrained`, which `push_to_hub` calls, texts of every length, and half the bytes."""
+  config = tiny.model_config(**changes)
+  torch, theirs = opened(written(tmp_path, config, random_params(config)))
+  bos = theirs.config.bos_token_id
+  tokens = torch.tensor(np.random.RandomState(1).randint(V - 1, size=(2, N)))
+  ids = torch.cat([torch.full((2, 1), bos), tokens], 1)
+  with torch.no_grad():
+    logits, expected = theirs(ids).logits, theirs.token_logits(tokens)
+    # Of the longest text as of shorter ones, with the token behind it.
+    torch.testing.assert_close(logits[:, :-1], expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(theirs(ids[:, :5]).logits, logits[:, :5], rtol=0, atol=1e-4)
+    theirs.save_pretrained(tmp_path / 'again')
+    _, again = opened(tmp_path / 'again')
+    torch.testing.assert_close(again(ids).logits, logits)
+    rounded = again.to(torch.bfloat16)
+    assert (rounded(ids).logits - logits).abs().max() < 0.1 * logits.abs().max()
+    assert rounded.generate(ids[:, :3], streams=2).shape == (2, N + 1)
+  theirs(ids, labels=ids).loss.backward()
+  assert all(x.grad is not None for x in theirs.parameters())
+
+
+def test_what_transformers_asks_for_in_vain_is_refused(tmp_path):
+  config = tiny.model_config()
+  torch, theirs = opened(written(tmp_path, config, random_params(config)))
+  ids, mask = torch.tensor([[1, 2, 3]] * 2), torch.tensor([[0, 1, 1], [1, 1, 1]])
+  with pytest.raises(ValueError, match='padding before a text moves it; pad on the right'):
+    theirs(ids, attention_mask=mask)
+  found = theirs(ids, attention_mask=mask.flip(1)).logits
+  assert found.shape == (2, 3, V)
+  with pytest.raises(ValueError, match=f'the text has more than {N} tokens'):
+    theirs(torch.zeros(1, N + 1, dtype=torch.long))
+  for message, options in (
+    ('prompts of a batch have one length', {'attention_mask': mask}),
+    ('takes no top_k; leave it out', {'top_k': 3}),
+    ('streams is 0; write 1 or more', {'streams': 0}),
+  ):
+    with pytest.raises(ValueError, match=message):
+      theirs.generate(ids, **options)
+  likeliest, draw = theirs.generate(ids), lambda **options: theirs.generate(ids, **options)
+  torch.manual_seed(0)
+  assert not torch.equal(draw(do_sample=True), likeliest)
+  assert torch.equal(draw(do_sample=False, temperature=9.0), likeliest)
+
+
 def test_what_cannot_be_written_is_refused(tmp_path):
   config = tiny.model_config(family='mdlm', num_layers=1)
   with pytest.raises(UserError, match="predict along an order; 'mdlm' has none, write --out"):

@@ -44,7 +44,8 @@ class ArmdConfig(PreTrainedConfig):
     for name in own.keys() - {'self', 'kwargs', '__class__'}:
       setattr(self, name, own[name])
     self.rotary = rotary or {'theta': 1e4, 'kind': 'none'}
-    super().__init__(**kwargs, tie_word_embeddings=False)  # this file ties them by itself
+    # This file ties them by itself; what `save_pretrained` wrote has the field, too.
+    super().__init__(**kwargs | {'tie_word_embeddings': False})
 
 
 def frequencies(c):
@@ -190,7 +191,7 @@ class ArmdForCausalLM(PreTrainedModel):
   def _position_rows(self, position):
     c = self.config
     if c.position_rows == 'learned':
-      return F.normalize(self.pe[position.clamp(max=c.length)], dim=-1, eps=0)
+      return F.normalize(self.pe[position.clamp(max=c.length)].float(), dim=-1, eps=0)
     half = c.position_dim // 2
     step = torch.arange(half, dtype=torch.float32, device=position.device)
     angle = position[..., None].float() * 1e4 ** (-step / half)
@@ -242,8 +243,9 @@ class ArmdForCausalLM(PreTrainedModel):
         content_position = torch.cat([state.content_position, content_position], 1)
       state.x_BxCxE, state.content_position = x_BxCxE, content_position
     batch, count, width = x_BxCxE.shape
-    # By place, from the margin of the radius before BOS on: which content row is there, if any.
-    nowhere = torch.full((len(content_position), self.config.length + 1 + 2 * radius), count)
+    # By place, from the margin of the radius before BOS on: which content row is there, if any. One
+    # place is behind the longest text, of which `forward` predicts the next token.
+    nowhere = torch.full((len(content_position), self.config.length + 2 + 2 * radius), count)
     index = torch.arange(count).expand(len(content_position), -1)
     row_at = nowhere.to(x_BxCxE.device).scatter(
       1, content_position + radius, index.to(x_BxCxE.device)
@@ -301,7 +303,9 @@ class ArmdForCausalLM(PreTrainedModel):
       position, block: [B or 1, N], of the slots; None: left to right.
       first_ids: [B], in BOS's place, of a model whose first token is given.
     """
-    count = input_ids.shape[1]
+    count, most = input_ids.shape[1], self.config.length - (self.config.first_token == 'given')
+    if count > most + 1:  # the token behind a text has a slot, too
+      raise ValueError(f'the text has more than {most} tokens, which the model takes; cut it')
     slot = torch.arange(1, count + 1, device=input_ids.device)[None]
     position = slot if position is None else position
     block = position if block is None else block
@@ -316,7 +320,10 @@ class ArmdForCausalLM(PreTrainedModel):
     return logits.gather(1, order.argsort(1)[..., None].expand_as(logits))
 
   def forward(self, input_ids, attention_mask=None, labels=None, **kwargs):
-    """Row t of the logits predicts token t + 1, left to right. A text may begin with BOS's id."""
+    """Row t of the logits predicts token t + 1, left to right. A text may begin with BOS's id;
+    padding may be behind it, not before it."""
+    if attention_mask is not None and bool((attention_mask.diff(dim=1) > 0).any()):
+      raise ValueError('padding before a text moves it; pad on the right (padding_side)')
     c, start = self.config, getattr(self.config, 'bos_token_id', None)
     given = c.first_token == 'given'
     if given or (start is not None and bool((input_ids[:, 0] == start).all())):
@@ -331,12 +338,21 @@ class ArmdForCausalLM(PreTrainedModel):
 
   @torch.no_grad()
   def generate(self, input_ids=None, streams=1, max_length=None, max_new_tokens=None,
-               temperature=0.0, generator=None, batch_size=1, **kwargs):  # fmt: skip
+               temperature=0.0, generator=None, batch_size=1, do_sample=None, attention_mask=None,
+               **unused):  # fmt: skip
     """[B, length] ids: the prompt and what follows, up to `streams` tokens a step.
 
     The rest of the text is cut into `streams` runs. Their first tokens come one by one, then one
-    token of every run at a time.
+    token of every run at a time. EOS ends no text, so that all have one length.
     """
+    if unknown := unused.keys() - {'eos_token_id', 'pad_token_id', 'use_cache', 'token_type_ids'}:
+      raise ValueError(f'generate takes no {min(unknown)}; leave it out')
+    if streams < 1:
+      raise ValueError(f'streams is {streams}; write 1 or more')
+    if attention_mask is not None and not bool(attention_mask.all()):
+      raise ValueError('prompts of a batch have one length here; give those of another apart')
+    if do_sample is not None:
+      temperature = (temperature or 1.0) if do_sample else 0.0
     c, device = self.config, self.bos.device
     start = getattr(c, 'bos_token_id', None)
     if input_ids is None:
