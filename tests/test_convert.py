@@ -1,5 +1,7 @@
 """Runs that start from other weights are runs like any other, at step 0."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from armd_jax import convert, models
 from armd_jax.artifacts import starts, weights
 from armd_jax.errors import UserError
 from armd_jax.order import left_to_right
+from armd_jax.training import workdir as workdir_lib
+from armd_jax.training.loop import train
 
 
 @pytest.fixture(scope='module')
@@ -91,6 +95,29 @@ def test_a_llama_becomes_a_run(tmp_path, pieces):
     logits = model.apply({'params': params}, hidden, method='logits')
     np.testing.assert_allclose(logits[0, :, :pieces], expected, atol=1e-4)
     assert np.isneginf(logits[0, :, pieces:]).all()
+
+
+def test_a_run_stays_with_its_tokenizer(tmp_path):
+  """Another vocabulary of as many ids would give every embedding to another piece."""
+  folder, run = tmp_path / 'hf', tmp_path / 'run'
+  folder.mkdir()
+  tiny_llama.write_tokenizer(tiny_llama.write(folder, 'llama2'))
+  convert.main(convert.Options(hf=str(folder), workdir=str(run), length=16))
+  whole, other = json.loads((run / 'tokenizer.json').read_text()), tmp_path / 'other.json'
+  whole['model']['vocab'] |= {'a': 3, 'b': 2}
+  other.write_text(json.dumps(whole))
+  raw = tiny_run.config(tmp_path)
+  (tmp_path / 'text.txt').write_text('abba\n\ncab\n\n' * 40)
+  found = config_lib.to_dict(workdir_lib.read_config(run))
+  raw.model.update(found['model'])
+  raw.order.update(max_shuffled=0)
+  raw.init_from, raw.data.tokenizer = str(run), str(other)
+  with pytest.raises(UserError, match=r'run was trained with another vocabulary .*; bring that'):
+    train(config_lib.parse(raw), tmp_path / 'new')
+  assert not (tmp_path / 'new' / 'config.json').exists()
+  (run / 'tokenizer.json').write_text(other.read_text())
+  with pytest.raises(UserError, match='was trained with another vocabulary'):
+    weights.load_ema(run)
 
 
 def test_nothing_is_written_of_a_llama_that_is_refused(tmp_path):

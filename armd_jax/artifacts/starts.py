@@ -17,7 +17,7 @@ from armd_jax.errors import UserError
 from armd_jax.files import paths, whole
 from armd_jax.models import conversion, gguf_file, gpt2, llama
 from armd_jax.models.params import Params
-from armd_jax.training import checkpoint
+from armd_jax.training import checkpoint, text
 from armd_jax.training import workdir as workdir_lib
 
 TOKENIZER = 'tokenizer.json'
@@ -55,6 +55,7 @@ def write(start: Start, workdir: pathlib.Path) -> None:
   workdir_lib.write_config(workdir, config)
   if start.tokenizer is not None:
     whole.write_text(workdir / TOKENIZER, start.tokenizer)
+    text.keep_tokenizer(workdir, tokenizers.get_tokenizer(config.data.tokenizer))
   checkpoints = checkpoint.Checkpoints(workdir)
   checkpoints.save(0, state, 0, None)
   checkpoints.close()
@@ -112,11 +113,11 @@ def _own_tokenizer(path: pathlib.Path) -> tuple[str, int] | None:
   if not gguf_file.is_there(path):
     return None
   file, found, _ = gguf_file.fields(path)
-  text = gguf_vocabulary.tokenizer_json(file, found)
+  made = gguf_vocabulary.tokenizer_json(file, found)
   with tempfile.TemporaryDirectory() as folder:
     written = pathlib.Path(folder) / TOKENIZER
-    written.write_text(text, 'utf-8')
-    return text, tokenizers.vocab_size(str(written))
+    written.write_text(made, 'utf-8')
+    return made, tokenizers.vocab_size(str(written))
 
 
 def _padded(model: ModelConfig, known: int, vocab_size: int) -> ModelConfig:
@@ -138,5 +139,5 @@ def from_ar(workdir: str, num_two_stream_layers: int) -> Start:
     raise UserError(f'--two_stream_layers is {count}; write at most the {layers} of the run')
   model, params = conversion.warm_start(config.model, tokenizer.vocab_size, params, count)
   own = paths.given(workdir, '--warm_start') / TOKENIZER
-  text = own.read_text('utf-8') if own.exists() else None
-  return Start(dataclasses.replace(config, model=model, init_from=''), params, text)
+  file = own.read_text('utf-8') if own.exists() else None
+  return Start(dataclasses.replace(config, model=model, init_from=''), params, file)

@@ -19,6 +19,7 @@ from armd_jax import training
 from armd_jax.data import corpus as corpus_lib
 from armd_jax.data.mixture import Mixture
 from armd_jax.data.pipeline import training_batches
+from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.errors import STOPPED, UserError
 from armd_jax.files import buckets, lock, paths
 from armd_jax.hardware import starts
@@ -116,7 +117,9 @@ def _train(
     if checkpoints.found() and not overwrite:
       state, next_index = distributed.together(lambda: checkpoints.restore(abstract))
     elif config.init_from:
-      state, next_index = distributed.together(lambda: _restore_other(config, vocab_size, mesh))
+      state, next_index = distributed.together(
+        lambda: _restore_other(config, corpus.tokenizer, mesh)
+      )
     else:
       state, next_index = training.new_state(config, vocab_size, mesh), 0
     first_step, last_step = int(state.step), config.train.steps
@@ -238,9 +241,11 @@ def _mesh(config: config_lib.Config) -> tuple[jax.sharding.Mesh, tuple[int, int]
 
 
 def _restore_other(
-  config: config_lib.Config, vocab_size: int, mesh: jax.sharding.Mesh
+  config: config_lib.Config, tokenizer: Tokenizer, mesh: jax.sharding.Mesh
 ) -> tuple[training.TrainState, int]:
   other = workdir_lib.read_config(config.init_from)  # which refuses a folder without a run
+  text.check_tokenizer(config.init_from, tokenizer)
+  vocab_size = tokenizer.vocab_size
   # Its optimizer may have remembered more, or less.
   as_other = dataclasses.replace(config, optimizer=other.optimizer)
   abstract = training.abstract_state(as_other, vocab_size, mesh)

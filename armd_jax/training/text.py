@@ -1,6 +1,7 @@
 """The identity of a run's text, beside its config.json, so that another text is noticed.
 
-text.json   sha256 of the text, its description and statistics, and the tokenizer's fingerprint
+text.json   sha256 of the text, its description and statistics, and the tokenizer's fingerprint; of
+            a run that was converted, and has no text yet, the fingerprint alone
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ def keep(workdir: str | pathlib.Path, config: Config, corpus: corpus_lib.Corpus)
     'statistics': dict(corpus.statistics),
   }
   whole.write_json(path, text)
+
+
+def keep_tokenizer(workdir: pathlib.Path, tokenizer: Tokenizer) -> None:
+  """Stores the vocabulary of a run that has no text yet."""
+  whole.write_json(workdir / FILE, {'tokenizer': tokenizer.fingerprint})
 
 
 def check(workdir: str | pathlib.Path, corpus: corpus_lib.Corpus) -> None:
@@ -107,9 +113,10 @@ def _read(workdir: str | pathlib.Path) -> dict[str, Any]:
   path = paths.kept(workdir, '--workdir') / FILE
   fix = 'delete it if the text is the one that the run was started with'
   try:
-    found = whole.read_json(path, {'sha256': str}, fix)
+    found = whole.read_json(path, {}, fix)
   except (FileNotFoundError, NotADirectoryError):
     return {}
-  if len(found['sha256']) != 64:
+  digest = found.get('sha256', found.get('tokenizer'))
+  if not isinstance(digest, str) or len(digest) != 64:
     raise UserError(f'{path} is damaged (its sha256 is none); {fix}')
   return found
