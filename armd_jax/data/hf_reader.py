@@ -75,7 +75,7 @@ def _table(name: str, split_name: str) -> Any:
       words = name.split('/')
       config = '/'.join(words[2:]) or None
       return datasets.load_dataset('/'.join(words[:2]), config, split=split_name)
-    if any((folder / file).exists() for file in ('state.json', 'dataset_dict.json')):
+    if not rest and any((folder / file).exists() for file in ('state.json', 'dataset_dict.json')):
       return _saved(datasets, folder, split_name)
     return datasets.load_dataset(str(folder), rest or None, split=split_name)
   except Exception as error:  # whatever downloads and readers of many formats raise
@@ -90,9 +90,11 @@ def _saved(datasets: Any, folder: pathlib.Path, split_name: str) -> Any:
   found = datasets.load_from_disk(str(folder))
   splits = found if isinstance(found, dict) else {'train': found}
   lengths = {name: len(table) for name, table in splits.items()}
-  (part,) = datasets.ReadInstruction.from_spec(split_name).to_absolute(lengths)
-  first, last = part.from_ or 0, lengths[part.splitname] if part.to is None else part.to
-  return splits[part.splitname].select(range(first, last))
+  found = []
+  for part in datasets.ReadInstruction.from_spec(split_name).to_absolute(lengths):
+    first, last = part.from_ or 0, lengths[part.splitname] if part.to is None else part.to
+    found.append(splits[part.splitname].select(range(first, last)))
+  return datasets.concatenate_datasets(found) if len(found) > 1 else found[0]
 
 
 def _folder(name: str) -> tuple[pathlib.Path | None, str]:

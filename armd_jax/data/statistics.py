@@ -49,7 +49,7 @@ class Statistics:
     if count:
       yield (
         f'lengths   half of the documents have at most {self.at_most(0.5):,} tokens, 90 % at most '
-        f'{self.at_most(0.9):,}, the longest {self.at_most(1):,}'
+        f'{self.at_most(0.9):,}, all at most {self.at_most(1):,}'
       )
       about = f'about {self.duplicates:,}' if self.every > 1 else f'{self.duplicates:,}'
       yield f'repeated  {about} documents occur earlier ({self.duplicates / count:.1%})'

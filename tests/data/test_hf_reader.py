@@ -47,6 +47,7 @@ def read(folder, name, **options):
     ('alone', TEXTS[2:]),
     ('saved#test', TEXTS[2:]),
     ('saved#train[10:30]', TEXTS[10:30]),
+    ('saved#test[50:]+train[10:30]', TEXTS[50:] + TEXTS[10:30]),
   ],
 )
 def test_a_set_has_its_split(folder, name, expected):
@@ -76,6 +77,7 @@ def test_a_set_is_prepared_by_several_processes(folder, tmp_path, monkeypatch):
     ('files#dev', {}, r'hf:.*files#dev cannot be read \(.*dev.*\); write NAME/CONFIG#SPLIT'),
     ('saved#dev', {}, 'cannot be read'),
     ('saved#train[', {}, 'cannot be read'),
+    ('saved/other#train', {}, r'cannot be read \(.*other.*\)'),
     ('files', {'column': 'id'}, r"no text in column 'id' but id, text; write --column=text"),
   ],
 )
