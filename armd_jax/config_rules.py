@@ -165,6 +165,12 @@ def of_schedule(config: Any) -> Iterator[str]:
       f'{name}.decay_steps is {o.decay_steps}; write at most the {o.schedule_steps} steps of the '
       f'schedule less warmup_steps = {o.warmup_steps}'
     )
+  elif not (o.schedule_restarts or o.final_share) and o.schedule_steps < config.train.steps:
+    yield (
+      f'{name}.schedule_steps is {o.schedule_steps} of config.train.steps = {config.train.steps}, '
+      'and final_share is 0, so that the last steps would change nothing; write as many, or a '
+      'final_share above 0'
+    )
   elif o.schedule != 'warmup_stable_decay' and o.decay_steps != -1:
     yield (
       f'{name}.decay_steps is {o.decay_steps} but {name}.schedule is {o.schedule!r}, which falls '
@@ -232,6 +238,11 @@ def of_adapting(config: Any) -> Iterator[str]:
     yield (
       f'config.optimizer.trained is {names!r}, no regular expression ({error}); write a part of '
       "names, like 'causal/.*/query'"
+    )
+  if config.optimizer.lora_rank and config.optimizer.kind == 'muon':
+    yield (
+      f"config.optimizer.kind is 'muon', which updates whole matrices, but lora_rank is "
+      f'{config.optimizer.lora_rank}, of which adapters alone are trained; write another kind, or 0'
     )
   if streams and config.model.orders != 'any':
     yield (

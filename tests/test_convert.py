@@ -97,6 +97,17 @@ def test_a_llama_becomes_a_run(tmp_path, pieces):
     assert np.isneginf(logits[0, :, pieces:]).all()
 
 
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+  folder = tmp_path / 'hf'
+  folder.mkdir()
+  tiny_llama.write_tokenizer(tiny_llama.write(folder, 'llama2'), tiny_llama.V)
+  start = starts.from_hugging_face(str(folder), 'stdlib', '', 16)
+  start.params['final_norm']['scale'] = np.full_like(start.params['final_norm']['scale'], np.nan)
+  with pytest.raises(UserError, match=r'^final_norm/scale holds numbers that are not finite; get'):
+    starts.write(start, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
 def test_a_run_stays_with_its_tokenizer(tmp_path):
   """Another vocabulary of as many ids would give every embedding to another piece."""
   folder, run = tmp_path / 'hf', tmp_path / 'run'

@@ -8,6 +8,7 @@ import tempfile
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from armd_jax import training
 from armd_jax.artifacts import weights
@@ -17,6 +18,7 @@ from armd_jax.errors import UserError
 from armd_jax.files import paths, whole
 from armd_jax.models import conversion, gguf_file, gpt2, llama
 from armd_jax.models.params import Params
+from armd_jax.parallel import axes
 from armd_jax.training import checkpoint, text
 from armd_jax.training import workdir as workdir_lib
 
@@ -41,12 +43,18 @@ def write(start: Start, workdir: pathlib.Path) -> None:
   """Writes the run.
 
   Raises:
-    UserError: something is in the work directory, or it cannot be written to.
+    UserError: something is in the work directory, it cannot be written to, or a weight is not
+      finite.
   """
   if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
     what = 'not empty' if workdir.is_dir() else 'a file'
     raise UserError(f'{workdir} is {what}; use another --workdir')
   config = start.config
+  for path, x in jax.tree_util.tree_leaves_with_path(start.params):
+    if not np.isfinite(np.asarray(x, np.float32)).all():
+      raise UserError(
+        f'{axes.path_name(path)} holds numbers that are not finite; get the model again'
+      )
   params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), start.params)
   state = training.state_of(config, params)
   if start.tokenizer is not None:

@@ -51,7 +51,7 @@ def test_a_schedule_ends_with_the_run_unless_it_says_otherwise():
   assert ends() == (-1, -1)  # so that longer training is the same run
   assert ends(schedule='linear') == (100, -1)
   assert ends(schedule='warmup_stable_decay') == (100, 20)
-  assert ends(schedule='warmup_stable_decay', schedule_steps=50) == (50, 10)
+  assert ends(schedule='warmup_stable_decay', schedule_steps=50, final_share=0.1) == (50, 10)
   again = config_lib.parse(
     config_lib.to_dict(config_lib.parse({'optimizer': {'schedule': 'cosine'}}))
   )
@@ -71,6 +71,8 @@ def test_a_schedule_ends_with_the_run_unless_it_says_otherwise():
       {'schedule': 'linear', 'schedule_restarts': True, 'init_from': 'x'},
       'write the number of steps from there',
     ),
+    ({'schedule': 'linear', 'schedule_steps': 99}, 'the last steps would change nothing'),
+    ({'kind': 'muon', 'lora_rank': 2}, 'of which adapters alone are trained; write another kind'),
     ({'kind': 'sgd'}, "write one of 'adamw', 'muon', 'adafactor'"),
   ],
 )
@@ -82,7 +84,9 @@ def test_a_schedule_that_cannot_be_is_a_sentence(fields, message):
 def test_the_metric_is_the_rate_that_was_used():
   """Also where a step was skipped before, and where the schedule began anew."""
   schedule = {'schedule': 'linear', 'schedule_steps': 10, 'learning_rate': 1.0, 'warmup_steps': 0}
-  config = tiny.train_config(**{f'optimizer__{name}': x for name, x in schedule.items()})
+  config = tiny.train_config(
+    train__steps=10, **{f'optimizer__{name}': x for name, x in schedule.items()}
+  )
   anew = dataclasses.replace(
     config, optimizer=dataclasses.replace(config.optimizer, schedule_restarts=True)
   )
