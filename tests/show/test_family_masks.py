@@ -36,7 +36,7 @@ def changes(run, ids_N):
 
 @pytest.mark.parametrize(
   'mask',
-  [m for m in MASKS if len(m.families) == 1 and m.families[0] not in config_lib.SETS],
+  [m for m in MASKS if len(m.families) == 1 and not config_lib.FAMILIES[m.families[0]].sets],
   ids=lambda m: m.title,
 )
 def test_rows_along_orders_see_what_is_drawn(mask):
@@ -54,7 +54,7 @@ def test_rows_along_orders_see_what_is_drawn(mask):
 
 
 @pytest.mark.parametrize(
-  'mask', [m for m in MASKS if m.families[0] in config_lib.SETS], ids=lambda m: m.title
+  'mask', [m for m in MASKS if config_lib.FAMILIES[m.families[0]].sets], ids=lambda m: m.title
 )
 def test_noised_rows_of_sets_see_what_is_drawn(mask):
   config = tiny.model_config(family=mask.families[0], length=SIZE, num_layers=2)
