@@ -268,8 +268,13 @@ def test_log_lines_go_into_parts(bucket, monkeypatch):
 
 
 def test_other_addresses_stay_refused():
-  for path in ('s3://bucket/run', 'GS://bucket/run', 'gcs://bucket/run'):
-    with pytest.raises(UserError, match='is not supported here'):
+  refused = {
+    's3://bucket/run': 'is not supported here',
+    'gcs://bucket/run': 'is not supported here',
+    'GS://bucket/run': "write a bucket as a text that begins so: 'gs://bucket/run'",
+  }
+  for path, message in refused.items():
+    with pytest.raises(UserError, match=message):
       paths.kept(path, '--workdir')
   assert not buckets.is_bucket('/gs:/bucket')
 
