@@ -494,19 +494,3 @@ def test_a_worker_that_is_killed_is_a_sentence(source, tmp_path, monkeypatch):
   monkeypatch.setattr(concurrent.futures, 'ProcessPoolExecutor', Pool)
   with pytest.raises(UserError, match='a worker was killed, perhaps for want of memory; run the'):
     run(source, tmp_path / 'out', num_workers=2)
-
-
-def test_notes_that_vanish_are_a_sentence(source, tmp_path, monkeypatch):
-  monkeypatch.setattr(prepare, '_run', lambda *_: None)
-  with pytest.raises(UserError, match='out were changed meanwhile; run the same command again'):
-    run(source, tmp_path / 'out')
-
-
-def test_a_corpus_that_cannot_be_copied_from_its_bucket(source, tmp_path, monkeypatch):
-  corpora.fake_bucket(monkeypatch)
-  run(source, 'gs://bucket/out')
-  (tmp_path / 'file').write_text('')
-  monkeypatch.setenv(prepared.FOLDER_VARIABLE, str(tmp_path / 'file'))
-  message = rf'cannot copy gs://bucket/out/.* \(.*\); free space, or set {prepared.FOLDER_VARIABLE}'
-  with pytest.raises(UserError, match=message):
-    _ = prepared.Prepared('gs://bucket/out')._on_disk

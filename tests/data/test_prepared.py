@@ -221,3 +221,24 @@ def test_a_folder_of_other_files_is_not_prepared(tmp_path, made):
 def test_shards_count_their_records():
   shard = prepared.Shard('x', 1, 1, 1024, '', 1, '')
   assert [dataclasses.replace(shard, tokens=t).records for t in (1, 1024, 1025)] == [1, 1, 2]
+
+
+def written(folder):
+  """A small text."""
+  return corpora.write_text(folder / 'a.txt', corpora.documents(50))
+
+
+def test_notes_that_vanish_are_a_sentence(tmp_path, monkeypatch):
+  monkeypatch.setattr(prepare, '_run', lambda *_: None)
+  with pytest.raises(UserError, match='out were changed meanwhile; run the same command again'):
+    prepare.prepare(written(tmp_path), 'bytes', str(tmp_path / 'out'), held_out=0.1)
+
+
+def test_a_corpus_that_cannot_be_copied_from_its_bucket(tmp_path, monkeypatch):
+  corpora.fake_bucket(monkeypatch)
+  prepare.prepare(written(tmp_path), 'bytes', 'gs://bucket/out', held_out=0.1)
+  (tmp_path / 'file').write_text('')
+  monkeypatch.setenv(prepared.FOLDER_VARIABLE, str(tmp_path / 'file'))
+  message = rf'cannot copy gs://bucket/out/.* \(.*\); free space, or set {prepared.FOLDER_VARIABLE}'
+  with pytest.raises(UserError, match=message):
+    _ = prepared.Prepared('gs://bucket/out')._on_disk
