@@ -358,6 +358,8 @@ def main(options: Options) -> None:
     model, vocab_size = dataclasses.asdict(config.model), tokenizer.vocab_size
     if options.behind is not None:
       before = _single_token(options.behind, tokenizer)
+    if options.windows:  # before anything is timed, since the text may be missing
+      windows_WxN, what = windows_of(options.text, options.windows, config, tokenizer)
   else:
     model, vocab_size = options.values()
   compared = systems(model, vocab_size, streams, params)
@@ -385,7 +387,6 @@ def main(options: Options) -> None:
   print('the program needs at once; a system that needs more than there is is not timed; GB/s and')
   print('GFLOP/s: of what no step does without, weights read once and matrix products')
   if params is not None and options.windows:
-    windows_WxN, what = windows_of(options.text, options.windows, config, tokenizer)
     network, mesh = models.build(config.model, vocab_size), sharding.make_mesh(config.mesh)
     costs = functools.partial(order_costs.order_costs, network, params, windows_WxN, streams, mesh)
     scores = costs()

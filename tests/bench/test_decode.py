@@ -1,5 +1,6 @@
 """The decoding benchmark counts steps as published and refuses bad stride counts."""
 
+import dataclasses
 import json
 
 import jax
@@ -115,3 +116,6 @@ def test_another_text_is_scored_as_by_evaluate(tmp_path, capsys):
   (parallel,) = [row['nats_per_token'] for row in scores if 'S=2, parallel' in row['name']]
   assert found['nats'] == pytest.approx(parallel, rel=1e-5)
   assert 'windows of WikiText2' in capsys.readouterr().out
+  with pytest.raises(UserError, match="there is no text 'wiki'"):
+    decode.main(dataclasses.replace(options, text='wiki'))
+  assert 'system' not in capsys.readouterr().out  # before anything is timed
