@@ -11,6 +11,7 @@ their flags, so that all of them can use what these register.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 from armd_jax import config as config_lib
 from armd_jax import families
@@ -30,7 +31,7 @@ def tokenizer(name: str, make: Callable[[], tokenizers.Tokenizer]) -> None:
   Raises:
     UserError: it is no name, or one of the package's own, or no function.
   """
-  tokenizers.REGISTERED[_checked(name, make, tokenizers.OWN)] = make
+  tokenizers.REGISTERED[_checked(name, tokenizers.OWN)] = _function(name, make)
 
 
 def source(name: str, documents: Callable[[str], Iterable[str]]) -> None:
@@ -42,7 +43,7 @@ def source(name: str, documents: Callable[[str], Iterable[str]]) -> None:
   Raises:
     UserError: as of `tokenizer`.
   """
-  readers.REGISTERED[_checked(name, documents, _SOURCES)] = documents
+  readers.REGISTERED[_checked(name, _SOURCES)] = _function(name, documents)
 
 
 def family(name: str, entry: Family, orders: str = 'any') -> None:
@@ -60,16 +61,20 @@ def family(name: str, entry: Family, orders: str = 'any') -> None:
     raise UserError(f"orders is {orders!r}; write 'any', 'left_to_right' or 'none'")
   if not isinstance(entry, Family):
     raise UserError(f'family {name!r} is {entry!r}; write a families.family.Family')
-  families.FAMILIES[_checked(name, list, _FAMILIES)] = entry
+  families.FAMILIES[_checked(name, _FAMILIES)] = entry
   config_lib.FAMILIES[name] = config_lib.Prediction(orders)
 
 
-def _checked(name: str, make: Callable[..., object], own: Collection[str]) -> str:
+def _checked(name: str, own: Collection[str]) -> str:
   """The name, if it is none of the package's own, which would be another thing in older runs."""
   if not isinstance(name, str) or not name.isidentifier():
     raise UserError(f'the name {name!r} cannot be registered; write letters, digits and _')
   if name in own:
     raise UserError(f"the name {name!r} is one of the package's own; write another")
+  return name
+
+
+def _function(name: str, make: Any) -> Any:
   if not callable(make):
     raise UserError(f'what {name!r} names is {make!r}; write a function')
-  return name
+  return make
