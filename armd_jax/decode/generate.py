@@ -237,11 +237,13 @@ class Compiled:
     run: a function of tokens_BxN (int32, text order).
     seconds: that compiling took.
     bytes: that the program needs at once, weights included.
+    text: the program as XLA has optimised it.
   """
 
   run: Callable[[Array], Generated]
   seconds: float
   bytes: int
+  text: Callable[[], str]
 
 
 def compile_generate(model: Model, params: Params | Network, task: Task) -> Compiled:
@@ -253,7 +255,7 @@ def compile_generate(model: Model, params: Params | Network, task: Task) -> Comp
   size = said.argument_size_in_bytes + said.output_size_in_bytes + said.temp_size_in_bytes
   draws = Sampling().draws(len(task.first_B))
   run = lambda tokens_BxN: compiled(params, *_inputs(None, task, tokens_BxN, draws))
-  return Compiled(run, seconds, size - said.alias_size_in_bytes)
+  return Compiled(run, seconds, size - said.alias_size_in_bytes, compiled.as_text)
 
 
 def _generate_jitted(model: Model, plan: Plan) -> jax.stages.Wrapped:

@@ -152,6 +152,7 @@ STAGES: dict[str, Callable[[Place], list[Stage]]] = {
   'torch': lambda place: _alone('torch', 30, 'torch_times'),
   'train': lambda place: _alone('train', 120, variables=_MOST),
   'decode': lambda place: _alone('decode', 120),
+  'kernels': lambda place: _alone('kernels', 60),
   'peers': lambda place: _alone('peers', 45, 'hf'),
   'flags': _flags,
   'suite': lambda place: _alone('suite', 80, variables=_share('.07')),
