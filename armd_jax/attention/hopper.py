@@ -331,15 +331,15 @@ def _backward(blocks, q, k, v, lengths, out, low, lse, dout):
   exact = _merge(out).astype(jnp.float32) + low.astype(jnp.float32)
   # sum over keys of weight * dweight is out . dout: it takes no pass over the keys.
   mean = jnp.sum(exact * _merge(dout).astype(jnp.float32), axis=-1)
+  # An array of its own: joined with `lse`, XLA's program for both took as long as a kernel.
   mean = _pad(einops.rearrange(mean, 'b N H -> b H N'), 2, TILE_ROWS)
-  stats = jnp.stack([lse, mean], axis=2)
   q_merged, dout_merged, lengths_merged = _merge(q), _merge(dout), _merge(padded)
   mine = (hopper_blocks.WARPGROUPS, call.together, hopper_blocks.WARPGROUP_ROWS, head_dim)
   _, stages, dkv_stages = blocks.stages
   (dq,) = _launch(
     functools.partial(hopper_kernels.query_gradient, call=call),
     'prefix_attention_dq',
-    [most, least, lengths_merged, stats, q_merged, dout_merged, k, v],
+    [most, least, lengths_merged, lse, mean, q_merged, dout_merged, k, v],
     [jax.ShapeDtypeStruct(q_merged.shape, q.dtype)],
     [
       *(_shared(mine, q.dtype) for _ in range(2)),
@@ -361,7 +361,8 @@ def _backward(blocks, q, k, v, lengths, out, low, lse, dout):
     [
       _bounds(padded, blocks.dkv_rows, keys, key_tiles),
       lengths_merged,
-      stats,
+      lse,
+      mean,
       q_merged,
       dout_merged,
       k,
@@ -375,7 +376,7 @@ def _backward(blocks, q, k, v, lengths, out, low, lse, dout):
     ],
     [
       plgpu.Barrier(num_arrivals=2 * owners),
-      _ready(3, dkv_stages),
+      _ready(4, dkv_stages),
       _ready(hopper_blocks.WARPGROUPS, dkv_stages),
       plgpu.Barrier(num_arrivals=hopper_blocks.WARPGROUPS),
     ],

@@ -51,8 +51,12 @@ def folded(streams: int, copies: int, num_rows: int) -> tuple[int, int]:
 
 
 def streams_together(streams: int, head_dim: int) -> int:
-  """How many streams a warpgroup computes: both, if their outputs fit its registers."""
-  return streams if streams * head_dim <= 2 * MAX_COLUMNS else 1
+  """How many streams a warpgroup computes: both, if their outputs fill half of its registers.
+
+  At a head dimension of 128 both would fit, in smaller tiles; a block for each is 5 % faster
+  (H200, 4 x 4096 x 16, forward and backward).
+  """
+  return streams if streams * head_dim <= MAX_COLUMNS else 1
 
 
 @functools.cache
@@ -72,9 +76,8 @@ def choose(streams: int, head_dim: int) -> Blocks:
   if found:
     return Blocks(**found | {'stages': tuple(found['stages'])})
   return {
-    (1, 64): Blocks(128, 64, 128, 64, (4, 3, 4)),
-    (2, 64): Blocks(128, 64, 64, 64, (4, 3, 4)),
+    (1, 64): Blocks(128, 64, 128, 128, (4, 3, 3)),
+    (2, 64): Blocks(128, 64, 64, 128, (4, 3, 3)),
     (1, 128): Blocks(128, 128, 64, 64, (2, 3, 3)),
-    (2, 128): Blocks(64, 64, 64, 64, (4, 2, 3)),
     (1, 256): Blocks(64, 128, 64, 64, (2, 1, 2)),
   }[streams, head_dim]

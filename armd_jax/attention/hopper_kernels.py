@@ -4,7 +4,7 @@ A block has three warpgroups, which walk the same steps: 0 and 1 compute, 2 load
 a ring of `stages` buffers in shared memory, step i into buffer i % stages (`slot` in the code; no
 generation slot). TMA completes a buffer's barrier `ready`; both compute warpgroups arrive at its
 barrier `free` when they have read it. Everything a body uses also runs under the Mosaic GPU
-interpreter, but for the line of `_add_product` that multiplies.
+interpreter, but for the lines of `_add_products` that multiply.
 
 Arguments of all bodies: `index`, where the block is in the grid, by the names of its axes; `inputs`
 and `outputs` in device memory; `tiles` in shared memory and `barriers`, see the diagrams; `call`.
@@ -51,7 +51,7 @@ class Call:
   together: int  # streams that a warpgroup computes; the grid goes over the others
   shares_lengths: bool  # whether all sequences have the same lengths
   blocks: hopper_blocks.Blocks
-  interpreted: bool  # whether the kernels run in the interpreter: see `_add_product`
+  interpreted: bool  # whether the kernels run in the interpreter: see `_add_products`
 
   @property
   def scale(self) -> float:
@@ -121,13 +121,33 @@ def _product(a, b, shape, before_waiting=None) -> Array:
   return pl.run_scoped(compute, plgpu.ACC(shape, jnp.float32))
 
 
-def _add_product(total: Array, a: Array, b, interpreted: bool) -> Array:
-  """`total + a @ b` in float32, `a` in registers and `b` in shared memory."""
+def _products(pairs, shape) -> list[Array]:
+  """`a @ b` of every pair in float32, all in shared memory: issued together, waited for once."""
+
+  def compute(*accumulators):
+    for accumulator, (a, b) in zip(accumulators, pairs, strict=True):
+      plgpu.wgmma(accumulator, a, b)
+    return [accumulator[...] for accumulator in accumulators]
+
+  return pl.run_scoped(compute, *[plgpu.ACC(shape, jnp.float32) for _ in pairs])
+
+
+def _add_products(terms, interpreted: bool) -> list[Array]:
+  """`total + a @ b` of every `(total, a, b)` in float32, `a` in registers and `b` in shared memory:
+  issued together, waited for once."""
   if interpreted:  # the interpreter has neither operands in registers nor `run_state`
-    values = b[...]
+    values = [b[...] for _, _, b in terms]
     plgpu.commit_smem()  # wgmma would have read them by the path that TMA writes them by
-    return total + jnp.dot(a, values, preferred_element_type=jnp.float32)
-  return pl.run_state(lambda ref: plgpu.wgmma(ref, a, b))(plgpu.ACC.init(total))
+    return [
+      total + jnp.dot(a, value, preferred_element_type=jnp.float32)
+      for (total, a, _), value in zip(terms, values, strict=True)
+    ]
+
+  def compute(accumulators):
+    for accumulator, (_, a, b) in zip(accumulators, terms, strict=True):
+      plgpu.wgmma(accumulator, a, b)
+
+  return pl.run_state(compute)([plgpu.ACC.init(total) for total, _, _ in terms])
 
 
 def _move(steps, stages, copies, free) -> None:
@@ -212,21 +232,24 @@ def forward(index, inputs, outputs, tiles, barriers, *, call: Call, split_tiles:
           seen -= (first + step) * keys
           visible = _index(scores.shape, 1) < _down(seen, scores.shape)
           scores = jnp.where(visible, scores, -jnp.inf)
-        # Subtracting first keeps the largest weight exactly 1, however large the scores.
-        new_top = jnp.maximum(top, scores.max(axis=1))
-        decay = jnp.exp2((top - new_top) * (call.scale * LOG2_E))
-        weights = jnp.exp2((scores - _down(new_top, scores.shape)) * (call.scale * LOG2_E))
+        # The factor once a row, and in one instruction with the subtraction for every score.
+        new_top = jnp.maximum(top, scores.max(axis=1) * (call.scale * LOG2_E))
+        decay = jnp.exp2(top - new_top)
+        weights = jnp.exp2(scores * (call.scale * LOG2_E) - _down(new_top, scores.shape))
         total = total * decay + weights.sum(axis=1)
         weights = weights.astype(v.dtype)
         if i == 0:
           plgpu.barrier_wait(v_ready.at[slot])
         take_turn()
-        parts = []
-        for part, old in enumerate(acc):
-          values = v_tiles.at[slot, :, pl.ds(part * columns, columns)]
-          parts.append(
-            _add_product(old * _down(decay, old.shape), weights, values, call.interpreted)
+        terms = [
+          (
+            old * _down(decay, old.shape),
+            weights,
+            v_tiles.at[slot, :, pl.ds(part * columns, columns)],
           )
+          for part, old in enumerate(acc)
+        ]
+        parts = _add_products(terms, call.interpreted)
         if i == call.together - 1:
           plgpu.barrier_arrive(v_free.at[slot])
         state.append((tuple(parts), new_top, total))
@@ -242,7 +265,7 @@ def forward(index, inputs, outputs, tiles, barriers, *, call: Call, split_tiles:
     if residuals:
       low, lse = residuals
       for i, (_, top, total) in enumerate(carry):
-        sums = top * (call.scale * LOG2_E) + jnp.log2(jnp.where(total == 0, 1.0, total))
+        sums = top + jnp.log2(jnp.where(total == 0, 1.0, total))
         lse_tile[0][warpgroup, i] = sums
       plgpu.commit_smem()
       for i, stream in enumerate(streams):
@@ -288,8 +311,8 @@ def forward(index, inputs, outputs, tiles, barriers, *, call: Call, split_tiles:
 def query_gradient(index, inputs, outputs, tiles, barriers, *, call: Call):
   """dq_BRxNxHxD of 128 slots, all streams of them, over the key tiles that they see.
 
-  `inputs` are `most`, `least`, `lengths`, as in `forward`; `stats`, float32 `[B R, H, 2, T 128]`,
-  base-2 log-sum-exps and the mean of dweights; `q`, `dout`, `k`, `v`.
+  `inputs` are `most`, `least`, `lengths`, as in `forward`; `lse` and `mean`, float32
+  `[B R, H, T 128]`, base-2 log-sum-exps and the mean of dweights; `q`, `dout`, `k`, `v`.
   """
   # warpgroup 2 (loads)             | warpgroups 0 and 1 (compute), 64 slots each
   #                                 | q -> q_tile, dout -> dout_tile by TMA; wait q_ready
@@ -300,7 +323,7 @@ def query_gradient(index, inputs, outputs, tiles, barriers, *, call: Call):
   #   v -> v_tiles, then v_ready    |   dweights = dout v^T; arrive v_free
   #                                 |   dq += weights (dweights - mean) k; arrive k_free
   #                                 | dq -> q_tile, which is no longer read -> dq
-  most, least, lengths, stats, q, dout, k, v = inputs
+  most, least, lengths, lse, mean, q, dout, k, v = inputs
   (dq,) = outputs
   q_tile, dout_tile, k_tiles, v_tiles = tiles
   q_ready, k_ready, v_ready, k_free, v_free = barriers
@@ -330,11 +353,20 @@ def query_gradient(index, inputs, outputs, tiles, barriers, *, call: Call):
       slot = _slot(step, stages, most[shared, tile])
       own = _in_loop(warpgroup, step, most[shared, tile])
       plgpu.barrier_wait(k_ready.at[slot])
+      plgpu.barrier_wait(v_ready.at[slot])
       results = []
       for i, total in enumerate(sums):
         row = batch * call.streams + streams[i]
-        lse = load(stats.at[row, head, 0, mine], BY_ROW)
-        scores = _product(q_tile.at[own, i], _transposed(k_tiles.at[slot]), shape)
+        own_lse = load(lse.at[row, head, mine], BY_ROW)
+        scores, dweights = _products(
+          [
+            (q_tile.at[own, i], _transposed(k_tiles.at[slot])),
+            (dout_tile.at[own, i], _transposed(v_tiles.at[slot])),
+          ],
+          shape,
+        )
+        if i == call.together - 1:
+          plgpu.barrier_arrive(v_free.at[slot])
 
         def mask(scores, i=i):
           seen = load(lengths.at[call.lengths_row(batch, streams[i]), mine], BY_ROW) - step * keys
@@ -342,15 +374,10 @@ def query_gradient(index, inputs, outputs, tiles, barriers, *, call: Call):
 
         # Two loops, as in `forward`, would need a few registers more than there are.
         scores = lax.cond(step >= unmasked, mask, lambda scores: scores, scores)
-        weights = jnp.exp2(scores * (call.scale * LOG2_E) - _down(lse, shape))
-        if i == 0:
-          plgpu.barrier_wait(v_ready.at[slot])
-        dweights = _product(dout_tile.at[own, i], _transposed(v_tiles.at[slot]), shape)
-        if i == call.together - 1:
-          plgpu.barrier_arrive(v_free.at[slot])
-        mean = load(stats.at[row, head, 1, mine], BY_ROW)
-        dscores = (weights * (dweights - _down(mean, shape))).astype(k.dtype)
-        results.append(_add_product(total, dscores, k_tiles.at[slot], call.interpreted))
+        weights = jnp.exp2(scores * (call.scale * LOG2_E) - _down(own_lse, shape))
+        own_mean = load(mean.at[row, head, mine], BY_ROW)
+        dscores = (weights * (dweights - _down(own_mean, shape))).astype(k.dtype)
+        results += _add_products([(total, dscores, k_tiles.at[slot])], call.interpreted)
       plgpu.barrier_arrive(k_free.at[slot])
       return tuple(results)
 
@@ -394,12 +421,12 @@ def key_value_gradient(index, inputs, outputs, tiles, barriers, *, call: Call):
   #   then key_ready                |
   # every head, stream, query tile: |
   #   wait free                     |   wait ready
-  #   q, dout, stats -> one buffer  |   weights = exp2(k q^T - lse)
+  #   q, dout, lse, mean -> a buffer|   weights = exp2(k q^T - lse)
   #     each, then ready            |   dv += weights dout; dweights = v dout^T
   #                                 |   dk += weights (dweights - mean) q; arrive free
   #                                 | meet at done: both have read k_tile and v_tile
   #                                 | dk -> k_tile, dv -> v_tile; meet at done; -> dk, dv
-  bounds, lengths, stats, q, dout, k, v = inputs
+  bounds, lengths, lse, mean, q, dout, k, v = inputs
   dk, dv = outputs
   k_tile, v_tile, q_tiles, dout_tiles, stats_tiles = tiles
   key_ready, ready, free, done = barriers
@@ -439,19 +466,28 @@ def key_value_gradient(index, inputs, outputs, tiles, barriers, *, call: Call):
       tile_of_keys = _in_loop(own, step, bounds[0, 0, 0])
       shape = (keys, rows)
       plgpu.barrier_wait(ready.at[slot])
-      scores = _product(k_tile.at[tile_of_keys], _transposed(q_tiles.at[slot]), shape)
+      scores, dweights = _products(
+        [
+          (k_tile.at[tile_of_keys], _transposed(q_tiles.at[slot])),
+          (v_tile.at[tile_of_keys], _transposed(dout_tiles.at[slot])),
+        ],
+        shape,
+      )
       if masked:
         place = (call.lengths_row(batch, stream), pl.ds(query * rows, rows))
         seen = load(lengths.at[place], BY_COLUMN) - start
         scores = jnp.where(_index(shape, 0) < _across(seen, shape), scores, -jnp.inf)
-      lse = load(stats_tiles.at[slot, 0], BY_COLUMN)
-      weights = jnp.exp2(scores * (call.scale * LOG2_E) - _across(lse, shape))
-      cotangents = dout_tiles.at[slot, :, part]
-      dv_sum = _add_product(dv_sum, weights.astype(v.dtype), cotangents, call.interpreted)
-      dweights = _product(v_tile.at[tile_of_keys], _transposed(dout_tiles.at[slot]), shape)
-      mean = load(stats_tiles.at[slot, 1], BY_COLUMN)
-      dscores = (weights * (dweights - _across(mean, shape))).astype(q.dtype)
-      dk_sum = _add_product(dk_sum, dscores, q_tiles.at[slot, :, part], call.interpreted)
+      own_lse = load(stats_tiles.at[slot, 0], BY_COLUMN)
+      weights = jnp.exp2(scores * (call.scale * LOG2_E) - _across(own_lse, shape))
+      own_mean = load(stats_tiles.at[slot, 1], BY_COLUMN)
+      dscores = weights * (dweights - _across(own_mean, shape))
+      dv_sum, dk_sum = _add_products(
+        [
+          (dv_sum, weights.astype(v.dtype), dout_tiles.at[slot, :, part]),
+          (dk_sum, dscores.astype(q.dtype), q_tiles.at[slot, :, part]),
+        ],
+        call.interpreted,
+      )
       plgpu.barrier_arrive(free.at[slot])
       return dk_sum, dv_sum
 
@@ -493,7 +529,9 @@ def key_value_gradient(index, inputs, outputs, tiles, barriers, *, call: Call):
       row, some = batch * call.streams + stream, pl.ds(query * rows, rows)
       for source, target in ((q, q_tiles), (dout, dout_tiles)):
         plgpu.copy_gmem_to_smem(source.at[row, some, head], target.at[slot], ready.at[slot])
-      plgpu.copy_gmem_to_smem(stats.at[row, head, :, some], stats_tiles.at[slot], ready.at[slot])
+      for i, source in enumerate((lse, mean)):
+        place = stats_tiles.at[slot, i]
+        plgpu.copy_gmem_to_smem(source.at[row, head, some], place, ready.at[slot])
 
     walk(visit, None)
 

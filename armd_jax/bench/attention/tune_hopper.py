@@ -23,7 +23,7 @@ from armd_jax.hardware import device
 Blocks = hopper_blocks.Blocks
 STAGES = (1, 2, 3, 4)
 # Streams of a call and its heads: all that differ in what a warpgroup computes.
-CALLS = [(1, 16, 64), (2, 16, 64), (1, 16, 128), (2, 16, 128), (1, 8, 256)]
+CALLS = [(1, 16, 64), (2, 16, 64), (1, 16, 128), (1, 8, 256)]
 
 
 def candidates(blocks: Blocks, head_dim: int, kernel: int) -> list[Blocks]:

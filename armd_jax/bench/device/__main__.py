@@ -44,6 +44,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   add('--ptxas', choices=('system', 'carried'), default='system', help='what compiles all programs')
   add('--kept', type=pathlib.Path, default=SCRATCH, help='keeps rows if --out is emptied')
   add('--fresh', action='store_true', help='forget what these stages measured before')
+  add('--page_only', action='store_true', help='measure nothing; write the page of rows in --out')
   given = parser.parse_args(argv)
   given.stages = given.stages.split(',')
   if unknown := set(given.stages) - set(stages.STAGES):
@@ -121,7 +122,13 @@ def report(out: pathlib.Path, variables: dict[str, str]) -> None:
 def main(argv: Sequence[str]) -> None:
   begin = time.time()
   given = parse(argv)
-  there = rows_lib.merge(given.out, given.kept, given.stages if given.fresh else ())
+  if given.page_only:
+    if not rows_lib.read(given.out):
+      raise UserError(f'{given.out} holds no rows to write a page of; leave out --page_only')
+    report(given.out, {})
+    return
+  fresh = [*given.stages, *stages.filed(given.stages)] if given.fresh else ()
+  there = rows_lib.merge(given.out, given.kept, fresh)
   print(f'{there} rows were measured before; {given.kept} keeps them for the next call')
   place, variables = prepare(given)
   # Whoever ends this program ends its processes, too.

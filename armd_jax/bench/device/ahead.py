@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import fcntl
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from armd_jax.bench.device.rows import MIN_SECONDS, NO_TIME, Rows
 
 THREADS = 6
 SHARE = 0.65  # of the time that is left, after which timing begins although something compiles
+LOCK = 'compiling.lock'
 
 
 def compiled_ahead(
@@ -17,8 +21,11 @@ def compiled_ahead(
   keys: Sequence[str],
   compile_: Callable[[str], Any],
   measure: Callable[[str, Any, int], Mapping[str, Any]],
+  last: Callable[[], None] = lambda: None,
 ) -> None:
-  """Measures every key whose row is not there, in order.
+  """Measures every key.
+
+  Processes of a stage that run side by side compile at the same time, and measure one by one.
 
   Args:
     rows: take what is measured. What could not be begun in time is skipped.
@@ -26,24 +33,39 @@ def compiled_ahead(
     compile_: makes the program of a key, in a thread.
     measure: gives the numbers of a row; takes the key, its program, and how many programs are
       being compiled beside it.
+    last: is called when all are measured, while no other process measures.
   """
-  keys = [key for key in keys if not rows.has(key)]
   with concurrent.futures.ThreadPoolExecutor(1 if rows.dry else THREADS) as pool:
-    futures = {key: pool.submit(compile_, key) for key in keys}
-    concurrent.futures.wait(futures.values(), timeout=max(1, SHARE * rows.left()))
-    late = {key for key, future in futures.items() if future.cancel()}
-    busy = lambda: sum(future.running() for future in futures.values())
-    for key in keys:
-      future = futures.pop(key)  # frees the program, once it is measured
-      if key in late:
-        rows.add(key, skipped=NO_TIME)
-        continue
+    with _locked(rows, fcntl.LOCK_SH):
+      futures = {pool.submit(compile_, key): key for key in keys}
+      concurrent.futures.wait(futures, timeout=max(1, SHARE * rows.left()))
+    for future in [future for future in futures if future.cancel()]:
+      rows.add(futures.pop(future), skipped=NO_TIME)
+    busy = lambda: sum(future.running() for future in futures)
+    with _locked(rows, fcntl.LOCK_EX):
+      while futures:
+        left = max(1, rows.left() - MIN_SECONDS)
+        concurrent.futures.wait(futures, left, concurrent.futures.FIRST_COMPLETED)
+        done = next((future for future in futures if future.done()), None)
+        if done is None:
+          for key in futures.values():
+            rows.add(key, skipped=f'{NO_TIME}: still compiling')
+          break
+        key = futures.pop(done)  # frees the program, once it is measured
+        rows.measure(key, lambda key=key, done=done: measure(key, done.result(), busy()))
+        del done
+      last()
 
-      def numbers(key=key, future=future):
-        try:
-          program = future.result(timeout=max(1, rows.left() - MIN_SECONDS))
-        except concurrent.futures.TimeoutError:
-          return {'skipped': f'{NO_TIME}: still compiling'}
-        return measure(key, program, busy())
 
-      rows.measure(key, numbers)
+@contextlib.contextmanager
+def _locked(rows: Rows, kind: int) -> Iterator[None]:
+  """Holds the lock of all processes; goes on without where others keep it for too long."""
+  until = time.time() + SHARE * rows.left()
+  with (rows.job.kept / LOCK).open('a') as file:
+    while time.time() < until:
+      try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        break
+      except BlockingIOError:
+        time.sleep(0.1)
+    yield

@@ -1,4 +1,4 @@
-"""What the stages of attention share: arrays, chained calls, and the time that one takes."""
+"""What the stages of attention share: arrays, repeated calls, and the time that one takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from armd_jax import attention
 from armd_jax.attention import shapes
@@ -141,29 +140,15 @@ def forward_only(attend: Callable) -> Callable:
   return lambda q, k, v, dout: (attend(q, k, v),)
 
 
-def chained(call: Callable, count: int, cut: bool) -> Callable:
-  """`count` calls as one jitted function, each waiting for the one before; gives q back.
+def repeated(call: Callable) -> Callable:
+  """`run(queries, *others)`: a call for each of the queries, one after the other, in one program.
 
-  Args:
-    call: takes q and more, gives a sequence of arrays.
-    count: calls.
-    cut: whether XLA could leave out what nobody reads. Of a kernel one number of each result makes
-      the next call wait; what could be cut is added up, which costs a read of the results.
+  Every call has queries of its own, so that none is the same as another and none finds its queries
+  in a cache. What they give is kept, so that none is cut. Nothing but the calls is timed: a chain
+  in which each waits for a number of the one before takes 25 us more a call.
   """
-
-  def run(q, *rest):
-    def step(_, q):
-      results = call(q, *rest)
-      if cut:
-        total = sum(jnp.sum(x, dtype=jnp.float32) for x in results)
-        return q + (0 * total).astype(q.dtype)
-      total = sum(x[(0,) * x.ndim].astype(jnp.float32) for x in results)
-      # The compiler may not take a product with 0 for 0, because of NaN.
-      return q.at[(0,) * q.ndim].add((0 * total).astype(q.dtype))
-
-    return lax.fori_loop(0, count, step, q)
-
-  return jax.jit(run)
+  call = jax.jit(call)  # traced once
+  return jax.jit(lambda queries, *rest: [call(q, *rest) for q in queries])
 
 
 def median_ms(run: Callable[[], object], count: int, repeats: int = 7) -> float:

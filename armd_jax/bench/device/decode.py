@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from armd_jax.bench import decode, timing
-from armd_jax.bench.device import calls
+from armd_jax.bench.device import calls, kernels
 from armd_jax.bench.device.ahead import compiled_ahead
 from armd_jax.bench.device.cases import DECODED, TINY_DECODE, decode_key
 from armd_jax.bench.device.rows import Rows
@@ -20,6 +20,7 @@ from armd_jax.hardware import device
 from armd_jax.hardware.chips import CHIPS
 
 TURNS, MIN_TURNS, SECONDS = 6, 2, 12  # batches, fewest, and after how long no other is begun
+TRACED = 3  # of the programs the first
 
 
 class Systems:
@@ -69,18 +70,35 @@ def measure(program, system: decode.System, batch: int, busy: int, dry: bool) ->
   }
 
 
+def trace_of(program, batch: int, slots: int, dry: bool) -> dict:
+  """The kernels of a step."""
+  tokens_BxN = np.zeros((batch, slots), np.int32)
+  steps = int(program.run(tokens_BxN).steps)
+  return kernels.traced(lambda: program.run(tokens_BxN), steps, program.text(), dry)
+
+
 def main(rows: Rows, only: list[str]) -> int:
   runs = {decode_key(*run): run for run in DECODED if not only or ' '.join(map(str, run)) in only}
-  if all(map(rows.has, runs)):
+  runs = {key: run for key, run in runs.items() if not rows.has(key)}
+  if not runs:
     return 0
   systems = Systems(rows.dry)
-  compiled_ahead(
-    rows,
-    list(runs),
-    lambda key: systems.compiled(*runs[key]),
-    lambda key, made, busy: measure(*made, runs[key][2], busy, rows.dry),
-  )
-  return rows.exit_code()
+  traces = rows.of(kernels.STAGE)
+  programs: dict[str, Any] = {}
+
+  def measured(key, made, busy):
+    if runs[key] in DECODED[:TRACED]:
+      programs[key] = made
+    return measure(*made, runs[key][2], busy, rows.dry)
+
+  def trace():
+    for key, (program, system) in programs.items():
+      slots, batch = system.model.config.num_slots, runs[key][2]
+      one = lambda p=program, b=batch, n=slots: trace_of(p, b, n, rows.dry)
+      traces.measure(key, one)
+
+  compiled_ahead(rows, list(runs), lambda key: systems.compiled(*runs[key]), measured, trace)
+  return rows.exit_code() or traces.exit_code()
 
 
 if __name__ == '__main__':

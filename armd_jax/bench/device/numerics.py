@@ -22,7 +22,7 @@ Array = jax.Array
 
 WORSE = 1.3  # than the reference's error
 ROUNDING = {'bfloat16': 4e-3, 'float16': 1e-3}  # a smaller error is always well
-MAX_SCORES = 2**29  # of the reference at once
+MAX_SCORES = 2**28  # of the reference at once
 ROWS_AT_ONCE = 4096
 
 

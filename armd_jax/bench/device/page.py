@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from armd_jax.bench.device.goals import Goal
 from armd_jax.bench.device.rows import PROCESS, Row, failed, short, text
-from armd_jax.bench.device.stages import STAGES
+from armd_jax.bench.device.stages import STAGES, filed
 from armd_jax.files import whole
 
 TABLE, PAGE, PICTURE = 'table.txt', 'report.md', 'report.png'
@@ -54,7 +54,7 @@ def as_text(rows: Rows, goals: Sequence[Goal]) -> str:
   """A line per goal and per row."""
   lines = [DRY] if is_dry(rows) else []
   lines += [devices(rows), *(f'{g.verdict:>12}  {g.name}  {g.detail}'.rstrip() for g in goals)]
-  for stage in ('machine', *STAGES, PROCESS):
+  for stage in ('machine', *filed(STAGES), PROCESS):
     found = of_stage(rows, stage).values()
     if found:
       bad = sum(map(failed, found))
@@ -108,7 +108,7 @@ def as_markdown(rows: Rows, goals: Sequence[Goal], picture: bool) -> str:
   if wrong:
     parts.append('Processes that did not do all they should:')
     parts.append('\n'.join(f'- {row["key"]}: {row["error"]}' for row in wrong))
-  for stage in ('machine', *STAGES):
+  for stage in ('machine', *filed(STAGES)):
     if found := of_stage(rows, stage):
       parts.append(_stage(stage, found))
   return '\n\n'.join(parts) + '\n'

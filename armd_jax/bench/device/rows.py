@@ -148,6 +148,10 @@ class Rows:
     self.job, self.device, self.dry = job, device, dry
     self._wanting: set[str] = set()
 
+  def of(self, stage: str) -> Rows:
+    """Rows of another stage that this process adds, too."""
+    return Rows(dataclasses.replace(self.job, stage=stage), self.device, self.dry)
+
   def left(self) -> float:
     """Seconds."""
     return self.job.until - time.time()

@@ -76,7 +76,8 @@ class Runner:
         _end(started)
 
   def _start(self, stage: Stage, process: Process, until: float) -> subprocess.Popen:
-    job = dataclasses.replace(self.job, stage=stage.name, until=until, label=process.label)
+    of = process.stage or stage.name
+    job = dataclasses.replace(self.job, stage=of, until=until, label=process.label)
     command = [*process.command, *job.arguments(), *process.arguments]
     with (self.job.out / 'log.txt').open('a', encoding='utf-8') as log:
       print(f'---- {stage.name}: {process.name}', file=log, flush=True)

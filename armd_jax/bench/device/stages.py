@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from armd_jax.bench.device import rows as rows_lib
 from armd_jax.bench.device.cases import SMOKE
@@ -17,7 +17,9 @@ from armd_jax.bench.device.environment import Cuda
 
 # Small programs side by side: each takes a part of the memory, and compiles for itself.
 _SHARED = {'JAX_ENABLE_COMPILATION_CACHE': 'false'}
+PARTS = 10  # processes of `numerics`
 _MOST = {'XLA_PYTHON_CLIENT_MEM_FRACTION': '.9'}
+_UNTUNED = '--xla_gpu_autotune_level=0'
 _PRODUCTS = '--xla_disable_hlo_passes=dot-strength-reduction'
 _GRAPHS = (
   '--xla_gpu_enable_command_buffer=FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,WHILE,CONDITIONAL,'
@@ -35,6 +37,7 @@ class Process:
     arguments: after them.
     variables: of its environment.
     label: of its rows; see `rows.Job`.
+    stage: that its rows are filed under; '': the one that it is of.
   """
 
   name: str
@@ -42,6 +45,7 @@ class Process:
   arguments: tuple[str, ...] = ()
   variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
   label: str = ''
+  stage: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,27 +88,33 @@ def _share(part):
   return _SHARED | {'XLA_PYTHON_CLIENT_MEM_FRACTION': part}
 
 
+def _checks(place, part):
+  """Of processes that time nothing: XLA need not look for the quickest form of a product."""
+  return _share(part) | {'XLA_FLAGS': f'{place.xla_flags} {_UNTUNED}'.strip()}
+
+
 def ptxas_label(cuda: Cuda) -> str:
   """Added to the keys of rows that were compiled with another ptxas than the others."""
   return f', ptxas {cuda.version}'
 
 
 def _smoke(place):
-  processes = [Process(name, _ours('smoke'), (name,), _share('.1')) for name in SMOKE]
+  variables = _checks(place, '.1')
+  processes = [Process(name, _ours('smoke'), (name,), variables) for name in SMOKE]
   if place.carried:
-    label, variables = ptxas_label(place.carried), _share('.1') | place.carried.variables()
+    label, other = ptxas_label(place.carried), variables | place.carried.variables()
     processes += [
-      Process(name + label, _ours('smoke'), (name,), variables, label)
+      Process(name + label, _ours('smoke'), (name,), other, label)
       for name in ('both 64', 'both 128')
     ]
   return [Stage('smoke', 50, tuple(processes))]
 
 
 def _numerics(place):
-  parts = [(f'{part}', '4') for part in range(4)]
+  variables = _checks(place, '.08')
   processes = (
-    Process(f'part {part} of 4', _ours('numerics'), of, _share('.2'))
-    for part, of in enumerate(parts)
+    Process(f'part {part} of {PARTS}', _ours('numerics'), (str(part), str(PARTS)), variables)
+    for part in range(PARTS)
   )
   return [Stage('numerics', 110, tuple(processes))]
 
@@ -118,9 +128,19 @@ def _again(place):
   ]
   if not wrong or place.carried is None:
     return []
-  variables = _share('.4') | place.carried.variables()
+  variables = _checks(place, '.4') | place.carried.variables()
   label = ptxas_label(place.carried)
   return _alone('again', 40, 'numerics', '0', '1', *wrong, variables=variables, label=label)
+
+
+def _models(place):
+  """Both compile at the same time, and measure one after the other."""
+  del place
+  processes = (
+    Process('train', _ours('train'), variables=_MOST, stage='train'),
+    Process('decode', _ours('decode'), stage='decode'),
+  )
+  return [Stage('models', 240, processes)]
 
 
 def _flags(place):
@@ -150,11 +170,17 @@ STAGES: dict[str, Callable[[Place], list[Stage]]] = {
   'again': _again,
   'times': lambda place: _alone('times', 100),
   'torch': lambda place: _alone('torch', 30, 'torch_times'),
-  'train': lambda place: _alone('train', 120, variables=_MOST),
-  'decode': lambda place: _alone('decode', 120),
-  'kernels': lambda place: _alone('kernels', 60),
+  'models': _models,
   'peers': lambda place: _alone('peers', 45, 'hf'),
   'flags': _flags,
   'suite': lambda place: _alone('suite', 80, variables=_share('.07')),
   'learn': _learn,
 }
+
+# The stages that rows of a stage are filed under, if not its own.
+FILED = {'models': ('train', 'decode', 'kernels')}
+
+
+def filed(names: Iterable[str]) -> list[str]:
+  """The stages that rows of these are filed under."""
+  return [stage for name in names for stage in FILED.get(name, (name,))]

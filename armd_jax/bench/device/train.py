@@ -14,7 +14,7 @@ import numpy as np
 
 from armd_jax import training
 from armd_jax.bench import timing, train_step
-from armd_jax.bench.device import calls
+from armd_jax.bench.device import calls, kernels
 from armd_jax.bench.device.ahead import compiled_ahead
 from armd_jax.bench.device.cases import STEPS, TINY_TRAIN, Step
 from armd_jax.bench.device.rows import Rows
@@ -25,6 +25,7 @@ from armd_jax.parallel import sharding
 DRY_BATCH = 2
 LOSS_CHUNK = 256
 TURNS, WARM_UP = 13, 2
+TRACED, TRACED_STEPS = 2, 2  # of the programs the first, and their steps
 
 
 def config_of(step: Step, dry: bool) -> tuple[Config, int]:
@@ -104,15 +105,37 @@ def measure(program: Program, busy: int, dry: bool) -> dict:
   }
 
 
+def trace_of(program: Program, dry: bool) -> dict:
+  """The kernels of a step."""
+  state = program.new_state()
+
+  def run():
+    nonlocal state
+    for _ in range(TRACED_STEPS):
+      state, metrics = program.run(state, program.text_BxN)
+    return metrics
+
+  return kernels.traced(run, TRACED_STEPS, program.run.as_text(), dry)
+
+
 def main(rows: Rows, _: list[str]) -> int:
   steps = {step.key: step for step in STEPS}
-  compiled_ahead(
-    rows,
-    list(steps),
-    lambda key: compiled(steps[key], rows.dry),
-    lambda key, program, busy: measure(program, busy, rows.dry),
-  )
-  return rows.exit_code()
+  traces = rows.of(kernels.STAGE)
+  traced = [step.key for step in STEPS[:TRACED] if not traces.has(step.key)]
+  programs: dict[str, Program] = {}
+
+  def measured(key, program, busy):
+    if key in traced:
+      programs[key] = program
+    return measure(program, busy, rows.dry)
+
+  def trace():
+    for key, program in programs.items():
+      traces.measure(key, lambda program=program: trace_of(program, rows.dry))
+
+  keys = [key for key in steps if not rows.has(key)]
+  compiled_ahead(rows, keys, lambda key: compiled(steps[key], rows.dry), measured, trace)
+  return rows.exit_code() or traces.exit_code()
 
 
 if __name__ == '__main__':

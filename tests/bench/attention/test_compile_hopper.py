@@ -44,7 +44,8 @@ def test_kernels_use_the_matrix_unit_and_bulk_copies_and_spill_nothing(programs)
 @pytest.mark.parametrize(('chip', 'backend'), [('v5e', 'pallas_tpu'), ('H100', 'pallas_hopper')])
 def test_gradient_traces_under_remat_and_shard_map_with_batch_and_heads_sharded(chip, backend):
   """Results are known to vary over the mesh as the inputs do."""
-  mesh = jax.sharding.AbstractMesh((2, 2), ('data', 'heads'))
+  automatic = (jax.sharding.AxisType.Auto,) * 2  # jax 0.12 makes others
+  mesh = jax.sharding.AbstractMesh((2, 2), ('data', 'heads'), axis_types=automatic)
   rows, keys = PartitionSpec('data', None, None, 'heads'), PartitionSpec('data', None, 'heads')
   q = jax.ShapeDtypeStruct((4, 2, 256, 4, 64), jnp.bfloat16)
   k = jax.ShapeDtypeStruct((4, 256, 2, 64), jnp.bfloat16)

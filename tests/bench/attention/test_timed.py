@@ -46,7 +46,7 @@ def test_compiled_view_of_tpus_lists_every_program_beside_the_best_peer(tmp_path
 def test_compiled_view_of_hopper_counts_tiles_by_brute_force(tmp_path):
   path = tmp_path / 'aot.json'
   program = dict.fromkeys(('forward', 'dq', 'dkv'), SPILLS)
-  programs = {f'{dtype} train_1024_16x128 x2': program for dtype in ('bfloat16', 'float16')}
+  programs = {f'{dtype} train_1024_12x64 x2': program for dtype in ('bfloat16', 'float16')}
   keep(path, compile_hopper.stamp(), programs)
   (row,) = bench.compiled_hopper_rows(path)
   rows, keys = map(int, row['tile'].split('x'))
@@ -56,7 +56,7 @@ def test_compiled_view_of_hopper_counts_tiles_by_brute_force(tmp_path):
   assert row['active'] == active.sum()
   assert row['partial'] == (active & hidden).sum()
   assert row['forward spills'] == 0
-  assert row['key-value MB'] == pytest.approx(16 * active.sum() * 2 * keys * 128 * 2 / 1e6)
+  assert row['key-value MB'] == pytest.approx(12 * active.sum() * 2 * keys * 64 * 2 / 1e6)
 
 
 @pytest.mark.parametrize('function', [bench.compiled_tpu_rows, bench.compiled_hopper_rows])

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import made_rows
 import pytest
 
 from armd_jax.bench.device import __main__ as command
@@ -61,7 +62,7 @@ def test_one_stage_hangs_one_fails_and_the_others_are_measured(run, tmp_path, mo
 
 
 def test_without_time_the_page_is_made_all_the_same(run, tmp_path):
-  found = run('--stages=ceilings,train', f'--limit={command.FOR_PAGE + 2}')
+  found = run('--stages=ceilings,models', f'--limit={command.FOR_PAGE + 2}')
   assert {row.get('skipped') for (stage, _), row in found.items() if stage == 'process'} == {
     rows_lib.NO_TIME
   }
@@ -101,3 +102,16 @@ def test_wrong_flag_is_one_sentence(tmp_path):
   )  # fmt: skip
   assert told.returncode == 1 and told.stderr.startswith('error: --stages=walk is unknown')
   assert len(told.stderr.splitlines()) == 1
+
+
+def test_a_page_of_rows_that_are_there(run, tmp_path, capsys):
+  with pytest.raises(UserError, match='holds no rows'):
+    run('--page_only')
+  found = made_rows.rows()
+  text = ''.join(f'{json.dumps(row)}\n' for row in found.values())
+  (tmp_path / 'out').mkdir()
+  (tmp_path / 'out' / rows_lib.FILE).write_text(text)
+  assert run('--page_only') == found
+  assert made_rows.DEVICE in (tmp_path / 'out' / page.PAGE).read_text()
+  assert (tmp_path / 'out' / page.PICTURE).exists()
+  assert not (tmp_path / 'kept').exists()

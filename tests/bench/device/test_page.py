@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from armd_jax.bench.device import cases, goals, page, picture
+from armd_jax.bench.device import rows as rows_lib
+from armd_jax.bench.device.environment import ROOT
 
 
 @pytest.fixture
@@ -65,3 +67,9 @@ def test_picture(tmp_path, rows):
   ours = np.abs(image[..., :3] - matplotlib.colors.to_rgb(picture.COLORS[0])).sum(-1) < 0.02
   bars = (ours.sum(axis=0) > 100).sum()  # columns of pixels, none of a mere legend
   assert bars > 50 if rows else bars == 0
+
+
+def test_the_page_of_what_was_measured_holds_what_its_rows_hold():
+  folder = ROOT / 'docs/records/device_h200'
+  rows = rows_lib.read(folder)
+  assert (folder / page.PAGE).read_text() == page.as_markdown(rows, goals.judge(rows), True)

@@ -42,8 +42,8 @@ def rows(tmp_path):
   return rows_lib.Rows(job, 'a CPU', dry=True)
 
 
-def found(rows):
-  return {key: row for (_, key), row in rows_lib.read(rows.job.out).items()}
+def found(rows, stage='stage'):
+  return {key: row for (of, key), row in rows_lib.read(rows.job.out).items() if of == stage}
 
 
 def broken(monkeypatch, change):
@@ -171,8 +171,7 @@ def test_numerics_takes_its_part_and_what_is_asked_for(rows, monkeypatch):
   assert seen == ['holes B2 x2']
 
 
-@pytest.mark.parametrize('cut', [False, True])
-def test_chained_calls_are_all_made_and_change_nothing(cut):
+def test_repeated_calls_are_all_made():
   made = []
 
   def call(q, x):
@@ -180,9 +179,11 @@ def test_chained_calls_are_all_made_and_change_nothing(cut):
     return q * x, q + x
 
   q = jnp.arange(6.0).reshape(2, 3)
-  result = calls.chained(call, 3, cut)(q, q)
+  results = calls.repeated(call)([q, q + 1, q + 2], q)
   jax.effects_barrier()
-  np.testing.assert_array_equal(result, q)
+  for i, (product, total) in enumerate(results):
+    np.testing.assert_array_equal(product, (q + i) * q)
+    np.testing.assert_array_equal(total, q + i + q)
   assert len(made) == 3
 
 
@@ -196,7 +197,7 @@ def test_times(rows, monkeypatch):
 
 def test_times_of_a_real_run_stand_beside_others(monkeypatch):
   monkeypatch.setattr(calls, 'peak', lambda: 989e12)
-  keys = {chain.key for case in cases.TIMES for chain in times.timed(case, dry=False)}
+  keys = {one.key for case in cases.TIMES for one in times.timed(case, dry=False)}
   case = cases.TIMES[0]
   for kernel in ('ours', 'xla', 'cudnn'):
     assert {cases.time_key(case, kernel, kind) for kind in cases.KINDS} <= keys
@@ -207,7 +208,7 @@ def test_times_of_a_real_run_stand_beside_others(monkeypatch):
   # Two streams are nearly twice the products of one: query rows do not see their own slot.
   assert two.flops / one.flops == pytest.approx(2, rel=0.01)
   assert one.flops == 2 * 2 * 64 * 12 * 16 * 1024 * 1025 / 2
-  assert 5 <= two.count <= one.count <= 200
+  assert 4 <= two.count <= one.count <= 100
 
 
 @pytest.mark.skipif(not importlib.util.find_spec('torch'), reason='torch is not installed')
