@@ -149,11 +149,11 @@ def _attend(blocks: hopper_blocks.Blocks, q, k, v, lengths):
 
 
 def _attend_forward(blocks, q, k, v, lengths):
-  out, low, lse = _forward(blocks, q, k, v, _reach(lengths), residuals=True)
+  out, *rest = _forward(blocks, q, k, v, _reach(lengths), residuals=True)
   # The names let a remat policy keep all three, so that backward runs no second forward pass.
   out = checkpoint_name(out, 'prefix_attention_out')
-  low, lse = checkpoint_name((low, lse), 'prefix_attention_stats')
-  return out, (q, k, v, lengths, out, low, lse)
+  rest = checkpoint_name(rest, 'prefix_attention_stats')
+  return out, (q, k, v, lengths, out, *rest)
 
 
 def _attend_backward(blocks, residuals, dout):
@@ -247,7 +247,8 @@ def _merge(x: Array) -> Array:
 
 
 def _forward(blocks, q, k, v, reach: Reach, residuals: bool):
-  """Returns out_BxRxNxHxD and, with residuals, low of the same shape and lse_BRxHxT128."""
+  """Returns out_BxRxNxHxD and, with residuals, what rounding took from it and the statistics of
+  the rows, top and log_total_BRxHxT128; see `hopper_kernels.forward`."""
   call = _call(blocks, q, k, reach.lengths)
   batch, streams, _, heads, head_dim = q.shape
   keys, (stages, *_) = call.blocks.forward_keys, call.blocks.stages
@@ -265,9 +266,9 @@ def _forward(blocks, q, k, v, reach: Reach, residuals: bool):
     *(_shared((stages, keys, head_dim), q.dtype) for _ in range(2)),
   ]
   if residuals or splits > 1:
-    lse = (splits, batch * streams, heads, num_tiles * TILE_ROWS)
-    outputs += [outputs[0], jax.ShapeDtypeStruct(lse, jnp.float32)]
-    shared.append(plgpu.SMEM(rows, jnp.float32))
+    statistic = (splits, batch * streams, heads, num_tiles * TILE_ROWS)
+    outputs += [outputs[0], *[jax.ShapeDtypeStruct(statistic, jnp.float32)] * 2]
+    shared.append(plgpu.SMEM((2, *rows), jnp.float32))
   out, *rest = _launch(
     functools.partial(hopper_kernels.forward, call=call, split_tiles=split_tiles),
     'prefix_attention_forward',
@@ -283,22 +284,23 @@ def _forward(blocks, q, k, v, reach: Reach, residuals: bool):
     {'split': splits} | _grid(call, heads, num_tiles, batch),
   )
   if splits > 1:
-    out, *rest = _add_splits(out, *rest)
+    out, *rest = _add_splits(call.scale * hopper_kernels.LOG2_E, out, *rest)
   else:
     out, rest = out[0], [x[0] for x in rest]
-  low, lse = rest if rest else (None, None)
-  return out.reshape(q.shape), low, lse
+  return out.reshape(q.shape), *rest
 
 
-def _add_splits(out, low, lse):
+def _add_splits(scale, out, low, top, log_total):
   """Adds up what each split of the keys gave, `[splits, ...]`, by its share of the weights."""
-  total = jnp.logaddexp2.reduce(lse, axis=0)
-  share = jnp.exp2(lse - total)[..., : out.shape[2]]
+  highest = jnp.max(top, axis=0)
+  logs = (top - highest) * scale + log_total
+  sum_of_all = jnp.logaddexp2.reduce(logs, axis=0)
+  share = jnp.exp2(logs - sum_of_all)[..., : out.shape[2]]
   # With what rounding took from every part, so that their sum is rounded once.
   exact = out.astype(jnp.float32) + low.astype(jnp.float32)
   exact = jnp.sum(exact * einops.rearrange(share, 'S b H N -> S b N H 1'), axis=0)
   rounded = exact.astype(out.dtype)
-  return rounded, (exact - rounded.astype(jnp.float32)).astype(out.dtype), total
+  return rounded, (exact - rounded.astype(jnp.float32)).astype(out.dtype), highest, sum_of_all
 
 
 # ---- backward ----------------------------------------------------------------------------------
@@ -322,7 +324,7 @@ def _bounds(lengths_BxRxM: Array, rows: int, keys: int, key_tiles: int) -> Array
   return jnp.stack([first, whole, end])
 
 
-def _backward(blocks, q, k, v, lengths, out, low, lse, dout):
+def _backward(blocks, q, k, v, lengths, out, low, top, log_total, dout):
   """Gradients with respect to q, k and v."""
   call = _call(blocks, q, k, lengths)
   batch, _, _, heads, head_dim = q.shape
@@ -331,7 +333,7 @@ def _backward(blocks, q, k, v, lengths, out, low, lse, dout):
   exact = _merge(out).astype(jnp.float32) + low.astype(jnp.float32)
   # sum over keys of weight * dweight is out . dout: it takes no pass over the keys.
   mean = jnp.sum(exact * _merge(dout).astype(jnp.float32), axis=-1)
-  # An array of its own: joined with `lse`, XLA's program for both took as long as a kernel.
+  # An array of its own: joined with another, XLA's program for both took as long as a kernel.
   mean = _pad(einops.rearrange(mean, 'b N H -> b H N'), 2, TILE_ROWS)
   q_merged, dout_merged, lengths_merged = _merge(q), _merge(dout), _merge(padded)
   mine = (hopper_blocks.WARPGROUPS, call.together, hopper_blocks.WARPGROUP_ROWS, head_dim)
@@ -339,7 +341,7 @@ def _backward(blocks, q, k, v, lengths, out, low, lse, dout):
   (dq,) = _launch(
     functools.partial(hopper_kernels.query_gradient, call=call),
     'prefix_attention_dq',
-    [most, least, lengths_merged, lse, mean, q_merged, dout_merged, k, v],
+    [most, least, lengths_merged, top, log_total, mean, q_merged, dout_merged, k, v],
     [jax.ShapeDtypeStruct(q_merged.shape, q.dtype)],
     [
       *(_shared(mine, q.dtype) for _ in range(2)),
@@ -361,7 +363,8 @@ def _backward(blocks, q, k, v, lengths, out, low, lse, dout):
     [
       _bounds(padded, blocks.dkv_rows, keys, key_tiles),
       lengths_merged,
-      lse,
+      top,
+      log_total,
       mean,
       q_merged,
       dout_merged,
@@ -372,11 +375,11 @@ def _backward(blocks, q, k, v, lengths, out, low, lse, dout):
     [
       *(_shared((owners, hopper_blocks.WARPGROUP_ROWS, head_dim), q.dtype) for _ in range(2)),
       *(_shared((dkv_stages, blocks.dkv_rows, head_dim), q.dtype) for _ in range(2)),
-      plgpu.SMEM((dkv_stages, 2, blocks.dkv_rows), jnp.float32),
+      plgpu.SMEM((dkv_stages, 3, blocks.dkv_rows), jnp.float32),
     ],
     [
       plgpu.Barrier(num_arrivals=2 * owners),
-      _ready(4, dkv_stages),
+      _ready(5, dkv_stages),
       _ready(hopper_blocks.WARPGROUPS, dkv_stages),
       plgpu.Barrier(num_arrivals=hopper_blocks.WARPGROUPS),
     ],

@@ -150,6 +150,11 @@ def _add_products(terms, interpreted: bool) -> list[Array]:
   return pl.run_state(compute)([plgpu.ACC.init(total) for total, _, _ in terms])
 
 
+def _weights(scores: Array, top: Array, log_total: Array, call: Call) -> Array:
+  """Softmax weights, from the statistics that `forward` has written."""
+  return jnp.exp2((scores - top) * (call.scale * LOG2_E) - log_total)
+
+
 def _move(steps, stages, copies, free) -> None:
   """Warpgroup 2: runs each of `copies(step, buffer)` as soon as its barrier in `free` allows it."""
   plgpu.set_max_registers(MEMORY_REGISTERS, action='decrease')
@@ -172,8 +177,9 @@ def forward(index, inputs, outputs, tiles, barriers, *, call: Call, split_tiles:
   `inputs` are `most` and `least`, int32 `[B or 1, T]`, longest and shortest length of each tile of
   128 slots; `lengths`, int32 `[(B or 1) R, T 128]`; `q_BRxNxHxD`, `k_BxKxGxD`, `v_BxKxGxD`.
   `outputs` are `out`, `[splits, B R, N, H, D]`, and, under differentiation or with several splits
-  (of `split_tiles` key tiles each), `low`, what rounding took from it, and `lse`, float32 base-2
-  log-sum-exps `[splits, B R, H, T 128]`.
+  (of `split_tiles` key tiles each), `low`, what rounding took from it, and float32
+  `[splits, B R, H, T 128]`: `top`, the largest score of a row, and `log_total`, log2 of the sum of
+  its weights where that of the largest score is 1. Their sum would not fit into one float32.
   """
   # warpgroup 2 (loads)             | warpgroups 0 and 1 (compute), 64 slots each
   #                                 | q -> q_tile by TMA; wait q_ready
@@ -189,7 +195,7 @@ def forward(index, inputs, outputs, tiles, barriers, *, call: Call, split_tiles:
   #   1:        | q k^T | exp2             | weights v, q k^T | exp2
   most, least, lengths, q, k, v = inputs
   out, *residuals = outputs
-  q_tile, k_tiles, v_tiles, *lse_tile = tiles
+  q_tile, k_tiles, v_tiles, *statistics_tile = tiles
   q_ready, k_ready, v_ready, k_free, v_free, turn = barriers
   rows, keys, stages = hopper_blocks.WARPGROUP_ROWS, call.blocks.forward_keys, call.blocks.stages[0]
   columns = call.blocks.forward_columns
@@ -232,10 +238,10 @@ def forward(index, inputs, outputs, tiles, barriers, *, call: Call, split_tiles:
           seen -= (first + step) * keys
           visible = _index(scores.shape, 1) < _down(seen, scores.shape)
           scores = jnp.where(visible, scores, -jnp.inf)
-        # The factor once a row, and in one instruction with the subtraction for every score.
-        new_top = jnp.maximum(top, scores.max(axis=1) * (call.scale * LOG2_E))
-        decay = jnp.exp2(top - new_top)
-        weights = jnp.exp2(scores * (call.scale * LOG2_E) - _down(new_top, scores.shape))
+        # Subtracting first keeps the largest weight exactly 1, however large the scores.
+        new_top = jnp.maximum(top, scores.max(axis=1))
+        decay = jnp.exp2((top - new_top) * (call.scale * LOG2_E))
+        weights = jnp.exp2((scores - _down(new_top, scores.shape)) * (call.scale * LOG2_E))
         total = total * decay + weights.sum(axis=1)
         weights = weights.astype(v.dtype)
         if i == 0:
@@ -263,14 +269,16 @@ def forward(index, inputs, outputs, tiles, barriers, *, call: Call, split_tiles:
     pl.when(warpgroup == 0)(take_turn)
 
     if residuals:
-      low, lse = residuals
+      low, *statistics = residuals
+      (tile_of_statistics,) = statistics_tile
       for i, (_, top, total) in enumerate(carry):
-        sums = top + jnp.log2(jnp.where(total == 0, 1.0, total))
-        lse_tile[0][warpgroup, i] = sums
+        tile_of_statistics[0, warpgroup, i] = top
+        tile_of_statistics[1, warpgroup, i] = jnp.log2(jnp.where(total == 0, 1.0, total))
       plgpu.commit_smem()
-      for i, stream in enumerate(streams):
-        place = lse.at[split, batch * call.streams + stream, head, mine]
-        plgpu.copy_smem_to_gmem(lse_tile[0].at[warpgroup, i], place)
+      for kind, target in enumerate(statistics):
+        for i, stream in enumerate(streams):
+          place = target.at[split, batch * call.streams + stream, head, mine]
+          plgpu.copy_smem_to_gmem(tile_of_statistics.at[kind, warpgroup, i], place)
 
     for i, (acc, _, total) in enumerate(carry):
       staged = q_tile.at[warpgroup, i]
@@ -311,19 +319,20 @@ def forward(index, inputs, outputs, tiles, barriers, *, call: Call, split_tiles:
 def query_gradient(index, inputs, outputs, tiles, barriers, *, call: Call):
   """dq_BRxNxHxD of 128 slots, all streams of them, over the key tiles that they see.
 
-  `inputs` are `most`, `least`, `lengths`, as in `forward`; `lse` and `mean`, float32
-  `[B R, H, T 128]`, base-2 log-sum-exps and the mean of dweights; `q`, `dout`, `k`, `v`.
+  `inputs` are `most`, `least`, `lengths`, as in `forward`; `top`, `log_total`
+  and `mean`, float32 `[B R, H, T 128]`: those of `forward`, and the mean of dweights; `q`, `dout`,
+  `k`, `v`.
   """
   # warpgroup 2 (loads)             | warpgroups 0 and 1 (compute), 64 slots each
   #                                 | q -> q_tile, dout -> dout_tile by TMA; wait q_ready
   # every key tile that is seen:    |
   #   wait k_free                   |   wait k_ready
-  #   k -> k_tiles, then k_ready    |   weights = exp2(q k^T - lse)
+  #   k -> k_tiles, then k_ready    |   weights = exp2(q k^T - top - log_total)
   #   wait v_free                   |   wait v_ready
   #   v -> v_tiles, then v_ready    |   dweights = dout v^T; arrive v_free
   #                                 |   dq += weights (dweights - mean) k; arrive k_free
   #                                 | dq -> q_tile, which is no longer read -> dq
-  most, least, lengths, lse, mean, q, dout, k, v = inputs
+  most, least, lengths, *statistics, q, dout, k, v = inputs
   (dq,) = outputs
   q_tile, dout_tile, k_tiles, v_tiles = tiles
   q_ready, k_ready, v_ready, k_free, v_free = barriers
@@ -357,7 +366,7 @@ def query_gradient(index, inputs, outputs, tiles, barriers, *, call: Call):
       results = []
       for i, total in enumerate(sums):
         row = batch * call.streams + streams[i]
-        own_lse = load(lse.at[row, head, mine], BY_ROW)
+        top, log_total, mean = (load(x.at[row, head, mine], BY_ROW) for x in statistics)
         scores, dweights = _products(
           [
             (q_tile.at[own, i], _transposed(k_tiles.at[slot])),
@@ -374,9 +383,8 @@ def query_gradient(index, inputs, outputs, tiles, barriers, *, call: Call):
 
         # Two loops, as in `forward`, would need a few registers more than there are.
         scores = lax.cond(step >= unmasked, mask, lambda scores: scores, scores)
-        weights = jnp.exp2(scores * (call.scale * LOG2_E) - _down(own_lse, shape))
-        own_mean = load(mean.at[row, head, mine], BY_ROW)
-        dscores = (weights * (dweights - _down(own_mean, shape))).astype(k.dtype)
+        weights = _weights(scores, _down(top, shape), _down(log_total, shape), call)
+        dscores = (weights * (dweights - _down(mean, shape))).astype(k.dtype)
         results += _add_products([(total, dscores, k_tiles.at[slot])], call.interpreted)
       plgpu.barrier_arrive(k_free.at[slot])
       return tuple(results)
@@ -421,14 +429,14 @@ def key_value_gradient(index, inputs, outputs, tiles, barriers, *, call: Call):
   #   then key_ready                |
   # every head, stream, query tile: |
   #   wait free                     |   wait ready
-  #   q, dout, lse, mean -> a buffer|   weights = exp2(k q^T - lse)
-  #     each, then ready            |   dv += weights dout; dweights = v dout^T
+  #   q, dout, statistics -> one    |   weights = exp2(k q^T - top - log_total)
+  #     buffer each, then ready     |   dv += weights dout; dweights = v dout^T
   #                                 |   dk += weights (dweights - mean) q; arrive free
   #                                 | meet at done: both have read k_tile and v_tile
   #                                 | dk -> k_tile, dv -> v_tile; meet at done; -> dk, dv
-  bounds, lengths, lse, mean, q, dout, k, v = inputs
+  bounds, lengths, *statistics, q, dout, k, v = inputs
   dk, dv = outputs
-  k_tile, v_tile, q_tiles, dout_tiles, stats_tiles = tiles
+  k_tile, v_tile, q_tiles, dout_tiles, statistics_tiles = tiles
   key_ready, ready, free, done = barriers
   keys, rows, stages = hopper_blocks.WARPGROUP_ROWS, call.blocks.dkv_rows, call.blocks.stages[2]
   columns = min(call.head_dim, hopper_blocks.MAX_COLUMNS)
@@ -477,10 +485,11 @@ def key_value_gradient(index, inputs, outputs, tiles, barriers, *, call: Call):
         place = (call.lengths_row(batch, stream), pl.ds(query * rows, rows))
         seen = load(lengths.at[place], BY_COLUMN) - start
         scores = jnp.where(_index(shape, 0) < _across(seen, shape), scores, -jnp.inf)
-      own_lse = load(stats_tiles.at[slot, 0], BY_COLUMN)
-      weights = jnp.exp2(scores * (call.scale * LOG2_E) - _across(own_lse, shape))
-      own_mean = load(stats_tiles.at[slot, 1], BY_COLUMN)
-      dscores = weights * (dweights - _across(own_mean, shape))
+      top, log_total, mean = (
+        _across(load(statistics_tiles.at[slot, kind], BY_COLUMN), shape) for kind in range(3)
+      )
+      weights = _weights(scores, top, log_total, call)
+      dscores = weights * (dweights - mean)
       dv_sum, dk_sum = _add_products(
         [
           (dv_sum, weights.astype(v.dtype), dout_tiles.at[slot, :, part]),
@@ -529,8 +538,8 @@ def key_value_gradient(index, inputs, outputs, tiles, barriers, *, call: Call):
       row, some = batch * call.streams + stream, pl.ds(query * rows, rows)
       for source, target in ((q, q_tiles), (dout, dout_tiles)):
         plgpu.copy_gmem_to_smem(source.at[row, some, head], target.at[slot], ready.at[slot])
-      for i, source in enumerate((lse, mean)):
-        place = stats_tiles.at[slot, i]
+      for kind, source in enumerate(statistics):
+        place = statistics_tiles.at[slot, kind]
         plgpu.copy_gmem_to_smem(source.at[row, head, some], place, ready.at[slot])
 
     walk(visit, None)
