@@ -223,8 +223,8 @@ def test_a_full_disk_is_a_sentence_and_loses_nothing(small_disk, tmp_path):
 
 
 _HANGS_ONCE = """
-import pathlib, sys, time
-from armd_jax import train, training
+import pathlib, runpy, sys, time
+from armd_jax import training
 
 make = training.train_step
 flag = pathlib.Path(sys.argv.pop(1))
@@ -243,8 +243,7 @@ def hanging(*args):
   return step
 
 training.train_step = hanging
-sys.argv[0] = train.__file__
-exec(compile(open(train.__file__).read(), train.__file__, 'exec'), {'__name__': '__main__'})
+runpy.run_module('armd_jax.train', run_name='__main__', alter_sys=True)
 """
 
 
