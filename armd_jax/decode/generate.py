@@ -255,7 +255,8 @@ def compile_generate(model: Model, params: Params | Network, task: Task) -> Comp
   size = said.argument_size_in_bytes + said.output_size_in_bytes + said.temp_size_in_bytes
   draws = Sampling().draws(len(task.first_B))
   run = lambda tokens_BxN: compiled(params, *_inputs(None, task, tokens_BxN, draws))
-  return Compiled(run, seconds, size - said.alias_size_in_bytes, compiled.as_text)
+  # XLA has a text of every program; jax's signature allows for compilers without one.
+  return Compiled(run, seconds, size - said.alias_size_in_bytes, compiled.as_text)  # type: ignore[arg-type]
 
 
 def _generate_jitted(model: Model, plan: Plan) -> jax.stages.Wrapped:
