@@ -21,7 +21,15 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from armd_jax.attention import checks, hopper_blocks, hopper_kernels, ptxas, tiles
+from armd_jax.attention import (
+  checks,
+  hopper_blocks,
+  hopper_gradients,
+  hopper_kernels,
+  hopper_parts,
+  ptxas,
+  tiles,
+)
 from armd_jax.hardware import device
 
 Array = jax.Array
@@ -212,9 +220,9 @@ def _launch(body, name, inputs, outputs, tiles_, barriers, grid: dict[str, int])
   return [lax.pcast(x, axes, to='varying') if axes else x for x in results]
 
 
-def _call(blocks, q, k, lengths) -> hopper_kernels.Call:
+def _call(blocks, q, k, lengths) -> hopper_parts.Call:
   _, streams, _, heads, head_dim = q.shape
-  return hopper_kernels.Call(
+  return hopper_parts.Call(
     head_dim=head_dim,
     copies=heads // k.shape[2],
     streams=streams,
@@ -284,7 +292,7 @@ def _forward(blocks, q, k, v, reach: Reach, residuals: bool):
     {'split': splits} | _grid(call, heads, num_tiles, batch),
   )
   if splits > 1:
-    out, *rest = _add_splits(call.scale * hopper_kernels.LOG2_E, out, *rest)
+    out, *rest = _add_splits(call.scale * hopper_parts.LOG2_E, out, *rest)
   else:
     out, rest = out[0], [x[0] for x in rest]
   return out.reshape(q.shape), *rest
@@ -339,7 +347,7 @@ def _backward(blocks, q, k, v, lengths, out, low, top, log_total, dout):
   mine = (hopper_blocks.WARPGROUPS, call.together, hopper_blocks.WARPGROUP_ROWS, head_dim)
   _, stages, dkv_stages = blocks.stages
   (dq,) = _launch(
-    functools.partial(hopper_kernels.query_gradient, call=call),
+    functools.partial(hopper_gradients.query_gradient, call=call),
     'prefix_attention_dq',
     [most, least, lengths_merged, top, log_total, mean, q_merged, dout_merged, k, v],
     [jax.ShapeDtypeStruct(q_merged.shape, q.dtype)],
@@ -358,7 +366,7 @@ def _backward(blocks, q, k, v, lengths, out, low, top, log_total, dout):
   keys = owners * hopper_blocks.WARPGROUP_ROWS
   key_tiles = -(-num_keys // keys)
   dk, dv = _launch(
-    functools.partial(hopper_kernels.key_value_gradient, call=call),
+    functools.partial(hopper_gradients.key_value_gradient, call=call),
     'prefix_attention_dkv',
     [
       _bounds(padded, blocks.dkv_rows, keys, key_tiles),

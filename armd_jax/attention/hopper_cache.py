@@ -12,7 +12,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from armd_jax.attention import hopper_kernels
+from armd_jax.attention import hopper_parts
 
 Array = jax.Array
 
@@ -73,7 +73,7 @@ def append(
     halves = pl.ds(0, half), pl.ds(half, half)
 
     def load(ref, count):
-      return hopper_kernels.load(ref, plgpu.Layout.WG_STRIDED((count, half), vec_size=1))
+      return hopper_parts.load(ref, plgpu.Layout.WG_STRIDED((count, half), vec_size=1))
 
     def move(first, count, target, turn):
       parts = [load(own.at[pl.ds(first, count), part], count) for part in halves]

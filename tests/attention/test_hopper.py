@@ -2,7 +2,7 @@
 
 Under the interpreter every barrier, every copy and every slot of a ring is real, memory starts as
 NaN and races are looked for. It lacks products with an operand in registers, so
-`hopper_kernels._add_product` multiplies in another way there: that one line is compiled (see
+`hopper_parts.add_products` multiplies in another way there: that one line is compiled (see
 `armd_jax.bench.attention.compile_hopper`), but run only by `pytest --device` on an H100.
 """
 
@@ -20,7 +20,7 @@ import pytest
 from attention import test_prefix_attention as suite
 
 from armd_jax import attention
-from armd_jax.attention import hopper, hopper_blocks, hopper_kernels, ptxas, shapes
+from armd_jax.attention import hopper, hopper_blocks, hopper_parts, ptxas, shapes
 from armd_jax.bench.attention import timed as bench
 from armd_jax.hardware import device
 
@@ -189,7 +189,7 @@ def test_auto_takes_the_kernels_on_hopper_only(monkeypatch):
 
 def test_registers_are_no_more_than_a_block_has():
   """A warpgroup that asks for more waits forever; the interpreter knows nothing of registers."""
-  compute, memory = hopper_kernels.COMPUTE_REGISTERS, hopper_kernels.MEMORY_REGISTERS
+  compute, memory = hopper_parts.COMPUTE_REGISTERS, hopper_parts.MEMORY_REGISTERS
   threads = 128 * (hopper_blocks.WARPGROUPS + 1)
   at_start = 65536 // threads // 8 * 8
   assert hopper_blocks.WARPGROUPS * compute + memory <= (hopper_blocks.WARPGROUPS + 1) * at_start

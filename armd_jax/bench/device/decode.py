@@ -70,35 +70,25 @@ def measure(program, system: decode.System, batch: int, busy: int, dry: bool) ->
   }
 
 
-def trace_of(program, batch: int, slots: int, dry: bool) -> dict:
+def trace_of(program, system: decode.System, batch: int, dry: bool) -> dict:
   """The kernels of a step."""
-  tokens_BxN = np.zeros((batch, slots), np.int32)
+  tokens_BxN = np.zeros((batch, system.model.config.num_slots), np.int32)
   steps = int(program.run(tokens_BxN).steps)
   return kernels.traced(lambda: program.run(tokens_BxN), steps, program.text(), dry)
 
 
 def main(rows: Rows, only: list[str]) -> int:
   runs = {decode_key(*run): run for run in DECODED if not only or ' '.join(map(str, run)) in only}
-  runs = {key: run for key, run in runs.items() if not rows.has(key)}
-  if not runs:
-    return 0
   systems = Systems(rows.dry)
-  traces = rows.of(kernels.STAGE)
-  programs: dict[str, Any] = {}
-
-  def measured(key, made, busy):
-    if runs[key] in DECODED[:TRACED]:
-      programs[key] = made
-    return measure(*made, runs[key][2], busy, rows.dry)
-
-  def trace():
-    for key, (program, system) in programs.items():
-      slots, batch = system.model.config.num_slots, runs[key][2]
-      one = lambda p=program, b=batch, n=slots: trace_of(p, b, n, rows.dry)
-      traces.measure(key, one)
-
-  compiled_ahead(rows, list(runs), lambda key: systems.compiled(*runs[key]), measured, trace)
-  return rows.exit_code() or traces.exit_code()
+  # Under other flags nothing is traced: their rows are for the quickest time alone.
+  traced = list(runs)[: 0 if only else TRACED]
+  return compiled_ahead(
+    rows,
+    list(runs),
+    lambda key: systems.compiled(*runs[key]),
+    lambda key, made, busy: measure(*made, runs[key][2], busy, rows.dry),
+    {key: lambda made, batch=runs[key][2]: trace_of(*made, batch, rows.dry) for key in traced},
+  )
 
 
 if __name__ == '__main__':

@@ -113,8 +113,7 @@ def main(rows: Rows, _: list[str]) -> int:
 
   # Ours and its rivals at every shape, before what is slower at all of them.
   worth = sorted(every, key=lambda key: f' {XLA} ' in key)
-  compiled_ahead(rows, [key for key in worth if not rows.has(key)], compile_, measure)
-  return rows.exit_code()
+  return compiled_ahead(rows, worth, compile_, measure)
 
 
 if __name__ == '__main__':

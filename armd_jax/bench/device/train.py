@@ -120,22 +120,13 @@ def trace_of(program: Program, dry: bool) -> dict:
 
 def main(rows: Rows, _: list[str]) -> int:
   steps = {step.key: step for step in STEPS}
-  traces = rows.of(kernels.STAGE)
-  traced = [step.key for step in STEPS[:TRACED] if not traces.has(step.key)]
-  programs: dict[str, Program] = {}
-
-  def measured(key, program, busy):
-    if key in traced:
-      programs[key] = program
-    return measure(program, busy, rows.dry)
-
-  def trace():
-    for key, program in programs.items():
-      traces.measure(key, lambda program=program: trace_of(program, rows.dry))
-
-  keys = [key for key in steps if not rows.has(key)]
-  compiled_ahead(rows, keys, lambda key: compiled(steps[key], rows.dry), measured, trace)
-  return rows.exit_code() or traces.exit_code()
+  return compiled_ahead(
+    rows,
+    list(steps),
+    lambda key: compiled(steps[key], rows.dry),
+    lambda key, program, busy: measure(program, busy, rows.dry),
+    {step.key: lambda program: trace_of(program, rows.dry) for step in STEPS[:TRACED]},
+  )
 
 
 if __name__ == '__main__':
