@@ -30,16 +30,15 @@ from armd_jax.attention import (
   ptxas,
   tiles,
 )
-from armd_jax.hardware import device
+from armd_jax.hardware import cores, device
 
 Array = jax.Array
 
 HEAD_DIMS = (64, 128, 256)
 DTYPES = ('bfloat16', 'float16')
 TILE_ROWS = hopper_blocks.TILE_ROWS
-# Tiles lie in shared memory in strips of 8 rows, and TMA cuts arrays into such strips only.
+# Tiles are stored in shared memory in strips of 8 rows, and TMA cuts arrays into such strips only.
 TMA_ROWS = 8
-STREAMING_MULTIPROCESSORS = 132
 # Key tiles that a split must have, for its queries to be worth loading, and a call, for a launch
 # that adds the splits up: walking over fewer takes less time than that launch.
 MIN_SPLIT_TILES = 4
@@ -185,8 +184,8 @@ def _ready(arrivals, count):
   return plgpu.Barrier(num_arrivals=arrivals, num_barriers=count)
 
 
-def _launch(body, name, inputs, outputs, tiles_, barriers, grid: dict[str, int]):
-  """Runs `body(index, inputs, outputs, tiles, barriers)` on blocks of three warpgroups.
+def _launch(body, *, name, inputs, outputs, shared, barriers, grid: dict[str, int]):
+  """Runs `body(index, inputs, outputs, shared, barriers)` on blocks of three warpgroups.
 
   The grid is given slowest axis first. It is launched as one axis: others may not exceed 65535.
   """
@@ -198,9 +197,9 @@ def _launch(body, name, inputs, outputs, tiles_, barriers, grid: dict[str, int])
       block, index[axis] = lax.div(block, jnp.int32(size)), lax.rem(block, jnp.int32(size))
     pl.run_scoped(
       lambda *scratch: body(
-        index, refs[: cuts[0]], refs[cuts[0] :], scratch[: len(tiles_)], scratch[len(tiles_) :]
+        index, refs[: cuts[0]], refs[cuts[0] :], scratch[: len(shared)], scratch[len(shared) :]
       ),
-      *tiles_,
+      *shared,
       *barriers,
       collective_axes='warpgroup',
     )
@@ -264,7 +263,7 @@ def _forward(blocks, q, k, v, reach: Reach, residuals: bool):
   # Decoding has few rows and many keys: the keys are split over the chip, and the parts added up.
   key_tiles = -(-k.shape[1] // keys)
   grid_size = heads * num_tiles * batch * (streams // call.together)
-  splits = max(1, min(STREAMING_MULTIPROCESSORS // grid_size, key_tiles // MIN_SPLIT_TILES))
+  splits = max(1, min(cores.STREAMING_MULTIPROCESSORS // grid_size, key_tiles // MIN_SPLIT_TILES))
   splits = splits if key_tiles >= MIN_SPLIT_CALL_TILES else 1
   split_tiles = -(-key_tiles // splits)
   outputs = [jax.ShapeDtypeStruct((splits, batch * streams, *q.shape[2:]), q.dtype)]
@@ -279,17 +278,17 @@ def _forward(blocks, q, k, v, reach: Reach, residuals: bool):
     shared.append(plgpu.SMEM((2, *rows), jnp.float32))
   out, *rest = _launch(
     functools.partial(hopper_kernels.forward, call=call, split_tiles=split_tiles),
-    'prefix_attention_forward',
-    [reach.most, reach.least, _merge(reach.lengths), _merge(q), k, v],
-    outputs,
-    shared,
-    [
+    name='prefix_attention_forward',
+    inputs=[reach.most, reach.least, _merge(reach.lengths), _merge(q), k, v],
+    outputs=outputs,
+    shared=shared,
+    barriers=[
       _ready(call.together, hopper_blocks.WARPGROUPS),
       *(_ready(1, stages) for _ in range(2)),
       *(_ready(hopper_blocks.WARPGROUPS, stages) for _ in range(2)),
       plgpu.Barrier(num_arrivals=hopper_blocks.WARPGROUPS),
     ],
-    {'split': splits} | _grid(call, heads, num_tiles, batch),
+    grid={'split': splits} | _grid(call, heads, num_tiles, batch),
   )
   if splits > 1:
     out, *rest = _add_splits(call.scale * hopper_parts.LOG2_E, out, *rest)
@@ -348,27 +347,27 @@ def _backward(blocks, q, k, v, lengths, out, low, top, log_total, dout):
   _, stages, dkv_stages = blocks.stages
   (dq,) = _launch(
     functools.partial(hopper_gradients.query_gradient, call=call),
-    'prefix_attention_dq',
-    [most, least, lengths_merged, top, log_total, mean, q_merged, dout_merged, k, v],
-    [jax.ShapeDtypeStruct(q_merged.shape, q.dtype)],
-    [
+    name='prefix_attention_dq',
+    inputs=[most, least, lengths_merged, top, log_total, mean, q_merged, dout_merged, k, v],
+    outputs=[jax.ShapeDtypeStruct(q_merged.shape, q.dtype)],
+    shared=[
       *(_shared(mine, q.dtype) for _ in range(2)),
       *(_shared((stages, blocks.dq_keys, head_dim), q.dtype) for _ in range(2)),
     ],
-    [
+    barriers=[
       _ready(2 * call.together, hopper_blocks.WARPGROUPS),
       *(_ready(1, stages) for _ in range(2)),
       *(_ready(hopper_blocks.WARPGROUPS, stages) for _ in range(2)),
     ],
-    _grid(call, heads, most.shape[1], batch),
+    grid=_grid(call, heads, most.shape[1], batch),
   )
   owners = hopper_blocks.WARPGROUPS if head_dim <= hopper_blocks.MAX_COLUMNS else 1
   keys = owners * hopper_blocks.WARPGROUP_ROWS
   key_tiles = -(-num_keys // keys)
   dk, dv = _launch(
     functools.partial(hopper_gradients.key_value_gradient, call=call),
-    'prefix_attention_dkv',
-    [
+    name='prefix_attention_dkv',
+    inputs=[
       _bounds(padded, blocks.dkv_rows, keys, key_tiles),
       lengths_merged,
       top,
@@ -379,18 +378,18 @@ def _backward(blocks, q, k, v, lengths, out, low, top, log_total, dout):
       k,
       v,
     ],
-    [jax.ShapeDtypeStruct(k.shape, k.dtype)] * 2,
-    [
+    outputs=[jax.ShapeDtypeStruct(k.shape, k.dtype)] * 2,
+    shared=[
       *(_shared((owners, hopper_blocks.WARPGROUP_ROWS, head_dim), q.dtype) for _ in range(2)),
       *(_shared((dkv_stages, blocks.dkv_rows, head_dim), q.dtype) for _ in range(2)),
       plgpu.SMEM((dkv_stages, 3, blocks.dkv_rows), jnp.float32),
     ],
-    [
+    barriers=[
       plgpu.Barrier(num_arrivals=2 * owners),
       _ready(5, dkv_stages),
       _ready(hopper_blocks.WARPGROUPS, dkv_stages),
       plgpu.Barrier(num_arrivals=hopper_blocks.WARPGROUPS),
     ],
-    {'batch': batch, 'group': groups, 'tile': key_tiles},
+    grid={'batch': batch, 'group': groups, 'tile': key_tiles},
   )
   return dq.reshape(q.shape), dk, dv

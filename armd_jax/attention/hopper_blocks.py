@@ -42,8 +42,9 @@ def folded(streams: int, copies: int, num_rows: int) -> tuple[int, int]:
 
   Decoding has few slots; a block then loads keys and values once for all heads that read them.
 
-  >>> folded(2, 4, 8), folded(2, 4, 32), folded(2, 1, 1024)
-  ((2, 4), (1, 4), (1, 1))
+  Examples:
+    >>> folded(2, 4, 8), folded(2, 4, 32), folded(2, 1, 1024)
+    ((2, 4), (1, 4), (1, 1))
   """
   if streams * copies * num_rows <= TILE_ROWS:
     return streams, copies

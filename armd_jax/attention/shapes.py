@@ -36,8 +36,9 @@ class Shape:
 
     The rows of a decoding shape are the last ones of a full cache.
 
-    >>> NAMED['decode_2_of_1024_12x64'].lengths(2).tolist()
-    [[[1023, 1024], [1022, 1023]]]
+    Examples:
+      >>> NAMED['decode_2_of_1024_12x64'].lengths(2).tolist()
+      [[[1023, 1024], [1022, 1023]]]
     """
     end = np.arange(self.keys - self.rows, self.keys, dtype=np.int32) + 1
     return np.stack([end - stream for stream in range(streams)])[None]

@@ -1,6 +1,6 @@
 """Which key tiles a query tile needs: exact counts, and the walk that the TPU kernels follow.
 
-Rows are cut into tiles of `rows` (all streams of a slot lie in one tile), keys into tiles of
+Rows are cut into tiles of `rows` (all streams of a slot are in one tile), keys into tiles of
 `keys`. A row of length L sees keys 0..L-1, so one comparison each decides what a tile costs:
 
     active   some row sees some key:     longest length in the query tile >  first key of the tile
@@ -123,10 +123,11 @@ def walk(lengths_BxRxN: Array, grid: Grid) -> tuple[Array, Array]:
     steps: int32 scalar, how many steps there are.
     codes: int32 `[grid.size]`, see `Grid`; entries from `steps` on are not meant to be read.
 
-  >>> grid = Grid(batch=1, query_tiles=2, spans=1, span_tiles=2, rows=2, keys=2)
-  >>> steps, codes = walk(jnp.array([[[1, 2, 3, 4]]]), grid)  # left to right
-  >>> [(int(grid.query(c)), int(grid.key(c)), int(grid.partial(c))) for c in codes[:int(steps)]]
-  [(0, 0, 1), (1, 0, 0), (1, 1, 1)]
+  Examples:
+    >>> grid = Grid(batch=1, query_tiles=2, spans=1, span_tiles=2, rows=2, keys=2)
+    >>> steps, codes = walk(jnp.array([[[1, 2, 3, 4]]]), grid)  # left to right
+    >>> [(int(grid.query(c)), int(grid.key(c)), int(grid.partial(c))) for c in codes[:int(steps)]]
+    [(0, 0, 1), (1, 0, 0), (1, 1, 1)]
   """
   index = [jnp.arange(n, dtype=jnp.int32) for n in (grid.batch, grid.spans, grid.query_tiles)]
   key = jnp.arange(grid.span_tiles, dtype=jnp.int32)

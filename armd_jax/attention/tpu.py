@@ -8,8 +8,8 @@ index arithmetic. All streams and all query heads of a group form one query tile
 that is loaded serves every one of them.
 
 The forward kernels are in tpu_forward.py. Backward keeps scores transposed, [keys, rows], where
-four of its five products need no transposed operand and the row statistics are read as they lie in
-memory. See docs/attention.md for the derivation.
+four of its five products need no transposed operand and the row statistics are read as they are
+stored. See docs/attention.md for the derivation.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from jax.experimental import pallas as pl
 
 from armd_jax.attention import checks, tpu_blocks, tpu_call, tpu_forward
 from armd_jax.attention.tpu_forward import LOG2_E, MASKED
+from armd_jax.hardware import cores
 
 Array = jax.Array
 
@@ -96,7 +97,7 @@ def prefix_attention(
     )
   else:
     blocks = tuple(b.fit(q.shape[3], num_keys) for b in blocks)
-  plan = Plan(1 if folds else copies, *blocks, tpu_blocks.MAX_VMEM_MIB[chip] * 2**20)
+  plan = Plan(1 if folds else copies, *blocks, cores.MAX_VMEM_MIB[chip] * 2**20)
   k, v = (einops.rearrange(x, 'B K G D -> B G K D') for x in (k_BxKxGxD, v_BxKxGxD))
   out = _attend(plan, q, k, v, lengths)
   if folds:
@@ -149,18 +150,18 @@ def _forward(plan: Plan, q, k, v, lengths, saves: bool) -> tuple[Array, Array | 
   stats_shape = (*q.shape[:2], 2, call.copies, call.padded_rows)
   out, stats, low = call.run(
     functools.partial(kernel, copies_per_stream=plan.copies_per_stream),
-    'prefix_attention_forward',
-    2,
-    plan.vmem_bytes,
-    lengths,
-    [q, k, v],
-    [call.rows_spec(), call.keys_spec(), call.keys_spec()],
-    [
+    name='prefix_attention_forward',
+    products=2,
+    vmem_bytes=plan.vmem_bytes,
+    lengths=lengths,
+    inputs=[q, k, v],
+    in_specs=[call.rows_spec(), call.keys_spec(), call.keys_spec()],
+    outs=[
       like_q,
       (stats_shape, jnp.float32, call.stats_spec(2)) if saves else None,
       like_q if saves and q.dtype != jnp.float32 else None,
     ],
-    scratch,
+    scratch=scratch,
   )
   return out, stats[..., : call.num_rows] if saves else None, low
 
@@ -183,18 +184,18 @@ def _backward(plan: Plan, q, k, v, lengths, out, stats, low, dout) -> tuple[Arra
   dq_dtype = q.dtype if grid.spans == 1 else jnp.float32
   dq, dk, dv = call.run(
     functools.partial(_backward_kernel, copies_per_stream=plan.copies_per_stream),
-    'prefix_attention_backward',
-    5,
-    plan.vmem_bytes,
-    lengths,
-    [stats, q, dout, k, v],
-    [call.stats_spec(3), *(call.rows_spec(),) * 2, *(call.keys_spec(),) * 2],
-    [
+    name='prefix_attention_backward',
+    products=5,
+    vmem_bytes=plan.vmem_bytes,
+    lengths=lengths,
+    inputs=[stats, q, dout, k, v],
+    in_specs=[call.stats_spec(3), *(call.rows_spec(),) * 2, *(call.keys_spec(),) * 2],
+    outs=[
       ((grid.spans, *q.shape), dq_dtype, call.partial_rows_spec()),
       (k.shape, k.dtype, call.span_spec()),
       (v.shape, v.dtype, call.span_spec()),
     ],
-    [
+    scratch=[
       ((call.copies, grid.rows, call.head_dim), jnp.float32),
       (span, jnp.float32),
       (span, jnp.float32),

@@ -12,12 +12,11 @@ import json
 import pathlib
 
 from armd_jax.attention import tiles
+from armd_jax.hardware import cores
 
 LANES = 128  # width of a vector register, and of the narrowest key tile
-MAX_VMEM_MIB = {'v4': 16, 'v5e': 128, 'v5p': 64, 'v6e': 128, '7x': 64}
-CHIPS = tuple(MAX_VMEM_MIB)
+CHIPS = tuple(cores.MAX_VMEM_MIB)
 TABLE = pathlib.Path(__file__).with_name('tpu_blocks.json')
-WIDE = ('v6e', '7x')  # matrix units of 256 x 256: more rows per load of keys keep them busy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +144,7 @@ def longest_span(chip: str, keys: int, head_dim: int, itemsize: int, share: floa
   """How many keys, in whole tiles, have gradients that fit a share of VMEM."""
   # Per key: two float32 accumulators and two double-buffered outputs of `itemsize`.
   width = max(head_dim, LANES)
-  span = int(share * MAX_VMEM_MIB[chip] * 2**20) // (width * 2 * (4 + 2 * itemsize))
+  span = int(share * cores.MAX_VMEM_MIB[chip] * 2**20) // (width * 2 * (4 + 2 * itemsize))
   return max(span // keys, 1) * keys
 
 
@@ -153,7 +152,7 @@ def rule(
   chip: str, copies: int, num_rows: int, num_keys: int, head_dim: int, itemsize: int
 ) -> tuple[Blocks, Blocks]:
   """Forward and backward blocks that are not in the table; arguments as in `choose`."""
-  narrow, small = itemsize == 2, MAX_VMEM_MIB[chip] < 32
+  narrow, small = itemsize == 2, cores.MAX_VMEM_MIB[chip] < 32
   share = 1 / 3 if narrow or not small else 1 / 4  # of VMEM, for the gradients of a span of keys
   if num_rows <= LANES:  # decoding: bound by reading the keys, so few and large steps
     keys = 2048 if narrow or not small else 512
@@ -170,11 +169,11 @@ def rule(
     # A tile has a beginning and an end to pay for, which large ones share among more units.
     large = copies == 1 and num_rows >= 4096 and not small
     rows, keys, overlap = (2048, 2048, 8) if large else (512 if small else 1024, 1024, 4)
-    join = 2 if chip in WIDE else 1
+    join = 2 if chip in cores.WIDE else 1
     forward = Blocks(rows, keys, unit_rows=512, unit_keys=512, join=join, overlap=overlap)
   span = longest_span(chip, forward.keys, head_dim, itemsize, share)
   backward = dataclasses.replace(forward, span=span)
-  if chip in WIDE and narrow and num_rows > LANES:
+  if chip in cores.WIDE and narrow and num_rows > LANES:
     forward = dataclasses.replace(
       forward, unit_rows=256, unit_keys=256, join=2, transposed=True, overlap=8
     )

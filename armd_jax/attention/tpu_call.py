@@ -162,7 +162,7 @@ class Call:
 
     return pl.BlockSpec((None, *inner.block_shape), index)
 
-  def run(self, kernel, name, products, vmem_bytes, lengths, inputs, in_specs, outs, scratch):
+  def run(self, kernel, *, name, products, vmem_bytes, lengths, inputs, in_specs, outs, scratch):
     """Launches the kernel over the walk of `lengths`.
 
     `outs` are (shape, dtype, spec), or None for an output that is not wanted: the kernel gets None

@@ -1,9 +1,9 @@
 """The forward TPU kernels: online softmax of a query tile, scores as [rows, keys] or transposed.
 
-On matrix units 128 wide, rows by keys wastes nothing. Where they are 256 wide (`tpu_blocks.WIDE`),
+On matrix units 128 wide, rows by keys wastes nothing. Where they are 256 wide (`cores.WIDE`),
 its second product, [rows, keys] x [keys, D], fills D of 256 columns. Transposed it is
-[D, keys] x [keys, rows] and fills all; maxima, sums and lengths are then rows, as they lie in
-memory, and need no reduction over lanes. See docs/attention.md for what that is worth.
+[D, keys] x [keys, rows] and fills all; maxima, sums and lengths are then rows, as they are stored
+in memory, and need no reduction over lanes. See docs/attention.md for what that is worth.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from armd_jax.attention import shapes, tpu, tpu_blocks
 from armd_jax.bench.attention import compile_tpu, schedule
 from armd_jax.errors import UserError
 from armd_jax.flags import flag
+from armd_jax.hardware import cores
 
 Blocks = tpu_blocks.Blocks
 PATH = 'docs/records/attention_blocks.json'
@@ -68,7 +69,7 @@ def forward_alone(folder: str, chip: str, shape: shapes.Shape, blocks: Blocks) -
   regions = schedule.read(folder, 'prefix_attention_forward')
   copies = shape.heads // shape.groups
   cycles = schedule.cycles(regions, blocks, grid, copies, lengths, False)
-  ideal = 2 * shape.head_dim * int(lengths.sum()) * copies / schedule.PEAK[chip]
+  ideal = 2 * shape.head_dim * int(lengths.sum()) * copies / cores.PEAK[chip]
   return round(ideal / cycles, 3)
 
 

@@ -92,13 +92,14 @@ def _captured() -> Iterator[list[str]]:
 def kernels(text: str) -> dict[str, dict]:
   """The figures of PTX and ptxas for each kernel, by its name.
 
-  >>> kernels('''.version 9.0
-  ... .entry prefix_attention_dq_mosaic_gpu_kernel(
-  ... wgmma.mma_async.sync.aligned.m64n64k16 cp.async.bulk.tensor.4d ex2.approx
-  ... ptxas info : Compiling entry function 'prefix_attention_dq_mosaic_gpu_kernel' for 'sm_90a'
-  ...     8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
-  ... ptxas info : Used 168 registers, used 16 barriers''')
-  {'dq': {'wgmma': 1, 'bulk_tensor_copies': 1, 'registers': 168, 'spill_stores': 4, \
+  Examples:
+    >>> kernels('''.version 9.0
+    ... .entry prefix_attention_dq_mosaic_gpu_kernel(
+    ... wgmma.mma_async.sync.aligned.m64n64k16 cp.async.bulk.tensor.4d ex2.approx
+    ... ptxas info : Compiling entry function 'prefix_attention_dq_mosaic_gpu_kernel' for 'sm_90a'
+    ...     8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
+    ... ptxas info : Used 168 registers, used 16 barriers''')
+    {'dq': {'wgmma': 1, 'bulk_tensor_copies': 1, 'registers': 168, 'spill_stores': 4, \
 'spill_loads': 12}}
   """
   found: dict[str, dict] = {}

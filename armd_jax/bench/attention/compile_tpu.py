@@ -33,14 +33,8 @@ from armd_jax.attention import shapes, tiles, tpu, tpu_blocks
 from armd_jax.bench.attention import schedule
 from armd_jax.errors import UserError
 from armd_jax.flags import flag
+from armd_jax.hardware import cores
 
-TOPOLOGIES = {
-  'v4': 'v4:2x2x1',
-  'v5e': 'v5e:2x4',
-  'v5p': 'v5p:2x2x1',
-  'v6e': 'v6e:2x2',
-  '7x': 'tpu7x:2x2x1',
-}
 Blocks = tuple[tpu_blocks.Blocks, tpu_blocks.Blocks]
 PATH = pathlib.Path('docs/records/attention_tpu.json')
 
@@ -66,7 +60,7 @@ def prepare(folder: str) -> None:
 
 @functools.cache
 def sharding(chip: str) -> NamedSharding:
-  described = topologies.get_topology_desc(TOPOLOGIES[chip], 'tpu')
+  described = topologies.get_topology_desc(cores.TOPOLOGIES[chip], 'tpu')
   return NamedSharding(Mesh(np.array(described.devices[:1]), ('one',)), PartitionSpec())
 
 
@@ -110,7 +104,7 @@ def _kernel(folder, chip, shape, streams, blocks, backward) -> dict:
   total = schedule.cycles(regions, block, grid, copies * lengths.shape[1], lengths, backward)
   count = tiles.count(lengths, grid)
   pairs = int(shape.lengths(streams).sum()) * (shape.heads // shape.groups)
-  ideal = (5 if backward else 2) * shape.head_dim * pairs / schedule.PEAK[chip]
+  ideal = (5 if backward else 2) * shape.head_dim * pairs / cores.PEAK[chip]
   return {
     'blocks': [block.rows, block.keys, block.unit_rows, block.unit_keys],
     'steps': count.steps,

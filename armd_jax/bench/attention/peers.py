@@ -31,7 +31,7 @@ from armd_jax import cli, records
 from armd_jax.attention import shapes
 from armd_jax.bench.attention import compile_hopper, compile_tpu, schedule
 from armd_jax.flags import flag
-from armd_jax.hardware import device
+from armd_jax.hardware import cores, device
 
 PATH = 'docs/records/attention_peers.json'
 HEADS = {
@@ -161,7 +161,7 @@ def measure(folder, chip, peer, length, name, blocks) -> dict[str, float]:
   for backward, kernel in enumerate(('fwd', 'dkv')):
     regions = schedule.read(folder, f'splash_{"mqa" if grouped else "mha"}_{kernel}')
     total = cycles(regions, peer, length, *blocks[:2], bool(backward))
-    ideal = (5 if backward else 2) * head_dim * length * (length + 1) / 2 / schedule.PEAK[chip]
+    ideal = (5 if backward else 2) * head_dim * length * (length + 1) / 2 / cores.PEAK[chip]
     useful['backward' if backward else 'forward'] = round(ideal / total, 3)
   return useful
 

@@ -17,10 +17,6 @@ import numpy as np
 
 from armd_jax.attention import tiles, tpu_blocks
 
-# Peak bf16 multiply-adds per cycle of a TensorCore (public peaks over clock and cores). 7x: two
-# 256 x 256 units, two rows a cycle, as in v6e.
-PEAK = {'v4': 65536, 'v5e': 65536, 'v5p': 65536, 'v6e': 262144, '7x': 262144}
-
 
 @dataclasses.dataclass(frozen=True)
 class Region:

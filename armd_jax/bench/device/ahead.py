@@ -73,7 +73,7 @@ def compiled_ahead(
 def _locked(rows: Rows, kind: int) -> Iterator[bool]:
   """Holds the lock of all processes; gives False where others keep it for too long."""
   until, held = time.time() + SHARE * rows.left(), False
-  with (rows.job.kept / LOCK).open('a') as file:
+  with (rows.job.kept / LOCK).open('ab') as file:
     while not held and time.time() < until:
       try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
