@@ -85,8 +85,9 @@ def texts(results: Results) -> str:
 def _marked(text, junctions):
   """The text with a mark at every junction.
 
-  >>> _marked('abcd', [1, 3])
-  'a▮bc▮d'
+  Examples:
+    >>> _marked('abcd', [1, 3])
+    'a▮bc▮d'
   """
   cuts = [0, *junctions, len(text)]
   return MARK.join(text[a:b] for a, b in itertools.pairwise(cuts))

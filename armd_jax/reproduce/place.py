@@ -57,11 +57,18 @@ class Place:
 
   def result(self, name: str) -> dict[str, Any] | None:
     """What is kept of a piece, whether or not it is still of this text and code."""
-    return self.kept.read().get(name)
+    return copy.deepcopy(self._read().get(name))
 
   def keep(self, name: str, key: str, record: dict[str, Any]) -> None:
     """Leaves a whole file at any time."""
     self.kept.add(name, key, record)
+
+  def _read(self) -> dict[str, Any]:
+    try:
+      stat = self.kept.path.stat()
+    except FileNotFoundError:
+      return {}
+    return _read_once(self.kept.path, stat.st_ino, stat.st_mtime_ns, stat.st_size)
 
   @property
   def kept(self) -> records.Records:
@@ -70,6 +77,18 @@ class Place:
   def run_folder(self, name: str, key: str) -> pathlib.Path:
     """Work directory of a training piece; another key is another run."""
     return self.workdir / 'runs' / f'{name}-{key[:12]}'
+
+
+@functools.lru_cache(maxsize=2)
+def _read_once(path: pathlib.Path, *_version: int) -> dict[str, Any]:
+  """Hundreds of pieces are looked up between two that are added."""
+  return records.Records(path).read()
+
+
+def has_weights(piece: Piece, place: Place, key: str) -> bool:
+  """Whether the last checkpoint of a training piece is here; True of other pieces."""
+  folder = place.run_folder(piece.name, key) / 'checkpoints'
+  return piece.kind != 'train' or (folder / str(piece.steps[-1])).is_dir()
 
 
 def results_of(place: Place, pieces: Sequence[Piece]) -> dict[str, dict[str, Any]]:

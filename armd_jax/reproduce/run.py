@@ -19,7 +19,7 @@ from typing import Any
 from armd_jax import config as config_lib
 from armd_jax.errors import UserError
 from armd_jax.reproduce.pieces import Piece
-from armd_jax.reproduce.place import Place, config_of, key_of
+from armd_jax.reproduce.place import Place, config_of, has_weights, key_of
 
 # ----- one piece
 
@@ -97,6 +97,9 @@ def run(
 ) -> list[str]:
   """Runs what is missing.
 
+  A run whose result is there and whose checkpoints are not, such as where pieces.json came from
+  another machine, is trained again only if a missing piece reads its weights.
+
   Args:
     pieces: each after those that it needs.
     place: where.
@@ -105,8 +108,11 @@ def run(
   Returns:
     Names of the pieces that failed, and of those that needed them.
   """
+  by_name = {piece.name: piece for piece in pieces}
   keys: dict[str, str] = {}
   failed: dict[str, str] = {}
+  made: set[str] = set()  # in this call
+  again: set[str] = set()  # to be made, though their results are there
   running: dict[concurrent.futures.Future, Piece] = {}
   waiting = list(pieces)
   progress = Progress(pieces)
@@ -120,10 +126,19 @@ def run(
         if not all(need in keys for need in piece.needs):
           continue
         key = key_of(piece, place, keys)
-        if (record := place.result(piece.name)) and record['stamp'] == key:
+        record = place.result(piece.name)
+        if record and record['stamp'] == key and piece.name not in again:
           waiting.remove(piece)
           keys[piece.name] = key
           progress.found(piece)
+          continue
+        needs = [by_name[need] for need in piece.needs if need not in made]
+        if gone := [need for need in needs if not has_weights(need, place, keys[need.name])]:
+          again.update(need.name for need in gone)
+          waiting[:0] = gone  # before what needs them
+          for need in gone:
+            del keys[need.name]
+            progress.lacks(need)
           continue
         alone = piece.is_alone or any(p.is_alone for p in running.values())
         if len(running) >= jobs or (running and alone):
@@ -139,6 +154,7 @@ def run(
         error = future.exception()
         if error is None:
           keys[piece.name] = future.result()['stamp']
+          made.add(piece.name)
           progress.ended(piece, future.result()['seconds'])
         else:
           failed[piece.name] = str(error)
@@ -203,6 +219,12 @@ class Progress:
     self._ended += 1
     self._left -= piece.weight
     print(f'[{self._ended}/{self._count}] {piece.name}: there already', flush=True)
+
+  def lacks(self, piece: Piece) -> None:
+    """Its result was there, its weights are not."""
+    self._ended -= 1
+    self._left += piece.weight
+    print(f'{piece.name}: only its result is there; its weights are needed', flush=True)
 
   def started(self, piece: Piece) -> None:
     print(f'{piece.name} starts', flush=True)

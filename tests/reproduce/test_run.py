@@ -98,6 +98,26 @@ def test_finished_pieces_are_not_done_again(finished):
   assert place_lib.results_of(place, PIECES).keys() == {piece.name for piece in PIECES}
 
 
+def test_a_run_whose_weights_are_elsewhere_is_done_again_where_they_are_read(finished, tmp_path):
+  """As where pieces.json came from another machine."""
+  place, _ = finished
+  here = synthetic.place(tmp_path)
+  lacking = 'length.32.many.strided'
+  lines = place.kept.path.read_text('utf-8').splitlines(keepends=True)
+  lines = [line for line in lines if f'"{lacking}"' not in line]
+  here.kept.path.write_text(''.join(lines), 'utf-8')
+  recorder = Recorder()
+  run.run(PIECES, here, 1, recorder)
+  # The base of the fine-tune is needed as well; what else was read from it is still there.
+  assert recorder.done == ['core.armd.0', 'length.32.many', lacking]
+  here.keep(lacking, 'of other code', {'kind': 'evaluate', 'seconds': 1.0, 'result': {}})
+  key = here.result('length.32.many')['stamp']
+  (here.run_folder('length.32.many', key) / 'checkpoints' / '28').mkdir(parents=True)
+  recorder = Recorder()
+  run.run(PIECES, here, 1, recorder)
+  assert recorder.done == [lacking]
+
+
 def test_another_text_or_result_is_done_anew(finished, tmp_path):
   some = run.chosen(PIECES, '^rate.ar')
   place, first = synthetic.place(tmp_path), Recorder()
