@@ -8,6 +8,7 @@ print(model.generate('Once upon a time', streams=4))
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import pathlib
 import sys
 import typing
@@ -55,4 +56,11 @@ def fit(texts: Iterable[str], workdir: str | pathlib.Path, **overrides: Any) -> 
 def __getattr__(name: str) -> Any:
   if name in ('orders', 'register'):
     return importlib.import_module(f'armd_jax.{name}')
+  if name == '__version__':
+    return importlib.metadata.version('armd_jax')
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+  """With what is imported when it is asked for, so that notebooks complete it."""
+  return sorted({*globals(), *__all__, '__version__'})

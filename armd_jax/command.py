@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.metadata
 import pathlib
 import re
 import runpy
@@ -70,7 +71,7 @@ def overview() -> str:
       lines.append(f'  armd {name:11} {re.sub(r":?( `.*|:)$", "", first).rstrip(".")}')
   lines += [
     '',
-    'armd PROGRAM --help lists its flags. More programs: '
+    'armd PROGRAM --help lists its flags, and armd --version prints the version. More programs: '
     + ', '.join(name for name in programs() if '.' in name and name.count('.') == 1)
     + '.',
     'Tab completion: eval "$(armd --completion)" in ~/.bashrc; for zsh, put',
@@ -105,8 +106,13 @@ def main() -> None:
   """Runs the program that the first word names."""
   ends.leave_on_interrupt()
   words = sys.argv[1:]
+  if words[:1] == ['help']:  # armd help train
+    words = [*words[1:], '--help']
   if not words or words[0] in HELP:
     _print(overview())
+    return
+  if words[0] == '--version':
+    _print(f'armd_jax {importlib.metadata.version("armd_jax")}\n')
     return
   if words[0] == '--completion':
     _print(_COMPLETION)
@@ -116,8 +122,9 @@ def main() -> None:
     return
   known = programs()
   if words[0] not in known:
-    close = difflib.get_close_matches(words[0], known, n=1)
-    hint = f'write {close[0]}' if close else 'armd --help lists them'
+    close = [name for name in known if name.rpartition('.')[0] == words[0]]
+    close = close or difflib.get_close_matches(words[0], known, n=1)
+    hint = f'write {" or ".join(close)}' if close else 'armd --help lists them'
     ends.leave(USER_ERROR, f'error: there is no program {words[0]!r}; {hint}')
   module = known[words[0]]
   if set(HELP) & set(words[1:]):

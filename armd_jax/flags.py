@@ -250,8 +250,11 @@ def _run_experiment(read: Callable[[str], Any], path: str) -> Any:
     cause = (raised.__context__ if is_wrapped else None) or raised
     if isinstance(cause, UserError):
       raise cause from None
-    if not pathlib.Path(path.partition(':')[0]).is_file():
+    file, _, given = path.partition(':')
+    if not pathlib.Path(file).is_file():
       raise
+    if given and 'get_config() takes 0 positional arguments' in str(cause):
+      raise UserError(f'{file} takes no options; leave out :{given}') from cause
     raise UserError(
       f'{path} cannot be run ({type(cause).__name__}: {sentence(cause)}); mend it'
     ) from cause

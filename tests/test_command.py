@@ -1,5 +1,6 @@
 """`armd` names every program, prints its help without importing it, and completes words."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 import tiny_run
 
+import armd_jax
 from armd_jax import command
 
 # No library of these is needed to read a help text.
@@ -37,6 +39,19 @@ def test_help_imports_no_program():
   modules = tiny_run.run([sys.executable, '-X', 'importtime', '-m', 'armd_jax.train', '--help'])
   assert modules.returncode == 0 and modules.stdout == command.help_of('armd_jax.train')
   assert not any(f' {name}\n' in modules.stderr for name in HEAVY)
+
+
+def test_help_version_and_a_room_of_programs_are_words_too():
+  assert armd('help').stdout == armd('--help').stdout == command.overview()
+  assert armd('help', 'train').stdout == command.help_of('armd_jax.train')
+  assert armd('--version').stdout == f'armd_jax {importlib.metadata.version("armd_jax")}\n'
+  done = armd('bench')
+  assert done.returncode == 1 and 'bench.decode or ' in done.stderr
+
+
+def test_a_notebook_completes_what_is_imported_late():
+  assert {'orders', 'register', 'load', '__version__'} <= set(dir(armd_jax))
+  assert armd_jax.__version__ == importlib.metadata.version('armd_jax')
 
 
 @pytest.mark.parametrize('words', ['--help', 'train --help', '--completion'])

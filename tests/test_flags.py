@@ -178,7 +178,7 @@ def test_what_an_experiment_raises_is_a_sentence(tmp_path):
     ('b.py', 'cannot be run .*nothing_of_this_name'),
     ('c.py', r"cannot be run \(KeyError: 'absent'\)"),
     ('d.py', r"cannot be run \(ValueError: invalid literal .*: 'x'\)"),
-    ('d.py:x', r'cannot be run \(TypeError: get_config\(\) takes 0 positional'),
+    ('d.py:x', r'd.py takes no options; leave out :x'),
   ):
     with pytest.raises(UserError, match=message) as caught:
       read(f'--config={tmp_path / name}')
