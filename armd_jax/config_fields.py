@@ -44,12 +44,12 @@ def field(
   """A field of a config, and what is known of it.
 
   Args:
-    default: always allowed, so that -1 may stand for a value that is derived; a tuple without a
+    default: always allowed, so that -1 may mean a value that is derived; a tuple without a
       lower end is of texts.
     at_least, above: lower end of a number or, in a tuple, of each; one of them is needed.
     at_most, below: upper end; left out, what the number's type holds on a device.
     one_of: the allowed texts; (): any.
-    resumable: a run may go on with another value; if not, it is refused.
+    resumable: a run may resume with another value; if not, it is refused.
     host_only: the compiled training step does not read it, so that another value compiles nothing.
       A field that is not marked is part of what the step is compiled for.
     is_path: a place of files, which decides nothing but by what they hold.

@@ -14,8 +14,9 @@ class UserError(ValueError):
   a user wrote: line breaks and what else a terminal would obey are escaped, and what is very long
   loses its middle.
 
-  >>> str(UserError('no file a\\nb; give another'))
-  'no file a\\\\nb; give another'
+  Examples:
+    >>> str(UserError('no file a\\nb; give another'))
+    'no file a\\\\nb; give another'
   """
 
   def __init__(self, text: str):
@@ -26,7 +27,7 @@ class UserError(ValueError):
 
 
 class MetByAll(UserError):
-  """One that all processes of a job meet alike, so that the first one alone tells it."""
+  """One that all processes of a job meet alike, so that the first one alone prints it."""
 
 
 USER_ERROR = 1  # exit code of a UserError
@@ -40,9 +41,10 @@ INTERRUPTED = 130  # stopped by Ctrl-C, where there was nothing to save
 def is_whole(number: object) -> bool:
   """Whether an argument of a Python function is a whole number, of NumPy's types, too.
 
-  >>> import numpy as np
-  >>> [is_whole(number) for number in (3, 3.0, '3', True, np.int8(3), np.array([3]))]
-  [True, False, False, False, True, False]
+  Examples:
+    >>> import numpy as np
+    >>> [is_whole(number) for number in (3, 3.0, '3', True, np.int8(3), np.array([3]))]
+    [True, False, False, False, True, False]
   """
   if isinstance(number, bool):
     return False
@@ -56,8 +58,9 @@ def is_whole(number: object) -> bool:
 def quoted(value: object) -> str:
   """A value as an error quotes it: its `repr`, which Python refuses of the longest numbers.
 
-  >>> quoted('a'), quoted(10**5000)
-  ("'a'", 'a number of more than 4000 digits')
+  Examples:
+    >>> quoted('a'), quoted(10**5000)
+    ("'a'", 'a number of more than 4000 digits')
   """
   try:
     return repr(value)

@@ -45,9 +45,10 @@ def block_bounds(block_BxN: Array) -> tuple[Array, Array]:
   Returns:
     start_BxN, end_BxN: int32, `start[n]` slots before the block of slot n, `end[n]` up to its end.
 
-  >>> start, end = block_bounds(jnp.array([[1, 2, 2, 3]]))
-  >>> start.tolist(), end.tolist()
-  ([[0, 1, 1, 3]], [[1, 3, 3, 4]])
+  Examples:
+    >>> start, end = block_bounds(jnp.array([[1, 2, 2, 3]]))
+    >>> start.tolist(), end.tolist()
+    ([[0, 1, 1, 3]], [[1, 3, 3, 4]])
   """
   num_slots = block_BxN.shape[-1]
   slot_N = jnp.arange(num_slots, dtype=jnp.int32)
@@ -143,8 +144,9 @@ def progressive_budget(step: Array | int, ar_steps: int, perm_steps: int, rho: i
     perm_steps: i_perm, from here on k = rho.
     rho: the permutation budget.
 
-  >>> [int(progressive_budget(i, 9000, 48000, 32)) for i in (8999, 9000, 28500, 48000)]
-  [0, 1, 16, 32]
+  Examples:
+    >>> [int(progressive_budget(i, 9000, 48000, 32)) for i in (8999, 9000, 28500, 48000)]
+    [0, 1, 16, 32]
   """
   ramp_steps = max(perm_steps - ar_steps, 1)
   # Clipped before the product, which would overflow int32 late in a long run.
@@ -240,9 +242,10 @@ def with_given(order: GenerationOrder, given_BxN: Array, length_B: Array) -> Gen
   Returns:
     The order, `[B, N]`. An order of `given_first` only gets other labels.
 
-  >>> order = with_given(strided(6, 2), jnp.array([[True] + 5 * [False]]), jnp.array([5]))
-  >>> order.position_BxN.tolist(), order.block_BxN.tolist()
-  ([[1, 4, 2, 5, 3, 6]], [[1, 8, 9, 9, 11, 13]])
+  Examples:
+    >>> order = with_given(strided(6, 2), jnp.array([[True] + 5 * [False]]), jnp.array([5]))
+    >>> order.position_BxN.tolist(), order.block_BxN.tolist()
+    ([[1, 4, 2, 5, 3, 6]], [[1, 8, 9, 9, 11, 13]])
   """
   num_slots = order.num_slots
   position_BxN = jnp.broadcast_to(order.position_BxN, given_BxN.shape)
@@ -266,9 +269,10 @@ def strided(num_slots: int, streams: Array | int) -> GenerationOrder:
   Returns:
     The order, shape [1, N].
 
-  >>> order = strided(8, 2)
-  >>> order.position_BxN.tolist(), order.block_BxN.tolist()
-  ([[1, 5, 2, 6, 3, 7, 4, 8]], [[1, 2, 3, 3, 4, 4, 5, 5]])
+  Examples:
+    >>> order = strided(8, 2)
+    >>> order.position_BxN.tolist(), order.block_BxN.tolist()
+    ([[1, 5, 2, 6, 3, 7, 4, 8]], [[1, 2, 3, 3, 4, 4, 5, 5]])
   """
   nothing_given = jnp.zeros((1, num_slots), bool)
   return given_first(nothing_given, jnp.array([num_slots]), streams)
@@ -308,11 +312,12 @@ def read_segments(is_head_N: Array, turn_N: Array, is_in_turns: Array | bool) ->
   Returns:
     int32 position_N, from 1.
 
-  >>> is_head_N = jnp.array([False, False, True, False, False, True])
-  >>> read_segments(is_head_N, jnp.array([2, 0, 1]), False).tolist()
-  [3, 4, 5, 6, 1, 2]
-  >>> read_segments(is_head_N, jnp.array([2, 0, 1]), True).tolist()
-  [1, 3, 6, 2, 4, 5]
+  Examples:
+    >>> is_head_N = jnp.array([False, False, True, False, False, True])
+    >>> read_segments(is_head_N, jnp.array([2, 0, 1]), False).tolist()
+    [3, 4, 5, 6, 1, 2]
+    >>> read_segments(is_head_N, jnp.array([2, 0, 1]), True).tolist()
+    [1, 3, 6, 2, 4, 5]
   """
   num_slots = len(is_head_N)
   slot_N = jnp.arange(num_slots)
@@ -327,8 +332,9 @@ def read_segments(is_head_N: Array, turn_N: Array, is_in_turns: Array | bool) ->
 def num_blocks(order: GenerationOrder) -> Array:
   """int32 [B]: the number of blocks of every order, one forward pass of a decoder for each.
 
-  >>> [int(num_blocks(strided(1024, s))[0]) for s in (1, 2, 4)]
-  [1024, 513, 259]
+  Examples:
+    >>> [int(num_blocks(strided(1024, s))[0]) for s in (1, 2, 4)]
+    [1024, 513, 259]
   """
   return 1 + jnp.sum(order.block_BxN[:, 1:] != order.block_BxN[:, :-1], axis=1)
 

@@ -33,8 +33,9 @@ def left_to_right(n: int) -> GenerationOrder:
 def right_to_left(n: int) -> GenerationOrder:
   """The last token first.
 
-  >>> right_to_left(4).position_BxN.tolist()
-  [[4, 3, 2, 1]]
+  Examples:
+    >>> right_to_left(4).position_BxN.tolist()
+    [[4, 3, 2, 1]]
   """
   return permutation(range(_checked(n), 0, -1))
 
@@ -70,9 +71,10 @@ def blocks(groups: Sequence[Sequence[int] | np.ndarray]) -> GenerationOrder:
   Raises:
     UserError: all groups together are not 1 to n in any order.
 
-  >>> order = blocks([[2], [1, 3]])
-  >>> order.position_BxN.tolist(), order.block_BxN.tolist()
-  ([[2, 1, 3]], [[1, 2, 2]])
+  Examples:
+    >>> order = blocks([[2], [1, 3]])
+    >>> order.position_BxN.tolist(), order.block_BxN.tolist()
+    ([[2, 1, 3]], [[1, 2, 2]])
   """
   try:
     position = [value for group in groups for value in group]

@@ -47,8 +47,9 @@ def options(text: str) -> Options:
   Raises:
     UserError: for a name or value that means nothing.
 
-  >>> options('family=sedd,runlocal')
-  Options(family='sedd', block=0, strided_steps=0, paper=False, runlocal=True)
+  Examples:
+    >>> options('family=sedd,runlocal')
+    Options(family='sedd', block=0, strided_steps=0, paper=False, runlocal=True)
   """
   values: dict[str, Any] = {}
   for item in filter(None, text.split(',')):

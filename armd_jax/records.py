@@ -156,8 +156,8 @@ def _files(module: str, path: pathlib.Path, root: pathlib.Path) -> list[pathlib.
 
 @functools.cache
 def _statements(path: pathlib.Path, root: pathlib.Path) -> frozenset[str]:
-  """Hashes of the top-level statements of a file. Names of the project stand for what they are
-  defined as, here or in another file."""
+  """Hashes of the top-level statements of a file. Names of the project are replaced by what they
+  are defined as, here or in another file."""
   imports = {name: (file, symbol) for file, name, symbol in _imports(path, root)}
   names = imports | {name: (path, name) for name in _defined(path)}
 
@@ -211,7 +211,7 @@ def _text(node: Any, names: Container[str], refer: Callable[[str, str], str]) ->
   Args:
     node: of the tree.
     names: of the project's modules and of what is defined in them.
-    refer: what stands for such a name and the attribute of it, if one follows.
+    refer: gives what replaces such a name and the attribute of it, if one follows.
   """
   inside = functools.partial(_text, names=names, refer=refer)
   if isinstance(node, list):

@@ -5,9 +5,8 @@
   armd sweep ... --launcher='python launch/slurm.py --processes=8 --time=24:00:00'
 
 A sweep is a function without arguments that returns the overrides of every run, such as
-[{'optimizer.learning_rate': 3e-4}, {'optimizer.learning_rate': 1e-3}]. Run i trains in a folder of
-the work directory named after its overrides, here one after the other, or each as a job of a
-launcher. The same command resumes a sweep that was stopped: a finished run trains no further step.
+[{'optimizer.learning_rate': 3e-4}, {'optimizer.learning_rate': 1e-3}]. Run i trains in a folder
+named after its overrides, here or as a job of a launcher. The same command resumes a stopped sweep.
 """
 
 from __future__ import annotations
@@ -56,8 +55,9 @@ def overrides_of(name: str) -> list[Mapping[str, Any]]:
 def run_name(overrides: Mapping[str, Any]) -> str:
   """A folder's name.
 
-  >>> run_name({'optimizer.learning_rate': 3e-4, 'order.strided_streams': (1, 2)})
-  'learning_rate=0.0003,strided_streams=1_2'
+  Examples:
+    >>> run_name({'optimizer.learning_rate': 3e-4, 'order.strided_streams': (1, 2)})
+    'learning_rate=0.0003,strided_streams=1_2'
   """
   text = lambda value: '_'.join(map(str, value)) if isinstance(value, tuple | list) else str(value)
   name = ','.join(f'{field.split(".")[-1]}={text(value)}' for field, value in overrides.items())

@@ -1,6 +1,7 @@
 """Hooks of the site: links to sources become links to the API reference, whose pages list the
 modules of a room; two pages come from the repository's root."""
 
+import functools
 import pathlib
 import re
 
@@ -19,11 +20,22 @@ def on_page_markdown(markdown, page, **_):
   markdown = re.sub(r'^::: armd_jax\.(\w+)\.\*$', _room, markdown, flags=re.MULTILINE)
   markdown = re.sub(r'\]\(\.\./(armd_jax/[\w/]+?)(?:/__init__)?\.py\)', _module, markdown)
   markdown = markdown.replace('](../README.md', '](index.md')
-  return re.sub(r'\[([^\]]*)\]\((?:\.\./|records/)[^)]*\)', r'\1', markdown)
+  elsewhere = r'(?:\.\./|records/(?!device_h200/report\.md))[^)]*'
+  return re.sub(rf'\[([^\]]*)\]\({elsewhere}\)', r'\1', markdown)
 
 
 def _module(match):
-  return f'][{match[1].replace("/", ".")}]'
+  """A reference to a module that the API reference has; other links stay, and lose their target."""
+  name = match[1].replace('/', '.')
+  room = f'{name.rpartition(".")[0]}.*'
+  return f'][{name}]' if {name, room} & _referenced() else match[0]
+
+
+@functools.cache
+def _referenced():
+  """Modules, and rooms as `armd_jax.ROOM.*`, that pages of the API reference are of."""
+  pages = [page.read_text('utf-8') for page in (ROOT / 'docs' / 'api').glob('*.md')]
+  return {name for page in pages for name in re.findall(r'^::: (\S+)$', page, re.MULTILINE)}
 
 
 def _room(match):

@@ -11,11 +11,11 @@ model predicts; Adam's moments and the warm-up begin anew. In the first half of 
 the texts are cut into segments in random order, so that the network learns to write the beginning
 of a part whose left context is not there yet. In the rest every text is written in S streams at
 once, S drawn for each. A step whose gradient is ten times the usual is left out. Stopped and
-started again, the command goes on. With `:run=DIR,scratch` the same network learns the same from
+started again, the command resumes. With `:run=DIR,scratch` the same network learns the same from
 nothing, which shows what the open model is worth; this page has the curves of both, left-to-right
 and at 2, 4 and 16 tokens a step:
 
-  armd report --workdir=work/adapted --workdir=work/scratch --out=work/both.html
+  armd report --workdir=work/adapted --workdir=work/scratch --out=work/gain.html
 
 --config.optimizer.lora_rank=16 trains adapters of low rank beside the open model's matrices, and
 --config.optimizer.trained=NAMES a part of the network.

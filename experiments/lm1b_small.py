@@ -7,12 +7,12 @@ Twins and variants as in owt_small.py: lm1b_small.py:family=mdlm, lm1b_small.py:
 lm1b_small.py:family=bd3lm,block=4, lm1b_small.py:family=setdlm,block=4, lm1b_small.py:runlocal.
 
 Hardware and time: python -m armd_jax.aot --config=experiments/lm1b_small.py --topology=v5p:8x8x16,
-or --target=h100, says whether it fits and the least time a step takes; nothing of it was run.
+or --target=h100, prints whether it fits and the least time a step takes; nothing of it was run.
 Published perplexity: 23.64 after 300K steps, 22.36 after 1M; D3PM 82.34, SEDD 32.68,
 MDLM 31.78, Transformer 22.83. BD3-LM, after 850K steps of MDLM and 150K of its own: 28.23 with
 blocks of 4 tokens, 30.60 with blocks of 16.
 Eso-LM (lm1b_small.py:family=esolm; alpha_0 of 0, 0.0625, 0.125,
-0.25, 0.5 or 1, the published 1M steps): a bound of 24.53, in an index of results that does not say
+0.25, 0.5 or 1, the published 1M steps): a bound of 24.53, in an index of results that does not name
 of which alpha_0.
 """
 

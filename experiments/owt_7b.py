@@ -3,7 +3,7 @@
   python -m armd_jax.train --config=experiments/owt_7b.py --workdir=work/owt_7b
 
 Not a published run: the recipe is GPT-2 medium's. Hardware and time: a pod, such as 1024 v5p chips;
-python -m armd_jax.aot --config=experiments/owt_7b.py --topology=v5p:8x8x16 says memory and time.
+python -m armd_jax.aot --config=experiments/owt_7b.py --topology=v5p:8x8x16 prints memory and time.
 """
 
 import ml_collections

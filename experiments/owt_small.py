@@ -14,7 +14,7 @@ owt_small.py:strided_steps=50000 fine-tunes work/owt_small for strided generatio
 
 Hardware and time: on 1024 v5p chips (fsdp 256 x tensor 4) the roofline of docs/scaling.md gives 4.4
 to 8.1 ms per step at least, half an hour to an hour in all; nothing of it was run. For others,
-python -m armd_jax.aot --config=experiments/owt_small.py --target=h100 says memory and least time.
+python -m armd_jax.aot --config=experiments/owt_small.py --target=h100 prints memory and least time.
 Published zero-shot perplexity after 400K steps: LAMBADA 45.35, WikiText2 35.64, PTB 123.43,
 WikiText103 35.15, 1BW 52.94; after 180K: 44.66, 36.25, 130.31, 35.66, 53.18. GPT-2: 45.04, 42.43,
 138.43, 41.60, 75.20; D3PM: 93.47, 77.28, 200.82, 75.16, 138.92; SEDD: 50.92, 41.84, 114.24, 40.62,
@@ -24,7 +24,7 @@ WikiText103 35.15, 1BW 52.94; after 180K: 44.66, 36.25, 130.31, 35.66, 53.18. GP
 
 Eso-LM's own recipe has 250K steps and alpha_0 (model.diffusion.esolm_diffused) of 0, 0.125, 0.25,
 0.5 or 1, which with 1 is trained with esolm_loss='low_variance'. Published perplexity on
-OpenWebText, a bound, in an index of results that does not say of which alpha_0: 21.92.
+OpenWebText, a bound, in an index of results that does not name its alpha_0: 21.92.
 """
 
 import ml_collections

@@ -8,7 +8,7 @@
 Twins and variants as in owt_small.py: text8.py:family=mdlm, text8.py:strided_steps=50000,
 text8.py:runlocal. A character is a byte, and nats per byte over ln 2 its bits.
 
-Hardware and time: python -m armd_jax.aot --config=experiments/text8.py --target=h100 says whether
+Hardware and time: python -m armd_jax.aot --config=experiments/text8.py --target=h100 prints whether
 it fits and the least time a step takes; nothing of it was run. ARMD has no published number here
 (the order schedule is LM1B's). Published bits per character (table 1 of SEDD, arXiv 2310.16834):
 auto-regressive 1.23, D3PM-absorb at most 1.45, SEDD-absorb at most 1.39.

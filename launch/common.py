@@ -2,7 +2,7 @@
 
 A process of the job runs the user's command with flags of `armd_jax.parallel.distributed` added.
 How it ended is its exit code: 0, done; 1, an error that starting again would not mend; 75 (or 143
-before there is anything to save), told to stop by SIGTERM; 130, stopped by Ctrl-C; anything else, a
+before there is anything to save), stopped by SIGTERM; 130, stopped by Ctrl-C; anything else, a
 crash. Launchers start a job again after 75, 143 and a crash.
 """
 
@@ -32,7 +32,7 @@ class Job:
   """What to run, however it is launched.
 
   Attributes:
-    command: of every process, without the flags that tell it which one it is.
+    command: of every process, without the flags with its number.
     name: of the job; lower case letters, digits and dashes.
     processes: how many.
     devices_per_process: devices that each of them has, checked at start.
@@ -145,12 +145,12 @@ def environment(job: Job) -> dict[str, str]:
 
 
 def on_cluster(job: Job, cluster: str) -> list[str]:
-  """The command of every process where the cluster itself says which one it is."""
+  """The command of every process where the cluster itself numbers them."""
   return [*job.command, f'--cluster={cluster}', *expected(job)]
 
 
 def explicit(job: Job, coordinator: str, process: int | str) -> list[str]:
-  """The command of one process, told where process 0 listens and which one it is."""
+  """The command of one process, with the address of process 0 and its own number."""
   where = [f'--coordinator={coordinator}', f'--process_id={process}']
   return [*job.command, *where, *expected(job)]
 

@@ -28,7 +28,7 @@ import common
 
 # Kills the process groups whose numbers it has read, once nobody can write to it any more.
 _GUARD = 'while read -r group; do all="$all -$group"; done; kill -9 $all'
-# Once a process has crashed the others cannot save; they get this long to say what they saw.
+# Once a process has crashed the others cannot save; they get this long to print what they saw.
 _SECONDS_AFTER_A_CRASH = 5
 
 

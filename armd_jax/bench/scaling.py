@@ -57,7 +57,7 @@ NO_READERS = (
 MODELS = {'small': 'owt_small', 'medium': 'owt_medium', '7b': 'owt_7b'}
 EFFORT = -1.0
 LADDER_SEQUENCES = 4  # per chip
-# Chips, slice shape, and how many of the chips lie along fsdp, the others along data.
+# Chips, slice shape, and over how many of the chips fsdp extends; data extends over the others.
 LADDER = (
   (1, '2x2x1', 1), (4, '2x2x1', 4), (16, '2x2x4', 16), (64, '4x4x4', 64), (256, '4x8x8', 256),
   (1024, '8x8x16', 256),

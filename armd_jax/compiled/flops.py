@@ -1,6 +1,6 @@
 """FLOPs of the matrix products of any function, counted from its jaxpr.
 
-`cost_analysis` of a compiled program counts the body of a loop once; a jaxpr says how long its
+`cost_analysis` of a compiled program counts the body of a loop once; a jaxpr has the length of its
 loops are. Two counts come out:
 
   dense     what the code multiplies, hidden keys included
@@ -80,9 +80,10 @@ def count(function: Callable[..., Any], *args: Any) -> MatmulFlops:
     ValueError: the lengths of an attention call cannot be known, a loop with matrix products runs
       an unknown number of times, a kernel has no cost estimate, or a primitive is not understood.
 
-  >>> matrix = jax.ShapeDtypeStruct((8, 8), 'float32')
-  >>> count(lambda x: jax.lax.fori_loop(0, 10, lambda i, y: x @ y, x), matrix)
-  MatmulFlops(dense=10240, visible=10240)
+  Examples:
+    >>> matrix = jax.ShapeDtypeStruct((8, 8), 'float32')
+    >>> count(lambda x: jax.lax.fori_loop(0, 10, lambda i, y: x @ y, x), matrix)
+    MatmulFlops(dense=10240, visible=10240)
   """
   closed = jax.make_jaxpr(function)(*args)
   values = []

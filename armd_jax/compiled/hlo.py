@@ -168,12 +168,13 @@ def _closing(text: str, start: int) -> int:
 def groups_of(attributes: str, num_devices: int) -> list[list[int]]:
   """The groups of devices of a collective, or its (source, target) pairs.
 
-  >>> groups_of(', replica_groups={{0,1},{2,3}}', 4)
-  [[0, 1], [2, 3]]
-  >>> groups_of(', replica_groups=[2,2]<=[2,2]T(1,0)', 4)
-  [[0, 2], [1, 3]]
-  >>> groups_of(", replica_groups=mesh['a'=2,'b'=2] {'a'}", 4)
-  [[0, 2], [1, 3]]
+  Examples:
+    >>> groups_of(', replica_groups={{0,1},{2,3}}', 4)
+    [[0, 1], [2, 3]]
+    >>> groups_of(', replica_groups=[2,2]<=[2,2]T(1,0)', 4)
+    [[0, 2], [1, 3]]
+    >>> groups_of(", replica_groups=mesh['a'=2,'b'=2] {'a'}", 4)
+    [[0, 2], [1, 3]]
 
   Raises:
     ValueError: they are written in a way that is not known here.
@@ -214,8 +215,9 @@ def axes_of(groups: Sequence[Sequence[int]], mesh_shape: dict[str, int]) -> str:
     groups: positions in the flattened mesh.
     mesh_shape: size of each axis, outermost first.
 
-  >>> axes_of([[0, 1], [2, 3]], {'fsdp': 2, 'tensor': 2})
-  'tensor'
+  Examples:
+    >>> axes_of([[0, 1], [2, 3]], {'fsdp': 2, 'tensor': 2})
+    'tensor'
   """
   strides, stride = {}, 1
   for name, size in reversed(mesh_shape.items()):

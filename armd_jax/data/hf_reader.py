@@ -64,9 +64,7 @@ def _table(name: str, split_name: str) -> Any:
   try:
     import datasets
   except ImportError as error:
-    raise UserError(
-      f"hf:{name} is read by the package datasets; pip install 'armd_jax[hf]'"
-    ) from error
+    raise UserError(f'hf:{name} is read by the package datasets; pip install datasets') from error
   # Its progress bars would disturb ours, in every worker.
   datasets.disable_progress_bars()
   folder, rest = _folder(name)

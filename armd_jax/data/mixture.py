@@ -101,8 +101,9 @@ def mean(windows_WxN: Any, values: Mapping[str, float]) -> float:
 def names(sources: Sequence[str]) -> Iterator[str]:
   """Short and different names of corpora: the ends of their paths, numbered where they are equal.
 
-  >>> list(names(['work/web', 'other/web', 'books/*.txt', 'tfds:lm1b']))
-  ['web_1', 'web_2', 'txt', 'tfds_lm1b']
+  Examples:
+    >>> list(names(['work/web', 'other/web', 'books/*.txt', 'tfds:lm1b']))
+    ['web_1', 'web_2', 'txt', 'tfds_lm1b']
   """
   plain = (re.sub(r'[^\w-]+', '_', pathlib.PurePath(source).name) for source in sources)
   ends = [name.strip('_') or 'corpus' for name in plain]

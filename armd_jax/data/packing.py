@@ -88,9 +88,10 @@ def pack(
   Raises:
     UserError: the text is shorter than one window.
 
-  >>> from armd_jax.data.tokenizers import ByteTokenizer
-  >>> pack(['ab', 'c', 'de'], ByteTokenizer(), Packing(4)).tolist()
-  [[97, 98, 256, 99], [256, 100, 101, 256]]
+  Examples:
+    >>> from armd_jax.data.tokenizers import ByteTokenizer
+    >>> pack(['ab', 'c', 'de'], ByteTokenizer(), Packing(4)).tolist()
+    [[97, 98, 256, 99], [256, 100, 101, 256]]
   """
   dtype = token_dtype(tokenizer)
   eos_1 = np.array([tokenizer.eos_id], dtype)

@@ -463,7 +463,7 @@ def _report(manifest: dict[str, Any], out: str) -> None:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
   source: str = flag('The corpus: stdlib, tfds:NAME, hf:NAME/CONFIG#SPLIT or a path or glob.')
-  tokenizer: str = flag('bytes, gpt2 or bert-base-uncased.')
+  tokenizer: str = flag('bytes, gpt2, bert-base-uncased, or the path of a tokenizer.json.')
   out: str = flag('Folder of the prepared corpus.')
   column: str = flag('Where tables and tfds hold the document.', '')
   held_out: float = flag('Share of the documents held out.', 0.01)

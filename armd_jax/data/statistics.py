@@ -83,8 +83,9 @@ class Counted:
 def rounded(length: int) -> int:
   """The length, with the bits behind its first ones all 1.
 
-  >>> [rounded(length) for length in (1, 63, 64, 65, 1000)]
-  [1, 63, 65, 65, 1007]
+  Examples:
+    >>> [rounded(length) for length in (1, 63, 64, 65, 1000)]
+    [1, 63, 65, 65, 1007]
   """
   rest = max(0, length.bit_length() - _EXACT_BITS)
   return length | ((1 << rest) - 1)

@@ -62,11 +62,12 @@ class Tokenizer(Protocol):
 class ByteTokenizer:
   """UTF-8 bytes as ids 0..255, and EOS as 256.
 
-  >>> tokenizer = ByteTokenizer()
-  >>> tokenizer.encode('né').tolist()
-  [110, 195, 169]
-  >>> tokenizer.decode([110, 195, 169, 256, 195])
-  'né\ufffd'
+  Examples:
+    >>> tokenizer = ByteTokenizer()
+    >>> tokenizer.encode('né').tolist()
+    [110, 195, 169]
+    >>> tokenizer.decode([110, 195, 169, 256, 195])
+    'né\ufffd'
   """
 
   name = 'bytes'

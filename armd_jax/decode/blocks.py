@@ -1,6 +1,6 @@
 """Samplers of BD3-LM: block after block, from left to right, in one compiled loop.
 
-At every step of a block some of its masked tokens are revealed, as what the network says:
+At every step of a block some of its masked tokens are revealed, as tokens that the network draws:
 
   first_hitting   ceil(L' / K) of them, chosen evenly; one at a time, for K = L', it is the exact
                   sampler of the process, without its steps that change nothing (section 6.2, after

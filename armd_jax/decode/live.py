@@ -23,10 +23,11 @@ def pieces(
     known_N: bool, which are there.
     width: characters of a line.
 
-  >>> from armd_jax.data.tokenizers import ByteTokenizer
-  >>> text, known = np.frombuffer(b'Once upon a time', np.uint8), np.arange(16) % 8 < 5
-  >>> pieces(ByteTokenizer(), text, known, 12)
-  ['    1| Once ', '    9| n a t']
+  Examples:
+    >>> from armd_jax.data.tokenizers import ByteTokenizer
+    >>> text, known = np.frombuffer(b'Once upon a time', np.uint8), np.arange(16) % 8 < 5
+    >>> pieces(ByteTokenizer(), text, known, 12)
+    ['    1| Once ', '    9| n a t']
   """
   edges = np.flatnonzero(np.diff(known_N, prepend=False, append=False))
   lines = []

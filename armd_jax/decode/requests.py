@@ -105,8 +105,9 @@ def heads_of(given_N: np.ndarray | jax.Array, streams: int) -> list[int]:
     given_N: bool, the tokens of the text that are not generated.
     streams: S.
 
-  >>> heads_of(np.arange(8) < 2, 3)
-  [4, 6]
+  Examples:
+    >>> heads_of(np.arange(8) < 2, 3)
+    [4, 6]
   """
   free = np.flatnonzero(~np.asarray(given_N))
   return [int(run[0]) for run in np.array_split(free, streams)[1:] if len(run)]

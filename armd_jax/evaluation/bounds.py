@@ -43,8 +43,9 @@ def over_orders(nats_KxW: np.ndarray) -> list[OrdersBound]:
   Raises:
     ValueError: fewer than two texts, for which there is no standard error.
 
-  >>> [round(b.nats, 3) for b in over_orders(np.array([[1.0, 1.0], [3.0, 3.0]]))]
-  [2.0, 1.566]
+  Examples:
+    >>> [round(b.nats, 3) for b in over_orders(np.array([[1.0, 1.0], [3.0, 3.0]]))]
+    [2.0, 1.566]
   """
   total, texts = nats_KxW.shape
   if texts < 2:

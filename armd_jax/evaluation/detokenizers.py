@@ -76,8 +76,9 @@ def detokenize(name: str, row: str) -> str:
     name: one of `NAMES`; 'none' leaves the row as it is.
     row: a row as its data set has it, with a newline at its end where the data set keeps it.
 
-  >>> detokenize('lm1b', "But now , it 's looking ( again ) like $ 5 .")
-  "But now, it's looking (again) like $5."
+  Examples:
+    >>> detokenize('lm1b', "But now , it 's looking ( again ) like $ 5 .")
+    "But now, it's looking (again) like $5."
   """
   for pattern, new in _compiled(name):
     row = pattern.sub(new, row)

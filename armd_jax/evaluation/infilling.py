@@ -161,7 +161,7 @@ def check_rouge() -> None:
     import rouge_score  # noqa: F401
   except ImportError:
     raise UserError(
-      "the infilling suite measures ROUGE by rouge-score; pip install 'armd_jax[eval]'"
+      'the infilling suite measures ROUGE by rouge-score; pip install rouge-score'
     ) from None
 
 

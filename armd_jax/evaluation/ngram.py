@@ -34,9 +34,10 @@ def witten_bell_nats(
   Raises:
     ValueError: the order is negative, or an id is outside the vocabulary.
 
-  >>> nats = witten_bell_nats(np.array([[0, 1, 0, 1, 0]]), np.array([[1, 0], [0, 0]]), 1, 2)
-  >>> np.exp(-nats).round(4).tolist()  # P_0(1) = (2 + 2/2) / (5 + 2); P_1(0|1) = (2 + 4/7) / 3
-  [[0.4286, 0.8571], [0.5714, 0.1905]]
+  Examples:
+    >>> nats = witten_bell_nats(np.array([[0, 1, 0, 1, 0]]), np.array([[1, 0], [0, 0]]), 1, 2)
+    >>> np.exp(-nats).round(4).tolist()  # P_0(1) = (2 + 2/2) / (5 + 2); P_1(0|1) = (2 + 4/7) / 3
+    [[0.4286, 0.8571], [0.5714, 0.1905]]
   """
   if order < 0:
     raise ValueError(f'order is {order}; write 0 or more')

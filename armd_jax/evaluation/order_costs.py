@@ -125,7 +125,7 @@ def _heads(texts_WxN: np.ndarray, streams: int, before: int | None) -> np.ndarra
 
 def interleaved(heads_WxS: np.ndarray, num_slots: int) -> GenerationOrder:
   """S streams of any lengths side by side: heads one by one, then the next token of each stream
-  that goes on, together. Equal to `order.strided` where lengths are equal.
+  that has not ended, together. Equal to `order.strided` where lengths are equal.
 
   Args:
     heads_WxS: int, where each stream begins, from 0, which is the first one's.

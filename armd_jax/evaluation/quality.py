@@ -196,9 +196,10 @@ def statistics(texts_ids: Sequence[np.ndarray]) -> Statistics:
   Raises:
     ValueError: there is no token.
 
-  >>> two = statistics([np.array([1, 2, 1, 2])])
-  >>> round(two.entropy_bits, 6), two.distinct_1, round(two.distinct_2, 4)
-  (1.0, 0.5, 0.6667)
+  Examples:
+    >>> two = statistics([np.array([1, 2, 1, 2])])
+    >>> round(two.entropy_bits, 6), two.distinct_1, round(two.distinct_2, 4)
+    (1.0, 0.5, 0.6667)
   """
   texts_ids = [np.asarray(ids_T) for ids_T in texts_ids if len(ids_T)]
   if not texts_ids:

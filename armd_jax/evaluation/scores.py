@@ -38,8 +38,9 @@ SCORE = {
 def perplexity(nats: float) -> float:
   """e to nats per token or word; infinite where float64 has no such number.
 
-  >>> perplexity(0.0), perplexity(1e3)
-  (1.0, inf)
+  Examples:
+    >>> perplexity(0.0), perplexity(1e3)
+    (1.0, inf)
   """
   try:
     return math.exp(nats)

@@ -1,7 +1,7 @@
 """Folders of runs in buckets: gs://, through etils.epath and gcsfs.
 
-An object is there as a whole or not at all, and nothing can be renamed or added to. What lies here
-is found again by its last object, and what grows is written in parts.
+An object is there as a whole or not at all, and nothing can be renamed or added to. What is kept
+here is found again by its last object, and what grows is written in parts.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ def open_path(path: str, what: str) -> Any:
     fsspec.get_filesystem_class('gcs')
   except ImportError as error:
     raise UserError(
-      f"{what} is {path!r}, and {BUCKET} is read by gcsfs; pip install 'armd_jax[gcs]', or copy it "
-      'to a disk'
+      f'{what} is {path!r}, and {BUCKET} is read by gcsfs; pip install gcsfs, or copy it to a disk'
     ) from error
   import aiohttp
 

@@ -12,7 +12,7 @@ _TABLE = pathlib.Path('/proc/self/mountinfo')
 
 def bucket(folder: pathlib.Path) -> str:
   """The program that mounts a bucket where a folder is, such as 'gcsfuse'; '' of anything else, and
-  where the system does not say.
+  where the system does not know.
 
   Args:
     folder: absolute; it need not be there yet.

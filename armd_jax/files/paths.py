@@ -39,8 +39,9 @@ def given(path: str | os.PathLike[str], what: str) -> pathlib.Path:
   Raises:
     UserError: it names nothing on a disk.
 
-  >>> given('work/mine/', '--workdir')
-  PosixPath('work/mine')
+  Examples:
+    >>> given('work/mine/', '--workdir')
+    PosixPath('work/mine')
   """
   if not isinstance(path, str | os.PathLike):
     raise UserError(f'{what} is {path!r}; write a text or a pathlib.Path')

@@ -61,7 +61,7 @@ def _umask() -> int:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-  """Writes UTF-8. A lone surrogate, which UTF-8 cannot say, becomes its escape.
+  """Writes UTF-8. A lone surrogate, which UTF-8 cannot encode, becomes its escape.
 
   Raises:
     OSError: it cannot be written; what was there before is there still.
@@ -96,7 +96,7 @@ def parse_json(data: str | bytes, like: Any) -> Any:
     data: the text.
     like: its form, see `check_form`.
   Raises:
-    ValueError: it is no JSON, or has another form; the text says what is wrong.
+    ValueError: it is no JSON, or has another form; the text describes what is wrong.
   """
   try:
     value = json.loads(data, parse_int=_int, parse_float=_float)

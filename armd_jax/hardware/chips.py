@@ -37,7 +37,7 @@ class Chip:
 # https://docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e, /tpu7x (specifications, slice shapes
 # with wrap-around links), https://www.nvidia.com/en-us/data-center/h100 (SXM). Reserved: the TPU
 # compiler grants 15.75 of v5e's 16 GiB; on a GPU a CUDA context, libraries and NCCL take their
-# part, and jax gets a share of the rest (XLA_PYTHON_CLIENT_MEM_FRACTION, .75 unless told
+# part, and jax gets a share of the rest (XLA_PYTHON_CLIENT_MEM_FRACTION, .75 unless set
 # otherwise; .92 is meant here).
 CHIPS = {
   'v4': Chip(275e12, 32 * GIB, GIB / 4, 1228e9, 300e9, 4),

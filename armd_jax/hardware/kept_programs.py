@@ -51,7 +51,7 @@ def keep(folder: str) -> None:
 
 
 def _is_writable(path: pathlib.Path) -> bool:
-  """Whether a folder takes files, which is made and has room for them; told where it does not."""
+  """Whether a folder, which is made, takes files and has room; prints a line where it does not."""
   try:
     path.mkdir(parents=True, exist_ok=True)
     _remove_old(path, _MOST_BYTES)

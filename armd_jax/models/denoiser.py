@@ -25,7 +25,7 @@ from armd_jax.models.vocabulary import SPECIAL, Vocabulary
 
 Array = jax.Array
 
-MASK = SPECIAL  # stands for a masked token among ids; it is a learned vector and never predicted
+MASK = SPECIAL  # is a masked token among ids; it is a learned vector and never predicted
 
 # Where a method gives no noise level the network reads noise 0, as in MDLM's released code: what
 # shifts, scales and gates its branches is then learned constants, the only biases there are.
@@ -83,7 +83,7 @@ class Denoiser(nn.Module):
     Args:
       tokens_BxN: int32 ids in text order, `MASK` where masked.
       noise_B: float32 noise level, of a method whose network reads it; None: 0.
-      first_B: int32, token given at position 0 (`first_token='given'`), or None. BOS would tell
+      first_B: int32, token given at position 0 (`first_token='given'`), or None. BOS would give
         a bidirectional network nothing, so there is no row for it.
       length_B: int32, tokens of each text, later rows are never seen; None: all.
       index_B: int32, index of each sequence in the whole batch, which its dropout depends on.

@@ -83,7 +83,7 @@ class SetDenoiser(Denoiser):
     return hidden_BxKxE[:, given:]
 
   def _whole(self, x_BxN: Array, first_B: Array | None) -> Array:
-    """With the given first token, if there is one, in front; it is masked, if nobody says."""
+    """With the given first token, if there is one, in front; it is masked, if none is given."""
     given = self.config.length - self.config.num_slots
     first = MASK if first_B is None else first_B[:, None]
     return jnp.append(jnp.broadcast_to(first, (len(x_BxN), given)), x_BxN, axis=1)

@@ -32,7 +32,7 @@ from armd_jax.order import (
 Array = jax.Array
 Document = tuple[Array, Array]  # given_BxN and length_B of `order.with_given`
 
-# What a sequence's order may be in training; their losses are told apart.
+# What a sequence's order may be in training; their losses are logged separately.
 ORDER_KINDS = ('left_to_right', 'shuffled', 'uniform', 'segments', 'strided')
 _LEFT_TO_RIGHT, _SHUFFLED, _UNIFORM, _SEGMENTS, _STRIDED = range(len(ORDER_KINDS))
 

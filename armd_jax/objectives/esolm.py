@@ -53,10 +53,11 @@ def order_of(v_BxN: Array, shown_B: Array, together_B: Array) -> GenerationOrder
     shown_B: float32, share of the tokens that come first: those whose `v` is less.
     together_B: bool, whether the others are one block; else they are left to right, one by one.
 
-  >>> v = jnp.array([[0.9, 0.3, 0.1, 0.5]])
-  >>> order = order_of(v, jnp.array([0.4]), jnp.array([True]))
-  >>> order.position_BxN.tolist(), order.block_BxN.tolist()
-  ([[3, 2, 1, 4]], [[1, 2, 3, 3]])
+  Examples:
+    >>> v = jnp.array([[0.9, 0.3, 0.1, 0.5]])
+    >>> order = order_of(v, jnp.array([0.4]), jnp.array([True]))
+    >>> order.position_BxN.tolist(), order.block_BxN.tolist()
+    ([[3, 2, 1, 4]], [[1, 2, 3, 3]])
   """
   is_shown_BxN = v_BxN < shown_B[:, None]
   slot_BxN = jnp.argsort(jnp.where(is_shown_BxN, v_BxN, 1.0), axis=1, stable=True)
@@ -77,7 +78,7 @@ def draw(
       low_variance  the same, masks of the diffusion phase with weight 1, as the paper trains
                     alpha_0 = 1: no bound any more
       orders        each sequence trains both phases along an order of `any_order` (our choice)
-    u_B: float32 in (0, 1], uniform; the least ones train diffusion, at times that they say.
+    u_B: float32 in (0, 1], uniform; the least ones train diffusion, at times that they give.
     v_BxN: float32 in [0, 1), uniform, by text position.
   Returns:
     The order, weights_BxN by text position, and whether each sequence trains diffusion, bool [B].

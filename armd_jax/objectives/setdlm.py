@@ -108,7 +108,7 @@ class SetDLM(MaskedDiffusion):
   ) -> tuple[Array, Array]:
     """The bound along one order per sequence; see `MaskedDiffusion.objective`.
 
-    There is no time: one order stands for all of them. What is given comes first, in text order.
+    There is no time: one order represents all of them. What is given comes first, in text order.
     """
     del u_B
     first_B = None

@@ -1,9 +1,9 @@
 """Settings of jax that this package does not leave to the process it runs in.
 
 jax reads them from the environment, and any library may change them. Some decide what is drawn, so
-that a run would go on as another one; others forbid what this code does, such as products of masks
-and floats. What is not listed keeps the value it is given: the precision of products, the search
-for NaNs, running without compilation, where compiled programs are kept.
+that a run would continue as another one; others forbid what this code does, such as products of
+masks and floats. What is not listed keeps the value it is given: the precision of products, the
+search for NaNs, running without compilation, where compiled programs are kept.
 """
 
 from __future__ import annotations

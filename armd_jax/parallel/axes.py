@@ -1,7 +1,7 @@
-"""Logical axes: what the axes of arrays are called, and where each of them lies on the mesh.
+"""Logical axes: what the axes of arrays are called, and which axis of the mesh cuts each.
 
-Code names the axes of its arrays and never a mesh axis. Inside `on(mesh)` the names tell jax how
-arrays are cut; without a mesh, or on one device, the same code runs as it stands.
+Code names the axes of its arrays and never a mesh axis. Inside `on(mesh)` the names show jax how
+arrays are cut; without a mesh, or on one device, the same code runs unchanged.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def of_parameter(path: Any, x: Any) -> Axes:
   """Names of the axes of a parameter, or of something shaped like one; scalars have none.
 
   Args:
-    path: where it stands in its tree, as jax gives it.
+    path: its place in its tree, as jax gives it.
     x: anything with a shape.
   Raises:
     ValueError: no row of PARAMETER_AXES matches.
@@ -94,7 +94,7 @@ def of_parameter(path: Any, x: Any) -> Axes:
   if not x.shape:
     return ()
   name = path_name(path)
-  # Adafactor's means over an axis, and what stands for a mean that it does not keep.
+  # Adafactor's means over an axis, and the placeholder of a mean that it does not keep.
   parts = set(name.split('/'))
   if parts & {'v_row', 'v_col'} or ('v' in parts and x.shape == (1,)):
     return (None,) * len(x.shape)
@@ -158,7 +158,7 @@ def batch(x: Array) -> str | None:
 
 
 def constrain(x: Array, *names: str | None) -> Array:
-  """`x`, laid out as the names of its axes say."""
+  """`x`, laid out by the names of its axes."""
   partition = spec(*names)
   if len(names) != x.ndim:
     raise ValueError(f'{len(names)} names {names} for an array of shape {x.shape}')
@@ -232,7 +232,7 @@ def exchange(x: Array, name: str, give: int, take: int) -> Array:
 
 def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
   """Zeros marked as differing between devices, so that a loop inside `split` can add to them what
-  does differ: jax wants a loop's carry to begin as it goes on."""
+  does differ: in jax the carry of a loop must begin with the type that it has later."""
   x = jnp.zeros(shape, dtype)
   mesh = jax.sharding.get_abstract_mesh()
   cut = tuple(a for a in mesh.manual_axes if mesh.shape[a] > 1)

@@ -37,8 +37,8 @@ CLUSTERS = ('auto', 'none', *_JAX_NAMES)  # that --cluster names
 _SLURM_VARIABLES = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_LOCALID')
 _SHUTDOWN_SECONDS = 60
 _SECONDS_TO_TELL = 10
-# Flags that tell processes apart, or that the first one alone reads; --config is compared by what
-# it holds, where it is used.
+# Flags that differ between processes, or that the first one alone reads; --config is compared by
+# what it holds, where it is used.
 _OWN_FLAGS = ('cluster', 'coordinator', 'process_id', 'json')
 _PACKAGE = pathlib.Path(__file__).parents[1]
 
@@ -52,7 +52,7 @@ class Cluster:
   Attributes:
     kind: 'none', 'explicit', 'slurm', 'tpu' (Cloud TPU VMs) or 'gke' (TPU slices on GKE).
     coordinator: HOST:PORT of process 0, if explicit.
-    num_processes: processes of the job; 0: as many as the cluster says.
+    num_processes: processes of the job; 0: as many as the cluster has.
     process_id: this one, if explicit.
     devices_per_process: devices that every process must see; 0: any number.
     flags: names and values of the program's flags, which all processes must share.
@@ -76,7 +76,7 @@ def resolve(given: Cluster, environment: Mapping[str, str]) -> Cluster:
   """Settles the kind of cluster.
 
   Args:
-    given: what the flags say; kind may be 'auto'.
+    given: what the flags hold; kind may be 'auto'.
     environment: the process's variables.
   Raises:
     UserError: the flags contradict each other or the environment.
@@ -205,7 +205,7 @@ def why_no_devices() -> str | None:
   try:
     jax.devices()
   except (AssertionError, RuntimeError) as error:
-    # What an assertion means, jax does not tell: a plugin that found no device.
+    # An assertion without a text of jax means a plugin that found no device.
     reason = sentence(error) if str(error) else 'none was found'
     platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
     wanted = f'the devices of JAX_PLATFORMS={platforms}' if platforms else 'its devices'
@@ -266,7 +266,7 @@ def _host() -> str:
 
 
 def _refuse(process: int, reason: str) -> None:
-  """Ends all processes, each of which knows the reason; the one at fault tells it."""
+  """Ends all processes, each of which knows the reason; the one at fault prints it."""
   if jax.process_index() == process:
     raise UserError(reason)
   leave_after_another()
@@ -360,8 +360,8 @@ def together(work: Callable[[], T]) -> T:
   """Runs `work` on every process; where it fails on one, all end, and none waits for ever.
 
   Raises:
-    UserError: `work` did, on this process; only the first such process tells, the others exit
-      with code 1.
+    UserError: `work` did, on this process; only the first such process prints it, the others
+      exit with code 1.
   """
   result = error = None
   try:
@@ -380,7 +380,7 @@ def together(work: Callable[[], T]) -> T:
 
 
 def leave_after_another() -> NoReturn:
-  """Ends a process that has nothing to tell, as soon as the one at fault has told it."""
+  """Ends a process that has nothing to print, as soon as the one at fault has printed it."""
   ends.expect(USER_ERROR)
   time.sleep(_SECONDS_TO_TELL)  # before which `others.Touch` ends it
   ends.leave(USER_ERROR)
@@ -402,7 +402,7 @@ class StopNotice:
     self._noticed: dict[int, float] = {}  # when they came, on the monotonic clock
     self._previous: dict[int, Any] = {}
     # Not jax's own preemption service: it counts steps, and while orbax finishes a save in the
-    # background it tells the service of an older one, after which a notice can be missed.
+    # background it gives the service an older one, after which a notice can be missed.
     self._devices = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
     self._asked = np.False_
@@ -412,7 +412,7 @@ class StopNotice:
       self._previous = {
         number: signal.signal(number, self._notice)
         for number in (signal.SIGTERM, signal.SIGINT)
-        # A command in the background does not hear of the terminal's Ctrl-C.
+        # A command in the background does not get the terminal's Ctrl-C.
         if signal.getsignal(number) is not signal.SIG_IGN
       }
 

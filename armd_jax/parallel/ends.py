@@ -65,7 +65,7 @@ def leave_if_aborted(tell: Callable[[], str]) -> None:
   """From now on an abort by a library, which would be a signal and a dump, is an end of ours.
 
   jax's coordination client aborts the process, from a thread of its own, as soon as it learns that
-  another process is lost, and offers Python no other way to hear of it.
+  another process is lost, and offers Python no other way to notice it.
 
   Args:
     tell: gives a sentence, which is printed to stderr unless the process is being ended already, or
@@ -87,7 +87,7 @@ def leave_if_aborted(tell: Callable[[], str]) -> None:
 
 def expect(code: int) -> None:
   """From now on the end of another process is the end of this one, with this code and no sentence:
-  that one has told, or will. It may be gone before this one has left by itself."""
+  that one has printed a sentence, or will. It may be gone before this one has left by itself."""
   global _code
   _code = code
 
@@ -115,7 +115,7 @@ def stopping_at_once(sentence: str) -> Iterator[None]:
   """While the block runs, SIGTERM ends the process with `STOPPED`, unless another handler is set.
 
   In a program that does not listen (see `limit_interrupts`) the signal is a SystemExit, as soon as
-  the main thread hears of it.
+  the main thread notices it.
 
   Args:
     sentence: printed to stderr.
@@ -144,7 +144,7 @@ def leave_on_interrupt() -> None:
 def limit_interrupts() -> None:
   """Ctrl-C is a KeyboardInterrupt again, which has seconds to unwind; a second one ends at once.
 
-  A main thread that computes or compiles hears of neither, nor of a SIGTERM that
+  A main thread that computes or compiles notices neither, nor a SIGTERM that
   stops it at once, so a thread of its own listens.
   """
   if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of a command in the background

@@ -1,5 +1,5 @@
-"""The other processes of a job: met before jax starts, told when this one fails, heard of when one
-of them does or falls silent.
+"""The other processes of a job: this one meets them before jax starts, informs them when it fails,
+and learns when one of them fails or no longer answers.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from armd_jax.errors import STOPPED, USER_ERROR, UserError
 from armd_jax.parallel import ends
 
 _SECONDS_TO_GREET = 2
-_SECONDS_FOR_LATE_ONES = 10  # to be told too that the job was refused
+_SECONDS_FOR_LATE_ONES = 10  # to learn, too, that the job was refused
 _SECONDS_TO_PART = 5
 _SECONDS_TO_EXIT = 0.2  # from the last thing that a process does to its end
-_SECONDS_BETWEEN_LOOKS = 0.5  # at what others have told
+_SECONDS_BETWEEN_LOOKS = 0.5  # at what others have sent
 _SECONDS_TO_HEAR = 4 * _SECONDS_BETWEEN_LOOKS  # of the end of another one
 _SECONDS_BETWEEN_BEATS = 1.0
 _SECONDS_OF_SILENCE = 5.0  # after which a process does not answer
-# Keys of what is told to all, and of what process 0 alone reads.
+# Keys of what is sent to all, and of what process 0 alone reads.
 _TOLD, _BEATS = 'armd_jax/told', 'armd_jax/beats'
 _ENDED, _SILENT, _FIRST = f'{_TOLD}/ended', f'{_TOLD}/silent', f'{_TOLD}/host of process 0'
 _AGAIN = 'start all of them again to go on from the last checkpoint'
@@ -37,7 +37,7 @@ class Meeting:
 
   jax ends with a signal and a stack dump where its port is in use, and where a process comes twice
   or for a job of another size one of them aborts and the others wait for ever. So process 0 first
-  listens on that port itself, and the others tell it who they are.
+  listens on that port itself, and the others send it their numbers.
 
   Args:
     address: HOST:PORT of process 0.
@@ -111,7 +111,7 @@ class Meeting:
         f'two processes were started with --process_id={process}, on {earlier[1]} and on {host}; '
         'give each one of its own'
       )
-    # By the number of connections, so that a second one of a number is told of its refusal too.
+    # By the number of connections, so that a second one of a number learns of its refusal, too.
     self._met[len(self._met) + self._processes if reason else process] = connection, host
     return reason
 
@@ -185,7 +185,8 @@ class Touch:
   those that do not answer.
 
   To be made once jax has connected them. Every process beats, that is, counts under its own name in
-  jax's store of keys, which process 0 serves. Process 0 tells all others whose count stands still.
+  jax's store of keys, which process 0 serves. Process 0 informs all others whose count does not
+  change.
 
   Args:
     host: this process's, for people.
@@ -199,7 +200,7 @@ class Touch:
     now = time.monotonic()
     self._answered = now  # process 0, to this one
     self._first_host = ''
-    # What process 0 has heard of each, and since when; and of whom it has heard nothing for long.
+    # The latest count of each that process 0 has read, and since when; and who stopped counting.
     self._beats = {process: ('', now) for process in range(self._processes)}
     self._silent: set[int] = set()
     self._missing = ''
@@ -245,7 +246,7 @@ class Touch:
           ends.leave(int(code), self._ended(_named(process, host), int(code)))
 
   def _ended(self, who: str, code: int) -> str:
-    if code in (USER_ERROR, STOPPED):  # of which it has told
+    if code in (USER_ERROR, STOPPED):  # of which it has printed a sentence
       return ''
     if missing := self.missing():
       return f'error: {who} ended with exit code {code}, since {missing}; {_AGAIN}'
@@ -313,7 +314,7 @@ def hear() -> None:
   """Returns after a moment, in which the end of another process, if there was one, ends this one.
 
   To be called with an error in hand: that another one has ended, in whatever way, breaks what all
-  compute together at once, and is only then told.
+  compute together at once, and its sentence comes only then.
   """
   if _touch:
     time.sleep(_SECONDS_TO_HEAR)

@@ -1,4 +1,4 @@
-"""The device mesh, how parameters and batches lie on it, and what it cannot share."""
+"""The device mesh, how parameters and batches are spread over it, and what it cannot share."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def process_part(mesh: Mesh) -> tuple[int, int]:
       f'config.mesh.tensor is {tensor}, but a process has {local} devices; write a divisor or a '
       f'multiple of {local}'
     )
-  # `make_mesh` has put a process's devices side by side, so the first one's place tells which part
+  # `make_mesh` has put a process's devices side by side, so the first one's place shows which part
   # all of them hold.
   first = int(np.flatnonzero(np.ravel(mesh.devices) == mesh.local_devices[0])[0])
   return first // max(tensor, local), mesh.size // max(tensor, local)

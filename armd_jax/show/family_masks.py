@@ -26,7 +26,7 @@ class Mask:
   """A picture of one text.
 
   Attributes:
-    families: names that it stands for.
+    families: names of those that it shows.
     title: above it.
     position_N: of the rows, and of the keys, in their order.
     seen_NxN: of each row and key, 1: it sees the token; 2: a row that has none; 0: neither.

@@ -31,10 +31,11 @@ def pieces_of(
   Returns:
     (text, tokens, step) of each piece; a piece appears with the last of its tokens.
 
-  >>> from armd_jax.data.tokenizers import ByteTokenizer
-  >>> ids = ByteTokenizer().encode('né!')
-  >>> pieces_of(ByteTokenizer(), ids, np.array([1, 2, 3, 2]))
-  (('n', 1, 1), ('é', 2, 3), ('!', 1, 2))
+  Examples:
+    >>> from armd_jax.data.tokenizers import ByteTokenizer
+    >>> ids = ByteTokenizer().encode('né!')
+    >>> pieces_of(ByteTokenizer(), ids, np.array([1, 2, 3, 2]))
+    (('n', 1, 1), ('é', 2, 3), ('!', 1, 2))
   """
   whole = tokenizer.decode(ids_N)
   pieces, begin, shown = [], 0, ''
@@ -50,8 +51,9 @@ def pieces_of(
 def steps_of(given_N: np.ndarray | jax.Array, streams: int) -> np.ndarray:
   """The step at which each token of a text is generated, int [N]; 0 where it is given.
 
-  >>> steps_of(np.arange(8) < 2, 3).tolist()
-  [0, 0, 1, 4, 2, 4, 3, 4]
+  Examples:
+    >>> steps_of(np.arange(8) < 2, 3).tolist()
+    [0, 0, 1, 4, 2, 4, 3, 4]
   """
   order = task_of(given_N[None], np.array([len(given_N)]), streams).order
   # Every step generates a block; those that were given come first.

@@ -60,8 +60,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _text(value: Any) -> str:
   """A number for a reader: enough digits, and no more.
 
-  >>> [_text(x) for x in (1234.5, 12.3456, 0.05, 0.00042, 0.0, 1234, None)]
-  ['1,234', '12.346', '0.0500', '4.2e-04', '0', '1,234', '–']
+  Examples:
+    >>> [_text(x) for x in (1234.5, 12.3456, 0.05, 0.00042, 0.0, 1234, None)]
+    ['1,234', '12.346', '0.0500', '4.2e-04', '0', '1,234', '–']
   """
   if value is None:
     return '–'

@@ -17,7 +17,7 @@ from armd_jax.show.columns import num_parameters
 from armd_jax.show.replays import drawn_orders, replays
 from armd_jax.show.report_files import Measured
 
-_FLAGS = {'S': 'streams', 'K': 'steps'}  # of `sample`, by what texts are told apart by
+_FLAGS = {'S': 'streams', 'K': 'steps'}  # of `sample`, by what distinguishes its texts
 
 
 def page(
@@ -109,8 +109,9 @@ def _sample_command(workdir, prompt, sampling):
 
 def _short(count: int) -> str:
   """
-  >>> _short(2_430_000), _short(512)
-  ('2.4M', '512')
+  Examples:
+    >>> _short(2_430_000), _short(512)
+    ('2.4M', '512')
   """
   for unit, name in ((10**9, 'B'), (10**6, 'M'), (10**3, 'k')):
     if count >= unit:

@@ -89,8 +89,9 @@ class Console:
 def line(step: int, steps: int, record: Record) -> str:
   """A record for a reader: its main numbers in one line, and its texts below.
 
-  >>> line(5, 20, {'loss': 2.5, 'step_seconds': 0.25, 'tokens_per_second': 12345.6})
-  'step 5/20  loss 2.5000  12,346 tokens/s  step 250.0 ms  left 0:00:04'
+  Examples:
+    >>> line(5, 20, {'loss': 2.5, 'step_seconds': 0.25, 'tokens_per_second': 12345.6})
+    'step 5/20  loss 2.5000  12,346 tokens/s  step 250.0 ms  left 0:00:04'
   """
   parts = [f'step {step}/{steps}']
   if 'loss' in record:

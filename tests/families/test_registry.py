@@ -168,11 +168,19 @@ def named_families(tree):
           yield ast.unparse(node)
 
 
-def test_no_program_compares_with_the_name_of_a_family():
+# AR becomes ARMD, or a file of transformers; and what is measured of ARMD beside AR.
+OF_TWO_FAMILIES = {
+  'models/conversion.py', 'artifacts/plain_models.py', 'bench/decode.py', 'bench/launches.py',
+  'bench/device/cases.py', 'bench/device/train.py', 'bench/device/picture.py',
+}  # fmt: skip
+
+
+def test_nothing_but_families_compares_with_the_name_of_one():
   found = {
-    path.name: names
-    for path in PACKAGE.glob('*.py')
-    if (names := [*named_families(ast.parse(path.read_text('utf-8')))])
+    str(path.relative_to(PACKAGE))
+    for path in PACKAGE.rglob('*.py')
+    if [*named_families(ast.parse(path.read_text('utf-8')))]
   }
-  assert not found
+  found = {name for name in found if not name.startswith('families/')}
+  assert found == OF_TWO_FAMILIES
   assert [*named_families(ast.parse("x = config.family == 'ar'"))]

@@ -40,7 +40,7 @@ def begin() -> tuple[rows_lib.Rows, list[str]]:
 def ours(lengths_BxRxN: Array) -> Callable[[Array, Array, Array], Array]:
   """`attend(q, k, v)` by the kernels; by the reference where there is no GPU.
 
-  A GPU that has no kernels is told so, instead of having its reference timed under their name.
+  On a GPU that has no kernels it raises, instead of having its reference timed under their name.
   """
   backend = 'pallas_hopper' if device.current().platform == 'gpu' else 'reference'
   return lambda q, k, v: attention.prefix_attention(q, k, v, lengths_BxRxN, backend=backend)

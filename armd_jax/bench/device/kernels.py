@@ -26,7 +26,7 @@ def traced(run: Callable[[], object], steps: int, program: str, dry: bool) -> di
   Args:
     run: what is traced; it ends when the device has ended.
     steps: that it takes: all numbers are those of one.
-    program: its optimised HLO, which says what part of the model a kernel is of.
+    program: its optimised HLO, which names the part of the model of a kernel.
     dry: whether the CPU's threads are read.
   Returns:
     'wall_ms' of a step under the profiler; 'busy_ms' of it that kernels ran; 'launches'; 'ms', of

@@ -21,7 +21,7 @@ def begin(package: str) -> tuple[rows_lib.Rows, list[str]]:
   """The rows of this process, which names the device that torch has, and its own arguments.
 
   Args:
-    package: torch, or what needs it; where it is missing, a row says so and the process ends well.
+    package: torch, or what needs it; where it is missing, a row notes it and the process ends well.
   """
   job, rest = rows_lib.parse()
   try:
