@@ -22,7 +22,7 @@ from typing import Any
 import ml_collections
 
 from armd_jax import config_rules
-from armd_jax.config_fields import field, one_of
+from armd_jax.config_fields import field, in_float32, one_of
 from armd_jax.errors import UserError, quoted
 
 # ----- the fields
@@ -410,11 +410,14 @@ def _value(known: dataclasses.Field[Any], kind: Any, value: Any, where: str) -> 
     raise UserError(f'{where} is {quoted(value)}; write one of {", ".join(map(repr, choices))}')
   if allowed and value != known.default:
     numbers = value if is_tuple else (value,)
-    if any(number not in allowed for number in numbers):
+    if wrong := [number for number in numbers if number not in allowed]:
       what = config_rules.NUMBERS.get(kind, 'whole numbers')
       is_special = not is_tuple and known.default not in allowed
+      is_end = allowed.low <= wrong[0] <= allowed.high and in_float32(wrong[0]) != wrong[0]
+      seen = f', which is {in_float32(wrong[0])} in float32' if is_end else ''
       raise UserError(
-        f'{where} is {quoted(value)}; write {what} {allowed}{f", or {known.default}" * is_special}'
+        f'{where} is {quoted(value)}{seen}; write {what} {allowed}'
+        f'{f", or {known.default}" * is_special}'
       )
   return float(value) if kind is float else value
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
 from collections.abc import Collection
 from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-  """Numbers between two finite ends, so that neither NaN nor infinity is one of them."""
+  """Numbers between two finite ends, so that neither NaN nor infinity is one of them.
+
+  An end that is left out is left out in float32, too, in which the devices compute.
+  """
 
   low: float
   high: float
@@ -17,16 +21,30 @@ class Range:
   without_high: bool = False
 
   def __contains__(self, value: float) -> bool:
-    is_above = self.low < value if self.without_low else self.low <= value
-    return is_above and (value < self.high if self.without_high else value <= self.high)
+    if not self.low <= value <= self.high:
+      return False
+    value = in_float32(value)
+    is_above = self.low < value or not self.without_low
+    return is_above and (value < self.high or not self.without_high)
 
   def __str__(self) -> str:
     low = f'{"above" if self.without_low else "from"} {self.low}'
     return f'{low} {"and below" if self.without_high else "to"} {self.high}'
 
 
+def in_float32(value: float) -> float:
+  """What the devices compute with; what is smaller than a normal number is 0 to them.
+
+  Examples:
+    >>> in_float32(0.99999999), in_float32(1e-40)
+    (1.0, 0.0)
+  """
+  (rounded,) = struct.unpack('f', struct.pack('f', value))
+  return rounded if abs(rounded) >= _LEAST_FLOAT else 0.0
+
+
 # What int32 and float32 hold, the types that numbers have on the devices.
-_MOST_INT, _MOST_FLOAT = 2**31 - 1, 3e38
+_MOST_INT, _MOST_FLOAT, _LEAST_FLOAT = 2**31 - 1, 3e38, 2.0**-126
 
 
 def field(

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from armd_jax.config_fields import in_float32
 from armd_jax.errors import UserError, is_whole, quoted
 
 NUMBERS = {float: 'a number', int: 'a whole number', tuple[float, ...]: 'numbers'}
@@ -18,12 +19,15 @@ def as_tuple(kind: type, value: Any, where: str) -> tuple[Any, ...]:
   """A field of several values of a type; one alone is one of them.
 
   Raises:
-    UserError: they are of another type.
+    UserError: they are of another type, or no float holds them.
   """
   values = value if isinstance(value, tuple | list) else (value,)
   if not all(type(one) is kind or (kind, type(one)) == (float, int) for one in values):
     raise UserError(f'{where} is {quoted(value)} but must be a tuple of {_LIKE[kind]}')
-  return tuple(map(kind, values))
+  try:
+    return tuple(map(kind, values))
+  except OverflowError:  # a whole number that no float holds
+    raise UserError(f'{where} is {quoted(value)}; write smaller numbers') from None
 
 
 def with_ends(config: Any) -> Any:
@@ -64,7 +68,7 @@ def contradictions(config: Any) -> Iterator[str]:
   if m.head_dim % 2:
     yield f'config.model.head_dim is {m.head_dim}; write an even number'
   r = m.rope_scaling
-  if r.kind == 'llama3' and r.high_frequency <= r.low_frequency:
+  if r.kind == 'llama3' and in_float32(r.high_frequency) <= in_float32(r.low_frequency):
     yield (
       f'config.model.rope_scaling.high_frequency is {r.high_frequency}; write more than '
       f'low_frequency = {r.low_frequency}'
@@ -187,7 +191,7 @@ def of_sets(model: Any) -> Iterator[str]:
       f'{name}.block_length is {d.block_length}, which does not divide config.model.length = '
       f'{model.length}; write a divisor'
     )
-  if model.sets == 'blocks' and d.clip_low >= d.clip_high:
+  if model.sets == 'blocks' and in_float32(d.clip_low) >= in_float32(d.clip_high):
     yield f'{name}.clip_low is {d.clip_low}; write less than clip_high = {d.clip_high}'
   if model.sets and not has_blocks and not d.set_size <= d.set_reach <= model.num_slots:
     yield (

@@ -19,7 +19,7 @@ import re
 import sys
 import textwrap
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from absl import flags as absl_flags
@@ -103,6 +103,7 @@ def parse(
   if set(HELP) & set(argv[1:]):
     print(describe(options))
     sys.exit()
+  _check_flagfiles(argv)
   values = absl_flags.FlagValues() if values is None else values
   kinds = _kinds(options)
   try:
@@ -150,6 +151,26 @@ def parse(
       others = {other: _places(fields[other], given[other]) for other in fields.keys() - {name}}
       paths.check_result(given[name], f'--{name}', kind, others)
   return options(**given)
+
+
+def config_of(file: str, overrides: Mapping[str, Any]) -> config_lib.Config:
+  """The config of an experiment file with overrides, as a program reads both.
+
+  Raises:
+    UserError: it has none, or with these it is no config.
+  """
+  given = [f'--config={file}', *(f'--config.{name}={value}' for name, value in overrides.items())]
+  one = dataclasses.make_dataclass('One', [('config', ConfigDict, experiment())])
+  return config_lib.parse(parse(one, ['', *given]).config)
+
+
+def _check_flagfiles(argv: Sequence[str]) -> None:
+  """Refuses a --flagfile, which absl reads, that would be read for ever."""
+  for arg, after in zip(argv, [*argv[1:], ''], strict=True):
+    name, equals, file = arg.partition('=')
+    if name in ('-flagfile', '--flagfile'):
+      place = paths.given((file if equals else after).strip(), '--flagfile')
+      paths.check_file(place, '--flagfile')
 
 
 def describe(options: type) -> str:

@@ -77,6 +77,7 @@ def blocks(groups: Sequence[Sequence[int] | np.ndarray]) -> GenerationOrder:
     ([[2, 1, 3]], [[1, 2, 2]])
   """
   try:
+    groups = [list(group) for group in groups]  # an iterator can be read only once
     position = [value for group in groups for value in group]
     block = [number for number, group in enumerate(groups, 1) for _ in group]
   except TypeError:

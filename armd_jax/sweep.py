@@ -22,7 +22,7 @@ from typing import Any
 from armd_jax import cli
 from armd_jax.errors import UserError, sentence
 from armd_jax.files import paths
-from armd_jax.flags import flag
+from armd_jax.flags import config_of, flag
 from armd_jax.parallel import ends
 
 
@@ -40,8 +40,9 @@ def overrides_of(name: str) -> list[Mapping[str, Any]]:
   try:
     found = runpy.run_path(path).get(function)
     runs = found() if callable(found) else None
-  except Exception as error:  # whatever a user's file raises
-    raise UserError(f'{path} cannot be run ({sentence(error)}); mend it') from error
+  except (Exception, SystemExit) as error:  # whatever a user's file raises
+    told = f'{type(error).__name__}: {sentence(error)}'
+    raise UserError(f'{path} cannot be run ({told}); mend it') from error
   if not callable(found):
     raise UserError(f'{path} has no function {function!r}; write one that it has')
   are_fields = lambda run: isinstance(run, Mapping) and all(isinstance(field, str) for field in run)
@@ -81,9 +82,8 @@ def commands(
   try:
     first = shlex.split(launcher)
   except ValueError as error:
-    raise UserError(
-      f'--launcher is {launcher!r} ({sentence(error)}); write a command line'
-    ) from None
+    told = f'--launcher is {launcher!r} ({sentence(error)}); write a command line'
+    raise UserError(told) from None
   for overrides in runs:
     folder = paths.given(pathlib.Path(workdir) / run_name(overrides), 'the folder of a run')
     train = [
@@ -105,11 +105,11 @@ class Options:
 
 def main(options: Options) -> None:
   runs = overrides_of(options.sweep)
+  for overrides in runs:
+    config_of(options.config, overrides)  # or raises, before any run begins
   for command in commands(runs, options.config, options.workdir, options.launcher):
     print(shlex.join(command), flush=True)
-    if options.dry_run:
-      continue
-    if code := ends.run(command):
+    if not options.dry_run and (code := ends.run(command)):
       raise UserError(
         f'{shlex.join(command)} ended with code {code}; mend what it says, and give the same '
         'command again to go on'

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 
+import numpy as np
 import other_values
 import pytest
 
@@ -171,13 +172,55 @@ def test_every_number_has_a_finite_range(name):
   assert math.isfinite(allowed.low) and math.isfinite(allowed.high) and allowed.low < allowed.high
   too_small = allowed.low - (1 if isinstance(default, int | tuple) else 1e-3)
   values = [too_small, 2 * allowed.high]
-  if isinstance(default, float):
+  if isinstance(default, float) or name == 'data.weights':
     values += [math.nan, math.inf, -math.inf, 10**400]
     values += [end for end in (allowed.low, allowed.high) if end not in allowed]
   for value in values:
     if value != default:
       with pytest.raises(UserError, match=rf'^config\.{name} is .*; write '):
         config.parse(nested(name, (value,) if isinstance(default, tuple) else value))
+
+
+LEFT_OUT = {
+  name: field
+  for name, field in NUMBERS.items()
+  if not isinstance(field.default, int)
+  and (field.metadata['range'].without_low or field.metadata['range'].without_high)
+}
+
+
+@pytest.mark.parametrize('name', LEFT_OUT)
+def test_an_end_that_is_left_out_is_so_in_float32(name):
+  """The step computes with beta1 = 1.0 where 0.99999999 is written."""
+  allowed, default = LEFT_OUT[name].metadata['range'], LEFT_OUT[name].default
+  refused, fine = [], []
+  if allowed.without_low:
+    refused += [(1e-60, '0.0'), (1e-40, '0.0')]  # a smaller one than float32 holds; a subnormal one
+    fine += [2e-38]
+  if allowed.without_high:
+    refused += [(0.99999999, '1.0'), (1 - 1e-16, '1.0')]
+    fine += [float(np.nextafter(np.float32(1), np.float32(0)))]
+  assert fine, name
+  for value, seen in refused:
+    given = (value,) if isinstance(default, tuple) else value
+    match = rf'^config\.{name} is .*{value}.*, which is {seen} in float32; write '
+    with pytest.raises(UserError, match=match):
+      config.parse(nested(name, given))
+  assert all(value in allowed for value in fine)
+
+
+@pytest.mark.parametrize(
+  ('section', 'low', 'high', 'more'),
+  [
+    ('diffusion', 'clip_low', 'clip_high', {'family': 'bd3lm'}),
+    ('rope_scaling', 'low_frequency', 'high_frequency', {'length': 1024}),
+  ],
+)
+def test_two_ends_differ_in_float32(section, low, high, more):
+  ends = {low: 0.5, high: 0.50000001} | ({'kind': 'llama3'} if 'rope' in section else {})
+  with pytest.raises(UserError, match=r'write (less|more) than'):
+    config.parse({'model': more | {section: ends}})
+  config.parse({'model': more | {section: ends | {high: 0.5001}}})
 
 
 def test_a_number_without_a_range_is_no_field():

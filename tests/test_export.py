@@ -1,5 +1,6 @@
 """Exports open without their run, say the same, and are refused when anything in them is wrong."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -25,9 +26,11 @@ from armd_jax.data import corpus as corpus_lib
 from armd_jax.decode import requests
 from armd_jax.decode.generate import generate, task_of
 from armd_jax.decode.sampling import Sampling
+from armd_jax.evaluation import scores as scores_lib
 from armd_jax.evaluation import suites
 from armd_jax.order import left_to_right
 from armd_jax.parallel import sharding
+from armd_jax.show import report_page
 from armd_jax.training import checkpoint
 from armd_jax.training import text as run_text
 from armd_jax.training import workdir as workdir_lib
@@ -419,11 +422,33 @@ def test_scores_of_other_weights_do_not_enter_the_card(tmp_path):
   with pytest.raises(UserError, match='were measured at step 11, not 12'):
     cards.measured_in(path, 12)
   path.write_text('[1]')
-  with pytest.raises(UserError, match='is nothing that evaluate wrote'):
-    cards.measured_in(path, 12)
+  for other in (path, pathlib.Path('/dev/zero')):
+    with pytest.raises(UserError, match='is nothing that evaluate wrote'):
+      cards.measured_in(other, 12)
 
 
-def test_programs_alone_generate_the_samplers_tokens(run, tmp_path):
+@pytest.mark.parametrize(
+  ('wrong', 'message'),
+  [
+    ({'nats_per_token': 'few'}, r"holds 'few' at scores\[1\].nats_per_token, not float"),
+    ({'tokens': -1}, 'holds -1 tokens in 1 orders, not at least 1'),
+    ({'kind': 'guess'}, "holds the kind 'guess', not one of exact, bound"),
+  ],
+)
+def test_scores_that_evaluate_does_not_write_enter_no_page(tmp_path, wrong, message):
+  score = vars(scores_lib.Score('left-to-right', 'exact', 1.0, 1.5, 20))
+  path = tmp_path / 'scores.json'
+  for rows, is_one in ([score, score], True), ([score, score | wrong], False):
+    path.write_text(json.dumps({'step': 12, 'scores': rows}))
+    for read in (
+      lambda: cards.measured_in(path, 12),
+      lambda rows=rows: report_page.scores_section({'scores.json': rows}),
+    ):
+      with contextlib.nullcontext() if is_one else pytest.raises(UserError, match=message):
+        read()
+
+
+def test_programs_alone_generate_the_samplers_tokens(run, tmp_path, monkeypatch):
   workdir, state = run
   out, scores = tmp_path / 'export', tmp_path / 'scores.json'
   scores.write_text(json.dumps({'step': 12, 'scores': [{'name': 'some order', 'nats': 1.5}]}))
@@ -451,6 +476,10 @@ def test_programs_alone_generate_the_samplers_tokens(run, tmp_path):
   done = alone(script, '--text=abc', '--seed=7')
   text = bytes(x for x in printed[0] if x < 256).decode(errors='replace')
   assert done.stdout.startswith(text + '\n'), done.stderr
+  with monkeypatch.context() as poor:
+    poor.setenv('PYTHONIOENCODING', 'ascii')
+    done = alone(script, '--text=é')
+    assert done.stdout.startswith('\\xe9'), done.stderr
 
   for flag in ('--prompt=257', '--prompt=x', '--prompt=' + '1,' * 17, '--temperature=nan'):
     done = alone(script, flag)

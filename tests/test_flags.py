@@ -149,6 +149,14 @@ def test_a_file_of_flags_that_is_no_text(tmp_path):
     flags.parse(Options, ['program', f'--flagfile={tmp_path / "flags"}'], absl_flags.FlagValues())
 
 
+def test_a_file_of_flags_that_never_ends(tmp_path):
+  os.mkfifo(tmp_path / 'fifo')
+  for path in (tmp_path / 'fifo', '/dev/zero', tmp_path):
+    for argv in ([f'--flagfile={path}'], ['-flagfile', str(path)]):
+      with pytest.raises(UserError, match=r'^--flagfile is .*, which is no ordinary file; write'):
+        parse('--workdir=a', *argv)
+
+
 def test_an_experiment_file_and_its_overrides():
   read = lambda *argv: flags.parse(Configured, ['program', *argv]).config
   given = read('--config=experiments/owt_small.py:runlocal', '--config.train.steps=9')

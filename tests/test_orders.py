@@ -40,6 +40,18 @@ def test_around_given_tokens_is_what_generation_does(streams):
     )
 
 
+def test_iterators_are_read_once_and_give_what_lists_do():
+  groups = [[2, 3], [1], [4, 5]]
+  same = lambda a, b: [
+    np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    for name in ('position_BxN', 'block_BxN')
+  ]
+  same(orders.blocks(groups), orders.blocks(group for group in groups))
+  same(orders.blocks(groups), orders.blocks([iter(group) for group in groups]))
+  same(orders.blocks(groups), orders.blocks(map(iter, groups)))
+  same(orders.permutation([2, 1, 3]), orders.permutation(iter([2, 1, 3])))
+
+
 def by_hand(position, block):
   array = lambda x: x if x is None else np.array(x)
   orders.check(order_lib.GenerationOrder(array(position), array(block)))

@@ -41,6 +41,13 @@ ELSEWHERE = {
   'gpt2_books': "GPT-2's vocabulary and 36 MB of books",
   'work/straight': 'a text of 100 MB',
   'pip install': 'packages for other hardware',
+  'hf:Skylion007': 'a download',
+  'tfds:lm1b': 'a download',
+  'text8.zip': 'a download',
+  'text8_train': 'what that holds; see tests/data/test_prepare.py',
+  'text8_test': 'what that holds',
+  'openai-community/gpt2': 'a download',
+  '--hf=gpt2': 'what that fetches; see tests/test_convert.py',
   'docker': 'a cluster',
   'launch/slurm.py': 'a cluster; see tests/launch/test_docs.py',
   'launch/jobset.py': 'a cluster; see tests/launch/test_docs.py',
@@ -48,14 +55,14 @@ ELSEWHERE = {
   '--port 8476 --dry-run': 'see tests/launch/test_docs.py',
   'chromium': 'a browser',
   'make device': 'a GPU',
-  'make reproduce-mini': 'ninety minutes; see tests/reproduce',
+  'make reproduce-mini': 'hours; see tests/reproduce',
   'armd aot': 'compilers of other hardware; see tests/test_aot.py',
   'armd bench.': 'hours; see tests/bench',
-  'work/reproduce': 'what ninety minutes leave',
-  '$AR': 'what ninety minutes leave',
+  'work/reproduce': 'what those hours leave',
+  '$AR': 'what those hours leave',
   'python -m pytest': 'this',
-  'for run in': 'what ninety minutes leave',
-  '$run': 'what ninety minutes leave',
+  'for run in': 'what those hours leave',
+  '$run': 'what those hours leave',
   '--mesh=data': 'several devices',
 }
 
@@ -72,7 +79,8 @@ def commands_of(text):
         continue
       line = re.sub(r'  +#.*', '', line.removeprefix('$ ')).strip()
       if re.match(
-        r'(make|armd|python|git|cd|\.|mkdir|pip|[A-Z_]+=|AR=|docker|chromium|for)\b', line
+        r'(make|armd|python|git|cd|\.|mkdir|pip|[A-Z_]+=|AR=|docker|chromium|for|curl|head|tail|hf)\b',
+        line,
       ):
         found.append(re.sub(r' +', ' ', line))
   return found

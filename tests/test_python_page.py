@@ -60,7 +60,13 @@ def test_what_fit_refuses_is_a_sentence(tmp_path):
     (lambda: fit(steps='many'), 'config.train.steps is .many. but must be of type int'),
     (lambda: fit([1, 2]), 'a list of texts'),
     (lambda: armd_jax.fit('text', tmp_path / 'run'), 'a list of texts'),
+    (lambda: fit(learning_rate=10**5000), 'digits; write a smaller number'),
     (lambda: fit(experiment='no.py'), "there is no experiment 'no.py'"),
+    (lambda: fit(experiment=tmp_path / 'no.py'), 'there is no experiment '),
+    (lambda: fit(experiment=None), 'experiment is None; give the path of a file'),
+    (lambda: fit(experiment=[1]), r'experiment is \[1\]; give the path of a file'),
+    (lambda: fit(family=[]), r'config.model.family is \[\] but must be of type str'),
+    (lambda: fit(family=None), 'config.model.family is None but must be of type str'),
     (lambda: armd_jax.fit({'a b': 1, 'c d': 2}, tmp_path / 'run'), 'a list of texts'),
     (lambda: fit(source='stdlib'), 'source is given, and so are texts, which are trained on'),
     (lambda: fit(**{'data.mixture': ('a', 'b')}), 'data.mixture is given, and so are texts'),
@@ -73,7 +79,7 @@ def test_what_fit_refuses_is_a_sentence(tmp_path):
   assert not (tmp_path / 'run').exists()  # nothing is written before all is looked at
   with pytest.raises(UserError, match='holds only one document'):
     fit(['one'])
-  assert not (tmp_path / 'run' / 'config.json').exists()
+  assert not list((tmp_path / 'run').iterdir())
 
 
 @pytest.mark.parametrize(
@@ -104,6 +110,21 @@ def test_other_texts_never_go_on_with_a_run(tmp_path):
   armd_jax.fit(['alpha beta gamma'] * 2 + ['delta epsilon'], tmp_path / 'run', **small)
   with pytest.raises(UserError, match='of another text'):
     armd_jax.fit(['other words are here', 'and more of them'], tmp_path / 'run', **small)
+  # The texts that were refused are gone, those of the run are there.
+  assert armd_jax.fit(['alpha beta gamma'] * 2 + ['delta epsilon'], tmp_path / 'run', **small)
+  assert len(list((tmp_path / 'run').glob('texts-*.jsonl'))) == 1
+
+
+def test_a_run_that_ends_in_an_error_keeps_its_texts(tmp_path, monkeypatch):
+  def end(*_, **__):
+    raise UserError('the disk is full')
+
+  small = dict(steps=1, length=8, num_layers=1, embed_dim=16, num_heads=2, batch_size=1)
+  monkeypatch.setattr('armd_jax.training.checkpoint.Checkpoints.save', end)
+  with pytest.raises(UserError, match='the disk is full'):
+    armd_jax.fit(['alpha beta gamma', 'delta epsilon'], tmp_path / 'run', **small)
+  assert (tmp_path / 'run' / 'config.json').exists()
+  assert len(list((tmp_path / 'run').glob('texts-*.jsonl'))) == 1
 
 
 def test_registered_names_are_checked(clean):

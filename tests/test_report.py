@@ -21,7 +21,15 @@ from armd_jax.decode import requests
 from armd_jax.decode.sampling import Sampling
 from armd_jax.errors import UserError
 from armd_jax.families import FAMILIES
-from armd_jax.show import compare_page, history, plots, replays, report_files, report_page
+from armd_jax.show import (
+  compare_page,
+  history,
+  plots,
+  replays,
+  report_files,
+  report_page,
+  run_page,
+)
 from armd_jax.show.report_page import Replay
 
 # One text in two streams after a given piece, one in one stream; two tokens make one letter.
@@ -286,3 +294,12 @@ def test_a_picture_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match=r'cannot write .*file/a.png \(.*\); free space, or make it'):
     plots.save(matplotlib.figure.Figure(), tmp_path / 'file/a.png')
+
+
+def test_a_last_held_out_loss_that_was_not_finite_is_told():
+  """And not an earlier one in its place."""
+  of = lambda *values: run_page._held_out(
+    config_lib.Config(), {i: {'held_out': x} for i, x in enumerate(values)}, report_files.Measured()
+  )
+  assert list(of(2.0, None).values()) == ['not finite']
+  assert list(of(None, 2.0).values()) == ['2.0000'] and of() == {}

@@ -46,7 +46,7 @@ def run(tmp_path, text, *more):
   (tmp_path / 's.py').write_text(text)
   command = [
     sys.executable, '-m', 'armd_jax.sweep', f'--sweep={tmp_path / "s.py"}:runs',
-    f'--config={tmp_path / "none.py"}', f'--workdir={tmp_path / "work"}', *more,
+    '--config=experiments/quickstart.py', f'--workdir={tmp_path / "work"}', *more,
   ]  # fmt: skip
   return subprocess.run(command, capture_output=True, text=True)
 
@@ -65,11 +65,17 @@ def test_dry_run_prints_what_would_run(tmp_path):
   [
     ('s.py', '', 'write FILE:FUNCTION'),
     ('none.py:runs', '', 'write FILE:FUNCTION'),
-    ('s.py:runs', '1 / 0', 'cannot be run (division by zero); mend it'),
+    ('s.py:runs', '1 / 0', 'cannot be run (ZeroDivisionError: division by zero); mend it'),
     ('s.py:runs', 'run = list', "has no function 'runs'"),
     ('s.py:runs', 'runs = dict', 'return a list of dicts'),
     ('s.py:runs', 'runs = lambda: [{}, {}]', 'the same overrides twice'),
-    ('s.py:runs', 'runs = lambda: 1 / 0', 'cannot be run (division by zero); mend it'),
+    (
+      's.py:runs',
+      'runs = lambda: 1 / 0',
+      'cannot be run (ZeroDivisionError: division by zero); mend it',
+    ),
+    ('s.py:runs', 'import sys; runs = lambda: sys.exit(3)', 'cannot be run (SystemExit: 3); mend'),
+    ('s.py:runs', 'raise SystemExit(3)', 'cannot be run (SystemExit: 3); mend it'),
     ('s.py:runs', 'runs = lambda x: []', "missing 1 required positional argument: 'x'); mend it"),
     ('s.py:runs', 'runs = lambda: [{1: 2}]', 'return a list of dicts'),
   ],
@@ -96,6 +102,29 @@ def test_a_run_that_fails_ends_the_sweep(tmp_path, monkeypatch, capsys):
   assert capsys.readouterr().out.count('\n') == 1  # the second one was not begun
 
 
+@pytest.mark.parametrize('dry_run', [True, False])
+@pytest.mark.parametrize(
+  ('overrides', 'message'),
+  [
+    ('"seed": [1]', 'seed'),
+    ('"seed": float("nan")', 'seed'),
+    ('"optimizer.learning_rate": -1.0', r'config.optimizer.learning_rate is -1.0'),
+    ('"model.no_such": 1', "the config has no field 'no_such'"),
+  ],
+)
+def test_overrides_that_are_none_begin_no_run(tmp_path, capsys, overrides, message, dry_run):
+  (tmp_path / 's.py').write_text(f'runs = lambda: [{{"seed": 0}}, {{{overrides}}}]')
+  options = sweep.Options(
+    sweep=f'{tmp_path}/s.py:runs',
+    config='experiments/quickstart.py',
+    workdir=str(tmp_path / 'work'),
+    dry_run=dry_run,
+  )
+  with pytest.raises(UserError, match=message):
+    sweep.main(options)
+  assert not capsys.readouterr().out
+
+
 def test_a_file_of_any_name(tmp_path):
   text = 'def runs():\n  return [{"seed": seed} for seed in SEEDS]\n\nSEEDS = 1, 2\n'
   (tmp_path / 'seeds').write_text(text)
@@ -113,7 +142,10 @@ def test_launchers_that_are_none(tmp_path):
     sweep.commands([{'seed': 1}], 'a.py', 'work', "python 'launch/slurm.py")
   (tmp_path / 's.py').write_text('runs = lambda: [{"seed": 1}]')
   options = sweep.Options(
-    sweep=f'{tmp_path}/s.py:runs', config='a.py', workdir=str(tmp_path), launcher='/no/such more'
+    sweep=f'{tmp_path}/s.py:runs',
+    config='experiments/quickstart.py',
+    workdir=str(tmp_path),
+    launcher='/no/such more',
   )
   with pytest.raises(UserError, match=r"'/no/such' cannot be started \(No such file"):
     sweep.main(options)

@@ -11,6 +11,7 @@ from armd_jax.artifacts import parameters, standalone
 from armd_jax.artifacts.standalone import Export
 from armd_jax.data import mixture
 from armd_jax.errors import UserError
+from armd_jax.evaluation.scores import check_rows
 from armd_jax.files import paths, whole
 from armd_jax.models.params import Params
 from armd_jax.show import history
@@ -143,11 +144,12 @@ def measured_in(path: str | os.PathLike[str], step: int) -> list[Mapping[str, An
   """
   file = paths.given(path, '--scores')
   try:
-    data = file.read_bytes()
+    data = whole.read_bytes(file)
     numbers = whole.parse_json(data, {'step': int, 'scores': [{str: _CELL}]})
     scores, measured_step = numbers['scores'], numbers['step']
     if not scores or any(row.keys() != scores[0].keys() for row in scores):
       raise ValueError('has rows of different columns, or none')
+    check_rows(scores)
   except (OSError, ValueError) as error:
     reason = error.strerror if isinstance(error, OSError) else f'it {error}'
     raise UserError(

@@ -16,7 +16,7 @@ from armd_jax import config as config_lib
 from armd_jax.artifacts import loaded
 from armd_jax.config import Config
 from armd_jax.decode import requests
-from armd_jax.errors import UserError, sentence
+from armd_jax.errors import UserError, quoted, sentence
 from armd_jax.files import paths, whole
 from armd_jax.training import workdir as workdir_lib
 from armd_jax.training.loop import train
@@ -31,7 +31,7 @@ def fit(
   texts: Iterable[str],
   workdir: str | os.PathLike[str],
   *,
-  experiment: str = EXPERIMENT,
+  experiment: str | os.PathLike[str] = EXPERIMENT,
   overwrite: bool = False,
   **overrides: Any,
 ) -> loaded.Model:
@@ -63,18 +63,34 @@ def fit(
   data = ''.join(json.dumps({'text': text}) + '\n' for text in texts)
   # By what it holds: a run never finds other texts under its name.
   path = folder / f'texts-{hashlib.sha256(data.encode()).hexdigest()[:16]}.jsonl'
+  is_new = not path.exists()
   try:
     whole.write_text(path, data)
   except OSError as error:
     raise UserError(f'cannot write {path} ({error.strerror}); use another workdir') from error
   config.data.source = os.fspath(path)
-  train(config_lib.parse(config), folder, overwrite=overwrite)
+  try:
+    train(config_lib.parse(config), folder, overwrite=overwrite)
+  except UserError:
+    if is_new and not _is_read(path):
+      path.unlink(missing_ok=True)
+    raise
   return loaded.load(folder)
 
 
-def _config(experiment: str, overrides: dict[str, Any]) -> Any:
+def _is_read(path: Any) -> bool:
+  """Whether the run in whose folder a text is was started with it."""
+  try:
+    return workdir_lib.read_config(path.parent).data.source == os.fspath(path)
+  except UserError:  # there is no run
+    return False
+
+
+def _config(experiment: Any, overrides: dict[str, Any]) -> Any:
   """The recipe with these fields changed."""
-  path = pathlib.Path(paths.experiment(experiment, 'experiment'))
+  if not isinstance(experiment, str | os.PathLike):
+    raise UserError(f'experiment is {quoted(experiment)}; give the path of a file')
+  path = pathlib.Path(paths.experiment(os.fspath(experiment), 'experiment'))
   if not path.is_file():
     raise UserError(f'there is no experiment {experiment!r}; give the path of a file')
   try:
@@ -99,7 +115,8 @@ def _config(experiment: str, overrides: dict[str, Any]) -> Any:
       raise UserError(f'the config has no single field {name!r}; {fix}')
     given[found[0]] = value
   family = given.get('model.family', config.model.family)
-  kind = config_lib.FAMILIES.get(family)  # `parse` reports one that is not there
+  # `parse` reports one that is not there, and one that is no text.
+  kind = config_lib.FAMILIES.get(family) if isinstance(family, str) else None
   if kind and (kind.orders != 'any' or kind.own_orders):  # no strided orders to be fine-tuned on
     given.setdefault('order.strided_start', -1)
   if isinstance(steps := given.get('train.steps'), int) and 0 < steps < 2**31:
@@ -114,8 +131,11 @@ def _config(experiment: str, overrides: dict[str, Any]) -> Any:
     section = config
     for one in sections:
       section = section[one]
-    with section.ignore_type():  # `parse` reports wrong types
-      section[last] = value
+    try:
+      with section.ignore_type():  # `parse` reports wrong types
+        section[last] = value
+    except OverflowError:  # a whole number that no float holds
+      raise UserError(f'config.{name} is {quoted(value)}; write a smaller number') from None
   return config
 
 

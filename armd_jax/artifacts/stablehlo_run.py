@@ -6,6 +6,7 @@ python run.py --text='The '                     of a model of bytes
 
 import argparse
 import hashlib
+import io
 import json
 import pathlib
 import sys
@@ -23,6 +24,8 @@ def main() -> None:
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--temperature', type=float, default=1.0)
   flags = parser.parse_args()
+  if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may be unable to spell a text
+    sys.stdout.reconfigure(errors='backslashreplace')
   here = pathlib.Path(__file__).parent
   about = read_about(here)
   batch, length, vocab_size = (about[name] for name in ('batch_size', 'length', 'vocab_size'))

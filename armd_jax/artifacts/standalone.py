@@ -390,7 +390,7 @@ def _about(path):
   is_file = path.suffix == '.safetensors'
   form = _FORM | ({'parameters': str} if is_file else {'files': {str: [int, str]}})
   try:
-    about = whole.parse_json(_header(path) if is_file else (path / _MANIFEST).read_bytes(), {})
+    about = whole.parse_json(_header(path) if is_file else whole.read_bytes(path / _MANIFEST), {})
     if about.get('format') != _FORMAT:
       raise UserError(f'{path} has format {about.get("format")!r}, not {_FORMAT}; {_FIX}')
     if about.pop('sha256', None) != _sha256_of(about):

@@ -45,7 +45,8 @@ class Split:
 
   Attributes:
     held_out: share of the documents of 'train' that is held out.
-    held_out_set: `_key` of what is held out of a source of its own, which is not trained on.
+    held_out_set: `sources.key_of` of what is held out of a source of its own, which is not
+      trained on.
     on_bad: called for each bad row.
   """
 
@@ -61,14 +62,9 @@ class Split:
         side = part.side
         if side == 'train' and sources.is_held_out(digest, self.held_out):
           side = 'held_out'
-        elif side == 'train' and self.held_out_set and _key(text) in self.held_out_set:
+        elif side == 'train' and self.held_out_set and sources.key_of(text) in self.held_out_set:
           side = ''
         yield side, text, digest
-
-
-def _key(text: str) -> bytes:
-  """The hash of a document without the blanks around it, which depend on the kind of its file."""
-  return sources.hash_of(text.strip())[:16]
 
 
 def held_out_set(parts: Sequence[WorkItem], bad_rows: str) -> frozenset[bytes]:
@@ -79,7 +75,7 @@ def held_out_set(parts: Sequence[WorkItem], bad_rows: str) -> frozenset[bytes]:
   """
   on_bad = rows.on_bad(bad_rows) if bad_rows == 'stop' else lambda tell: None  # reported later
   spans = [span for part in parts if part.side == 'held_out' for span in part.spans]
-  return frozenset(_key(text) for span in spans for text in span.documents(on_bad))
+  return frozenset(sources.key_of(text) for span in spans for text in span.documents(on_bad))
 
 
 def group(spans: Sequence[Span], part_bytes: int) -> Iterator[tuple[Span, ...]]:

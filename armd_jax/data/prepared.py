@@ -259,6 +259,13 @@ class Prepared:
     """Of the text, hex."""
     return self.manifest['text_sha256']
 
+  @property
+  def held_out_rule(self) -> tuple[Any, Any]:
+    """The share and the source that are held out: corpora with the same ones hold out the same
+    documents of those that they share."""
+    plan = self.manifest['plan']
+    return plan.get('held_out'), plan.get('held_out_source')
+
   def check_tokenizer(self, tokenizer: Tokenizer) -> None:
     """Refuses any vocabulary but the one the corpus was prepared with.
 

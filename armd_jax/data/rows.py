@@ -139,7 +139,7 @@ def pick_column(column: str, texts: list[str], columns: list[str], where: str) -
   Args:
     column: the one asked for; '': 'text' if it is there, else the only one that holds text.
     texts: the columns that hold text.
-    columns: all columns.
+    columns: all columns, with what is in them where that is known and no text.
     where: what has them, for the error.
   Raises:
     UserError: the column asked for holds no text, or none was and several could be meant.
@@ -148,9 +148,12 @@ def pick_column(column: str, texts: list[str], columns: list[str], where: str) -
     return 'text' if 'text' in texts else texts[0]
   if column in texts:
     return column
-  said = f'no text in column {column!r}' if column else "no column 'text'"
+  wanted = column or 'text'
+  if (count := columns.count(wanted)) > 1:
+    raise UserError(f'{where} has {count} columns {wanted!r}; give all but one another name')
   fix = f'write --column={texts[0]}' if texts else 'give another source'
-  raise UserError(f'{where} has {said} but {", ".join(columns) or "nothing"}; {fix}')
+  said = ', '.join(columns) or 'nothing'
+  raise UserError(f'{where} has no text in column {wanted!r} but {said}; {fix}')
 
 
 def pick_prompted(

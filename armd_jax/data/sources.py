@@ -141,6 +141,11 @@ def hash_of(text: str) -> bytes:
   return hashlib.sha256(text.encode('utf-8')).digest()
 
 
+def key_of(text: str) -> bytes:
+  """The hash of a document without the blanks around it, which depend on the kind of its file."""
+  return hash_of(text.strip())[:16]
+
+
 def split_documents(documents: Documents, held_out_fraction: float) -> tuple[list[str], list[str]]:
   """Splits a corpus by document, the same way however its documents are ordered.
 

@@ -250,6 +250,8 @@ def csv_span(path: str, file: BinaryIO, choose: Choose) -> CsvSpan:
   _, names = next(_csv_rows(file, delimiter), (1, ['text']))  # an empty file has any column
   if isinstance(names, BadRow):
     raise UserError(f'row 1 of {path} {names.problem}; write the names of the columns there')
+  if any('\0' in name for name in names):
+    raise UserError(f'{path} is UTF-16; convert it to UTF-8: iconv -f UTF-16 -t UTF-8')
   texts = [name for name in names if names.count(name) == 1]
   if len(names) == 1 and names != ['text']:
     texts *= 2  # it could be the first row of a file without names, so --column must name it
@@ -343,11 +345,11 @@ def parquet_span(path: str, file: BinaryIO, choose: Choose) -> ParquetSpan:
     fields = list(table.schema_arrow)
   names = [field.name for field in fields]
   kinds = {field.name: _plain(field.type) for field in fields if names.count(field.name) == 1}
-  # Old writers do not mark text as text.
-  texts = [name for name, kind in kinds.items() if _is_text(kind)] or [
-    name for name, kind in kinds.items() if _is_bytes(kind)
-  ]
-  columns = choose(texts, names, path)
+  of_kind = lambda is_one: [name for name, kind in kinds.items() if is_one(kind)]
+  # Old writers do not mark text as text. Bytes of one size may well be none: --column must name it.
+  texts = of_kind(_is_text) or of_kind(_is_bytes) or 2 * of_kind(_is_fixed)
+  others = {name: f'{name} ({kind})' for name, kind in kinds.items() if name not in texts}
+  columns = choose(texts, [others.get(name, name) for name in names], path)
   with _arrow_errors(path):
     # Of all columns: for one whose metadata are damaged, pyarrow 26 aborts the process.
     groups = map(table.metadata.row_group, range(table.num_row_groups))
@@ -366,7 +368,9 @@ def _arrow_errors(path: str) -> Iterator[None]:
 
 
 def _plain(kind: pyarrow.DataType) -> pyarrow.DataType:
-  return kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+  kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+  is_known = isinstance(kind, pyarrow.BaseExtensionType) and _is_text(kind.storage_type)
+  return kind.storage_type if is_known else kind
 
 
 def _is_text(kind: pyarrow.DataType) -> bool:
@@ -379,10 +383,16 @@ def _is_bytes(kind: pyarrow.DataType) -> bool:
   return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
+def _is_fixed(kind: pyarrow.DataType) -> bool:
+  return pyarrow.types.is_fixed_size_binary(kind)
+
+
 def _bytes_of(column: pyarrow.Array) -> list[bytes | None]:
   """The values undecoded, so that one that is not UTF-8 can be found among its neighbours."""
   if pyarrow.types.is_dictionary(column.type):
     column = column.dictionary_decode()
+  if isinstance(column, pyarrow.ExtensionArray):
+    column = column.storage
   return column.cast(pyarrow.large_binary()).to_pylist()
 
 

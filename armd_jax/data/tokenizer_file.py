@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +17,9 @@ from armd_jax.files import paths
 # What ends and begins a document, by the names that published vocabularies have for it.
 _ENDS = ('<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '[SEP]', '<|im_end|>')
 _BEGINS = ('<|begin_of_text|>', '<s>', '<bos>', '[CLS]')
+
+_MOST_IDS = 2**24  # above those of any vocabulary; arrays have an entry for each
+_NO_TOKEN = '<armd_jax: no token>'
 
 
 class FileTokenizer:
@@ -35,6 +40,7 @@ class FileTokenizer:
     self.name = path
     file = paths.given(path, 'the tokenizer')
     file = file / 'tokenizer.json' if file.is_dir() else file
+    paths.check_file(file, 'the tokenizer')
     try:
       text = file.read_text('utf-8')
       self._tokenizer = tokenizers.Tokenizer.from_str(text)
@@ -46,18 +52,16 @@ class FileTokenizer:
       raise UserError(
         f'the tokenizer {path!r} is no tokenizer.json ({sentence(error)}); fetch it anew'
       ) from error
-    # A text is all of its pieces, the same each time.
-    self._tokenizer.no_truncation()
-    self._tokenizer.no_padding()
-    if getattr(self._tokenizer.model, 'dropout', None):
-      model = self._tokenizer.model
-      model.dropout = None
-      self._tokenizer.model = model
+    make_whole(self._tokenizer)
     self._tokenizer.encode_special_tokens = True
     ids = self._tokenizer.get_vocab()
     if not ids:
       raise UserError(f'the tokenizer {path!r} has no tokens; give another file')
     last = max(ids.values())
+    if last >= _MOST_IDS:
+      raise UserError(
+        f'the tokenizer {path!r} has the id {last}; give a file whose ids are below {_MOST_IDS}'
+      )
     self.eos_id: int = next((ids[name] for name in _ENDS if name in ids), last + 1)
     self.bos_id: int = next((ids[name] for name in _BEGINS if name in ids), self.eos_id)
     self.vocab_size = max(last, self.eos_id) + 1
@@ -73,8 +77,7 @@ class FileTokenizer:
     self.fingerprint = hashlib.sha256(text.encode('utf-8')).hexdigest()
 
   def encode(self, text: str) -> np.ndarray:
-    (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
-    return np.array(encoding.ids, np.int32)
+    return np.array(encode(self._tokenizer, text, self.name), np.int32)
 
   def decode(self, ids: np.ndarray) -> str:
     """The text of ids, int [N]: EOS becomes ''; raises ValueError for one outside."""
@@ -89,6 +92,51 @@ class FileTokenizer:
 def is_file(name: str) -> bool:
   """Whether a tokenizer's name is the path of one."""
   return name.endswith('.json') or os.path.isfile(os.path.join(name, 'tokenizer.json'))
+
+
+def make_whole(tokenizer: Any) -> None:
+  """A text is all of its pieces, the same each time; see `encode`."""
+  tokenizer.no_truncation()
+  tokenizer.no_padding()
+  model: Any = tokenizer.model
+  if getattr(model, 'dropout', None):
+    model.dropout = None
+  # BPE leaves out what it has no token for, unless it names one; of one that is none it raises.
+  if getattr(model, 'unk_token', '') is None:
+    model.unk_token = _NO_TOKEN
+  tokenizer.model = model
+
+
+def encode(tokenizer: Any, text: str, name: str) -> list[int]:
+  """Ids of all of a text, without any that it does not spell.
+
+  Args:
+    tokenizer: after `make_whole`.
+    text: to encode.
+    name: of the tokenizer, for the error.
+  Raises:
+    UserError: the tokenizer has no token for a part of the text.
+  """
+  ids = lambda text: tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+  try:
+    return ids(text)
+  except Exception as error:  # the library raises Exception itself
+    raise UserError(
+      f'the tokenizer {name!r} has no token for {_unknown(ids, text)!r}, and none for what is '
+      'unknown; give another one, or text without it'
+    ) from error
+
+
+def _unknown(ids: Callable[[str], list[int]], text: str) -> str:
+  """The first word or, of one that is known in part, character that has no ids."""
+  for pieces in (text.split(), text):
+    for piece in pieces:
+      try:
+        ids(piece)
+      except Exception:
+        if len(piece) < 20:
+          return piece
+  return text[:20]
 
 
 def _num_bytes(token: str, by_byte: bool) -> int:

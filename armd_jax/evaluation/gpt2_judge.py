@@ -16,7 +16,7 @@ import numpy as np
 
 from armd_jax import models
 from armd_jax.config import ModelConfig
-from armd_jax.data import vocabularies
+from armd_jax.data import tokenizer_file, vocabularies
 from armd_jax.data.tokenizers import get_tokenizer, vocab_size
 from armd_jax.errors import UserError, sentence
 from armd_jax.evaluation import quality
@@ -93,13 +93,8 @@ def _encoder(folder: pathlib.Path, size: int) -> Callable[[str], np.ndarray]:
           'model'
         )
     # A number is of the whole text, and of the same pieces each time.
-    found.no_truncation()
-    found.no_padding()
-    if getattr(found.model, 'dropout', None):
-      model = found.model
-      model.dropout = None
-      found.model = model
-    return lambda text: np.array(found.encode(text, add_special_tokens=False).ids, np.int64)
+    tokenizer_file.make_whole(found)
+    return lambda text: np.array(tokenizer_file.encode(found, text, str(path)), np.int64)
   if size != vocab_size('gpt2'):
     raise UserError(
       f"{folder} holds a model of {size} tokens, not GPT-2's {vocab_size('gpt2')}, and no "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from armd_jax.data.packing import text_bytes
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.evaluation import bounds, last_word, likelihood
 from armd_jax.evaluation.journal import Journal
+from armd_jax.files import whole
 from armd_jax.models.ar import AR
 from armd_jax.models.armd import ARMD
 from armd_jax.models.denoiser import Denoiser
@@ -33,6 +34,25 @@ SCORE = {
   'name': str, 'kind': str, 'nats_per_byte': float, 'nats_per_token': float, 'tokens': int,
   'text': str, 'orders': int, 'standard_error': (float, type(None)),
 }  # fmt: skip
+
+KINDS = ('exact', 'bound')
+
+
+def check_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+  """Compares rows of a file of scores with what `evaluate` writes; those of other suites have no
+  nats per token.
+
+  Raises:
+    ValueError: naming the first place that differs.
+  """
+  for number, row in enumerate(rows):
+    if 'nats_per_token' not in row:
+      continue
+    whole.check_form(row, SCORE, f'scores[{number}]')
+    if row['kind'] not in KINDS:
+      raise ValueError(f'holds the kind {row["kind"]!r}, not one of {", ".join(KINDS)}')
+    if min(row['tokens'], row['orders']) < 1:
+      raise ValueError(f'holds {row["tokens"]} tokens in {row["orders"]} orders, not at least 1')
 
 
 def perplexity(nats: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import pathlib
 import re
@@ -25,6 +26,7 @@ _NO_RESULTS = (
 
 # What no library takes for a pattern, an escape, or an address.
 _PLAIN = re.compile(r'[\w/.,=+@ -]*', re.ASCII)
+_TEMPORARY = ('/tmp', '/var/tmp')  # where there are links to others, if not in TMPDIR
 _LONGEST_NAME, _LONGEST_PATH = 255, 4096  # bytes
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _aliases: dict[pathlib.Path, pathlib.Path] = {}
@@ -37,7 +39,8 @@ def given(path: str | os.PathLike[str], what: str) -> pathlib.Path:
     path: as written.
     what: where it was written, such as '--workdir'.
   Raises:
-    UserError: it names nothing on a disk.
+    UserError: it names nothing on a disk, its links lead in a circle, or the current directory,
+      from which it leads on, is gone.
 
   Examples:
     >>> given('work/mine/', '--workdir')
@@ -58,9 +61,29 @@ def given(path: str | os.PathLike[str], what: str) -> pathlib.Path:
       'mount that store there, or copy'
     )
   try:
-    return pathlib.Path(text).expanduser()
+    path = pathlib.Path(text).expanduser()
   except RuntimeError as error:
     raise UserError(f'{what} is {text!r}, but there is no such home; write a path') from error
+  _check_leads_on(path, what)
+  return path
+
+
+def _check_leads_on(path: pathlib.Path, what: str) -> None:
+  """Refuses what `resolve` and `absolute` raise errors of."""
+  try:
+    path.is_absolute() or os.getcwd()
+  except OSError as error:
+    raise UserError(
+      f'{what} is {path}, but the current directory is gone; change to one that is there, or write '
+      'a path that begins with /'
+    ) from error
+  try:
+    path.stat()
+  except OSError as error:  # of others, where the path is used
+    if error.errno == errno.ELOOP:
+      raise UserError(
+        f'{what} is {path}, whose links lead in a circle; write another, or mend the links'
+      ) from error
 
 
 def readable(path: str | os.PathLike[str], what: str) -> Any:
@@ -145,14 +168,25 @@ def experiment(path: str, what: str) -> str:
     path: as written, perhaps with options behind a colon, like experiments/text8.py:family=mdlm.
     what: where it was written, such as '--config'.
   Raises:
-    UserError: it names nothing on a disk.
+    UserError: it names nothing on a disk, or what is there is no file.
   """
   name, colon, options = path.partition(':')
   file = given(name, what)
   if not file.exists() and file.parts[:1] == ('experiments',):
     own = [root / file for root in (_PACKAGE, _PACKAGE.parent)]
     file = next((path for path in own if path.exists()), file)
+  check_file(file, what)
   return f'{file}{colon}{options}'
+
+
+def check_file(path: pathlib.Path, what: str) -> None:
+  """Refuses what is there and would be read for ever, or not at all.
+
+  Raises:
+    UserError: it is a folder, a pipe or a device.
+  """
+  if path.exists() and not path.is_file():
+    raise UserError(f'{what} is {path}, which is no ordinary file; write the name of one')
 
 
 def _in_bucket(path: Any, what: str) -> bool:
@@ -190,6 +224,8 @@ def plain(folder: pathlib.Path) -> pathlib.Path:
 
   Args:
     folder: that exists, if its name is not plain.
+  Raises:
+    UserError: it is not, and nor is that of any folder where such a link could be.
   """
   if buckets.is_bucket(folder):
     return folder
@@ -197,7 +233,15 @@ def plain(folder: pathlib.Path) -> pathlib.Path:
   if _PLAIN.fullmatch(str(folder)):
     return folder
   if folder not in _aliases:
-    place = pathlib.Path(tempfile.mkdtemp(prefix='armd_jax_'))
+    bases = filter(_PLAIN.fullmatch, (tempfile.gettempdir(), *_TEMPORARY))
+    base = next((base for base in bases if os.access(base, os.W_OK | os.X_OK)), None)
+    if base is None:
+      raise UserError(
+        f'orbax cannot read below {folder}, and TMPDIR, where a link to it would be, is '
+        f'{tempfile.gettempdir()}; set TMPDIR to a folder whose name has only letters, digits, _ '
+        'and - in it'
+      )
+    place = pathlib.Path(tempfile.mkdtemp(prefix='armd_jax_', dir=base))
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     _aliases[folder] = place / 'folder'
     _aliases[folder].symlink_to(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from armd_jax.errors import UserError, sentence
 from armd_jax.files import buckets
 
 _DIGITS = 400  # of a number: float64 has at most 309 before its point
+_MOST = 2**28  # bytes of a file of JSON
 _LARGEST = 2**63  # of whole numbers: arrays and clocks hold no others
 
 
@@ -77,6 +79,8 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 def refusal(error: BaseException | None) -> str | None:
   """What the system answered where it refused to write: no space, no permission and the like."""
+  if isinstance(error, UserError):  # a sentence already, perhaps of a file that cannot be read
+    return None
   if isinstance(error, BaseExceptionGroup):
     return next(filter(None, map(refusal, error.exceptions)), None)
   if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
@@ -108,6 +112,23 @@ def parse_json(data: str | bytes, like: Any) -> Any:
   return value
 
 
+def read_bytes(path: Any) -> bytes:
+  """All of a file that is small if it is what it should be.
+
+  Args:
+    path: a `pathlib.Path`, or, of a bucket, an `epath.Path`.
+  Raises:
+    OSError: it cannot be read, is no ordinary file, which may never end, or is too large.
+  """
+  name = os.fspath(path)  # of a bucket, nothing is there on the disk
+  if os.path.exists(name) and not os.path.isdir(name):
+    if not os.path.isfile(name):
+      raise OSError(errno.EINVAL, 'it is no ordinary file')
+    if os.path.getsize(name) > _MOST:
+      raise OSError(errno.EFBIG, f'it has more than {_MOST // 2**20} MiB')
+  return path.read_bytes()
+
+
 def read_json(path: Any, like: Any, fix: str) -> Any:
   """The JSON of a file.
 
@@ -121,7 +142,7 @@ def read_json(path: Any, like: Any, fix: str) -> Any:
   """
   try:
     file = pathlib.Path(path) if isinstance(path, str) else path
-    return parse_json(file.read_bytes(), like)
+    return parse_json(read_bytes(file), like)
   except (FileNotFoundError, NotADirectoryError):
     raise
   except OSError as error:

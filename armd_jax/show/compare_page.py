@@ -51,7 +51,7 @@ def page(runs: Sequence[Run], sampling: Sampling, streams: int, prompt: str) -> 
   names = _names(runs)
   rows, texts, commands = [], [], {}
   for name, run in zip(names, runs, strict=True):
-    held_out = [r['held_out'] for r in run.records.values() if r.get('held_out') is not None]
+    held_out = [r['held_out'] for r in run.records.values() if 'held_out' in r]
     rows.append({
       'run': name, 'family': run.config.model.family, 'parameters': num_parameters(
         run.decoder.params), 'step': run.step, 'held out, nats/token': held_out[-1] if held_out else

@@ -17,8 +17,7 @@ from armd_jax.config import Config
 from armd_jax.data.statistics import Statistics
 from armd_jax.errors import UserError, sentence
 from armd_jax.evaluation.infilling import MEASURES
-from armd_jax.evaluation.scores import SCORE, perplexity
-from armd_jax.files import whole
+from armd_jax.evaluation.scores import check_rows, perplexity
 from armd_jax.order import GenerationOrder
 from armd_jax.show import history, plots
 
@@ -274,7 +273,7 @@ def scores_section(by_source: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
   for source, rows in by_source.items():
     likelihoods = [row for row in rows if 'nats_per_token' in row]
     try:
-      whole.check_form(likelihoods, [SCORE])
+      check_rows(rows)
     except ValueError as error:
       raise UserError(
         f'{source} is nothing that evaluate wrote (it {error}); make it anew'

@@ -95,9 +95,11 @@ def _held_out(
   if by_kind:
     count = by_kind[0]['tokens']
     return {f'nats/token, {count:,} held-out tokens': f'{by_kind[0]["nats_per_token"]:.4f}'}
-  logged = [r['held_out'] for r in records.values() if r.get('held_out') is not None]
+  logged = [r['held_out'] for r in records.values() if 'held_out' in r]
   title = f'nats/token, up to {config.train.eval_windows} held-out windows'
-  return {title: f'{logged[-1]:.4f}'} if logged else {}
+  if not logged:
+    return {}
+  return {title: 'not finite' if logged[-1] is None else f'{logged[-1]:.4f}'}
 
 
 def _sample_command(workdir, prompt, sampling):

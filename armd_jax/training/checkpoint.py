@@ -18,7 +18,9 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import pathlib
+import re
 import shutil
 import sys
 import threading
@@ -44,6 +46,11 @@ _FORM = {
   'held_out': (float, type(None)),
   'files': {str: [int, int]},
 }
+# What orbax and we write into the folder of a checkpoint.
+_OURS = re.compile(
+  r'checkpoint\.json|_METADATA|_CHECKPOINT_METADATA|_sharding|_strings\.json|array_metadatas'
+  r'|commit_success\.txt|manifest\.ocdbt|ocdbt\.process_\d+|d'
+)
 
 
 class Checkpoints:
@@ -74,6 +81,7 @@ class Checkpoints:
     self._finishing: threading.Thread | None = None
     self._error: BaseException | None = None
     self._damaged: set[int] = set()  # as far as `restore` has looked
+    self._left: set[int] = set()  # what others have put there under the name of a step
     self._told = False  # where the checkpoints are
 
   def found(self) -> list[int]:
@@ -94,7 +102,8 @@ class Checkpoints:
       step: steps done.
       state: the training state.
       next_index: next global example index, the data's whole state.
-      held_out: held-out nats per token at this step, if measured; decides what is best.
+      held_out: held-out nats per token at this step, if measured; decides what is best, and never
+        for a number that is not finite.
     Raises:
       UserError: this checkpoint, or the one before it, cannot be written.
     """
@@ -108,15 +117,31 @@ class Checkpoints:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._tell_of_bucket()
       if distributed.is_first() and not self._in_bucket:
-        for path in list(self.directory.iterdir()):
-          if workdir_lib.is_checkpoint(path.name, unfinished=True):
-            shutil.rmtree(path)
+        self._make_room(part)
       self._orbax.save(paths.plain(self.directory) / part.name, state)
+    if held_out is not None and not math.isfinite(held_out):
+      held_out = None
     seal = {'step': step, 'next_index': next_index, 'held_out': held_out}
     self._finishing = threading.Thread(
       target=self._finish, args=(part, seal, _shapes(state)), daemon=True
     )
     self._finishing.start()
+
+  def _make_room(self, part: pathlib.Path) -> None:
+    """Removes what killed saves have left on a disk.
+
+    Raises:
+      UserError: something of somebody else has a name that this save needs.
+    """
+    for path in (part, part.with_suffix('')):
+      if (path.exists() or path.is_symlink()) and not _is_ours(path):
+        raise UserError(
+          f'{path} is no checkpoint, and has the name of the one to be saved; move it away, and '
+          'give the same command again'
+        )
+    for path in list(self.directory.iterdir()):
+      if workdir_lib.is_checkpoint(path.name, unfinished=True) and _is_ours(path):
+        _delete(path)
 
   def _remove_unsealed(self, part: Any) -> None:
     """What killed saves have left in a bucket, and a damaged checkpoint of the step to be saved."""
@@ -155,7 +180,7 @@ class Checkpoints:
         whole.write_text(part / _SEAL, json.dumps(seal | {'sha256': _sha256(seal)}) + '\n')
         if not self._in_bucket:
           folder = part.with_suffix('')
-          if folder.exists():
+          if folder.exists() or folder.is_symlink():
             _warn(f'{folder}, which is damaged, is replaced')
             self._remove(folder)
             self._damaged.discard(seal['step'])
@@ -171,16 +196,22 @@ class Checkpoints:
     seals = {step: self._seal(step) for step in steps if step not in self._damaged}
     whole = {step: seal.get('held_out') for step, seal in seals.items() if seal}
     measured = sorted(
-      (step for step in whole if whole[step] is not None),
+      # Of older versions there are seals that hold NaN.
+      (step for step, nats in whole.items() if nats is not None and math.isfinite(nats)),
       key=whole.get,  # type: ignore[arg-type]
     )
     kept = {*sorted(whole)[-self._keep_last :], *measured[: self._keep_best]}
     if self._keep_every:
       kept |= {step for step in whole if step % self._keep_every == 0}
-    for step in set(steps) - kept:
+    for step in set(steps) - kept - self._left:
+      folder = self.directory / str(step)
+      if not self._in_bucket and not _is_ours(folder):
+        self._left.add(step)
+        _warn(f'{folder} holds nothing of a checkpoint, and stays')
+        continue
       if step not in whole:
-        _warn(f'{self.directory / str(step)}, which is damaged, is removed')
-      self._remove(self.directory / str(step))
+        _warn(f'{folder}, which is damaged, is removed')
+      self._remove(folder)
 
   def _remove(self, folder: Any) -> None:
     if self._in_bucket:
@@ -189,7 +220,10 @@ class Checkpoints:
         folder.rmtree()
       return
     # Under another name first, so that nothing is ever a checkpoint that lacks half of its files.
-    shutil.rmtree(folder.rename(folder.with_name(f'{folder.name}.part-removed')))
+    gone = folder.with_name(f'{folder.name}.part-removed')
+    while gone.exists() or gone.is_symlink():
+      gone = gone.with_name(f'{gone.name}-')
+    _delete(folder.rename(gone))
 
   def wait(self) -> None:
     """Returns once everything that was saved is on disk.
@@ -298,7 +332,7 @@ class Checkpoints:
   def _seal(self, step: int) -> dict[str, Any] | None:
     """What checkpoint.json holds; None where it is missing or broken."""
     try:
-      seal = whole.parse_json((self.directory / str(step) / _SEAL).read_bytes(), _FORM)
+      seal = whole.parse_json(whole.read_bytes(self.directory / str(step) / _SEAL), _FORM)
     except (OSError, ValueError):
       return None
     digest = seal.pop('sha256', None)
@@ -348,6 +382,20 @@ class _Files(Mapping[str, tuple[int, int]]):
 def _contents(folder: Any) -> Mapping[str, tuple[int, int]]:
   """Size and checksum of all that is in a folder; a store has these without its being read."""
   return buckets.contents(folder) if buckets.is_bucket(folder) else _Files(folder)
+
+
+def _is_ours(path: pathlib.Path) -> bool:
+  """Whether a folder on a disk holds what a save writes, or nothing, as one that was just begun."""
+  if not path.is_dir():
+    return False
+  names = [inside.name for inside in path.iterdir()]
+  is_being_written = '.orbax-checkpoint-tmp' in path.name
+  return not names or is_being_written or any(map(_OURS.fullmatch, names))
+
+
+def _delete(folder: pathlib.Path) -> None:
+  """Deletes a checkpoint; where it is a link, what it leads to is kept elsewhere, and stays."""
+  folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
 
 
 def _sha256(seal: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -41,6 +42,7 @@ from armd_jax.training import by_layer
 
 # Parts of the time to a first step, in order; 'compile' is what is left up to the end of that step.
 STARTS = ('import', 'data', 'restore', 'compile')
+_NOT_FINITE = 'not finite'
 
 # ----- places
 
@@ -95,11 +97,12 @@ def line(step: int, steps: int, record: Record) -> str:
   """
   parts = [f'step {step}/{steps}']
   if 'loss' in record:
-    parts.append('not finite' if record['loss'] is None else f'loss {record["loss"]:.4f}')
+    parts.append(_NOT_FINITE if record['loss'] is None else f'loss {record["loss"]:.4f}')
   if 'held_out' in record:
-    parts.append(f'held-out {record["held_out"]:.4f} nats per token')
+    nats = record['held_out']
+    parts.append(f'held-out {_NOT_FINITE if nats is None else f"{nats:.4f} nats per token"}')
   parts += [
-    f'S={match[1]} {value:.4f}'
+    f'S={match[1]} {_NOT_FINITE if value is None else f"{value:.4f}"}'
     for name, value in record.items()
     if (match := re.fullmatch(r'held_out_s(\d+)', name))
   ]
@@ -310,11 +313,20 @@ class Log:
     self._pending = (step, metrics, input_seconds, examples)
 
   def record(self, step: int, record: Record) -> None:
-    """Writes a record.
+    """Writes a record. A number that is not finite, which JSON has not, becomes None.
 
     Raises:
       UserError: a file cannot be written.
     """
+    bad = [name for name, x in record.items() if isinstance(x, float) and not math.isfinite(x)]
+    if bad and self._writers:  # those of the first process, which alone has some
+      record = record | dict.fromkeys(bad)
+      print(
+        f'warning: {", ".join(bad)} of step {step} {"is" if len(bad) == 1 else "are"} not finite, '
+        'and null in metrics.jsonl; lower config.optimizer.learning_rate if this goes on',
+        file=sys.stderr,
+        flush=True,
+      )
     with self._writing():
       for writer in self._writers:
         writer.write(step, record)

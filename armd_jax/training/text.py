@@ -1,7 +1,8 @@
 """The identity of a run's text, beside its config.json, so that another text is noticed.
 
 text.json   sha256 of the text, its description and statistics, and the tokenizer's fingerprint; of
-            a run that was converted, and has no text yet, the fingerprint alone
+            a run that was converted, and has no text yet, the fingerprint alone; and its seal, the
+            sha256 of all this, which files of older versions lack
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from armd_jax.files import paths, whole
 from armd_jax.training import workdir as workdir_lib
 
 FILE = 'text.json'
+_OF_OLDER = {'sha256', 'description', 'tokenizer', 'statistics'}  # all that files without seal hold
 
 
 def keep(workdir: str | pathlib.Path, config: Config, corpus: corpus_lib.Corpus) -> None:
@@ -52,12 +54,12 @@ def keep(workdir: str | pathlib.Path, config: Config, corpus: corpus_lib.Corpus)
     'tokenizer': corpus.tokenizer.fingerprint,
     'statistics': dict(corpus.statistics),
   }
-  whole.write_json(path, text)
+  _write(path, text)
 
 
 def keep_tokenizer(workdir: pathlib.Path, tokenizer: Tokenizer) -> None:
   """Stores the vocabulary of a run that has no text yet."""
-  whole.write_json(workdir / FILE, {'tokenizer': tokenizer.fingerprint})
+  _write(workdir / FILE, {'tokenizer': tokenizer.fingerprint})
 
 
 def check(workdir: str | pathlib.Path, corpus: corpus_lib.Corpus) -> None:
@@ -109,6 +111,10 @@ def statistics_of(workdir: str | pathlib.Path) -> dict[str, statistics.Statistic
     raise UserError(f'{path} is damaged (it {error}); delete its statistics') from None
 
 
+def _write(path: pathlib.Path, text: dict[str, Any]) -> None:
+  whole.write_json(path, text | {'seal': whole.sha256(text)})
+
+
 def _read(workdir: str | pathlib.Path) -> dict[str, Any]:
   path = paths.kept(workdir, '--workdir') / FILE
   fix = 'delete it if the text is the one that the run was started with'
@@ -116,6 +122,9 @@ def _read(workdir: str | pathlib.Path) -> dict[str, Any]:
     found = whole.read_json(path, {}, fix)
   except (FileNotFoundError, NotADirectoryError):
     return {}
+  seal = found.pop('seal', None)
+  if not (found.keys() <= _OF_OLDER if seal is None else seal == whole.sha256(found)):
+    raise UserError(f'{path} is damaged (it is not what was written); {fix}')
   digest = found.get('sha256', found.get('tokenizer'))
   if not isinstance(digest, str) or len(digest) != 64:
     raise UserError(f'{path} is damaged (its sha256 is none); {fix}')

@@ -127,7 +127,8 @@ def check_free(workdir: pathlib.Path, overwrite: bool) -> None:
   """Refuses a folder where a new run would mix with something else.
 
   Raises:
-    UserError: there are checkpoints without a run, a config.json that is not a run's, or links.
+    UserError: there are checkpoints without a run, a config.json that is not a run's, links, or
+      files in the place of checkpoints.
   """
   if (workdir / 'config.json').exists():
     read_config(workdir)
@@ -136,7 +137,17 @@ def check_free(workdir: pathlib.Path, overwrite: bool) -> None:
       f'{workdir} holds {made[0].relative_to(workdir)} but no config.json that says whose it is; '
       'use another --workdir, or remove that'
     )
-  for above in () if buckets.is_bucket(workdir) else _places():
+  if buckets.is_bucket(workdir):
+    return
+  folder = workdir / 'checkpoints'
+  for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    is_named = is_checkpoint(path.name) or is_checkpoint(path.name, unfinished=True)
+    if is_named and not path.is_dir():
+      raise UserError(
+        f'{path} is no folder, and has the name of a checkpoint; move it away, or use another '
+        '--workdir'
+      )
+  for above in _places():
     if overwrite and (workdir / above).is_symlink():
       raise UserError(
         f'{workdir / above} is a link, and --overwrite deletes nothing outside of {workdir}; '
@@ -176,7 +187,11 @@ def begun(workdir: pathlib.Path, config: config_lib.Config, overwrite: bool) -> 
 
 
 def put_back(workdir: pathlib.Path) -> None:
-  """Ends what was killed while it moved a run aside or back; to be called before all else."""
+  """Ends what was killed while it moved a run aside or back; to be called before all else.
+
+  Raises:
+    UserError: something of somebody else is where a run is set aside; nothing is touched.
+  """
   aside, moving = workdir / REPLACED, workdir / _MOVING
   if buckets.is_bucket(workdir):
     if _is_aside(workdir) and not (workdir / 'config.json').exists():
@@ -186,6 +201,12 @@ def put_back(workdir: pathlib.Path) -> None:
       buckets.copy(aside, workdir, names)
       forget_replaced(workdir)
     return
+  for path in (aside, moving):
+    if (path.exists() or path.is_symlink()) and not _is_run(path):
+      raise UserError(
+        f'{path} is no run that --overwrite has set aside, whose place it takes; move it away, or '
+        'use another --workdir'
+      )
   # A run is aside as a whole, or still moving; of the one that replaces it, config.json goes first.
   if aside.exists() and not (workdir / 'config.json').exists():
     _delete(workdir)
@@ -253,6 +274,16 @@ def _made(folder: pathlib.Path) -> Iterator[pathlib.Path]:
       unfinished = is_checkpoint(path.name, unfinished=True)
       if above != 'checkpoints' or is_checkpoint(path.name) or unfinished:
         yield path
+
+
+def _is_run(folder: pathlib.Path) -> bool:
+  """Whether a folder, which is no link, holds nothing but what a run has left, or a part of it."""
+  is_folder = lambda path: path.is_dir() and not path.is_symlink()
+  places = {folder / name for name in _places()}
+  known = {*_made(folder), *filter(is_folder, places)}
+  return is_folder(folder) and all(
+    path in known for above in filter(is_folder, (folder, *places)) for path in above.iterdir()
+  )
 
 
 def _places() -> set[str]:

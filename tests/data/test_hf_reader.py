@@ -94,5 +94,5 @@ def test_only_prepare_reads_sets():
 def test_a_missing_package_is_a_sentence(monkeypatch):
   monkeypatch.setitem(sys.modules, 'datasets', None)
   hf_reader._table.cache_clear()
-  with pytest.raises(UserError, match=r"pip install 'armd_jax\[hf\]'"):
+  with pytest.raises(UserError, match='pip install datasets'):
     sources.open_source('hf:Salesforce/wikitext', prepare=True)

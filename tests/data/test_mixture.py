@@ -149,3 +149,34 @@ def test_names_tell_corpora_apart():
   # Nor does a number make one of another's name, under which its windows would be lost.
   assert [*mixture.names(['x/web', 'y/web', 'web_1'])] == ['web_2', 'web_3', 'web_1']
   assert [*mixture.names(['/', 'x/corpus'])] == ['corpus_1', 'corpus_2']
+
+
+def test_what_one_corpus_holds_out_is_in_no_training_side(tmp_path):
+  shared = [f'document number {i} of these words, and no more' for i in range(400)]
+  # The long one takes the place of many, so that the second holds out others than the first.
+  names = [
+    corpora.write_text(tmp_path / 'all.txt', shared),
+    corpora.write_text(tmp_path / 'some.txt', [*shared[:200], 'long ' * 3000 + 'x']),
+    corpora.write_jsonl(tmp_path / 'rows.jsonl', [f'{text} \n' for text in shared[100:300]]),
+  ]
+  load = lambda **fields: corpus.load(DataConfig(packing='documents', held_out=0.2, **fields), 64)
+  texts = lambda windows: {bytes(row[(row >= 0) & (row < 256)].tolist()).strip() for row in windows}
+  mixed = load(mixture=tuple(names))
+  held_out = set.union(*map(texts, mixed.held_out_WxN.parts.values()))
+  assert texts(load(source=names[0]).train_WxN) & held_out  # or there is nothing to leave out
+  for path, train, own in zip(
+    names, mixed.train_WxN.parts.values(), mixed.held_out_WxN.parts.values(), strict=True
+  ):
+    alone = load(source=path)
+    assert texts(train) == texts(alone.train_WxN) - held_out
+    np.testing.assert_array_equal(own, alone.held_out_WxN)
+
+
+def test_prepared_corpora_that_hold_out_differently_are_warned_of(folder, capsys):
+  prepare.prepare(str(folder / 'a.txt'), 'bytes', str(folder / 'tenth'), held_out=0.1)
+  agree, differ = [('a', 'b'), ('b.txt', 'a.txt')], [('a', 'tenth'), ('b.txt', 'a')]
+  for names in agree + differ:
+    capsys.readouterr()
+    corpus.load(DataConfig(mixture=tuple(str(folder / name) for name in names)), 64)
+    said = capsys.readouterr().err
+    assert ('prepare all of them with the same --held_out' in said) == (names in differ), names

@@ -6,12 +6,16 @@ import random
 import corpora
 import hypothesis
 import hypothesis.strategies as st
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from armd_jax.data import readers, sources
 from armd_jax.errors import UserError
 
 TEXTS = corpora.documents(100)
+FIXED = pyarrow.array([b'abc', b'def'], pyarrow.binary(3))
+JSON = pyarrow.ExtensionArray.from_storage(pyarrow.json_(), pyarrow.array(['"a"', '"b"']))
 
 
 def read(spans):
@@ -120,8 +124,12 @@ def test_a_bad_json_line_is_named_by_its_number(tmp_path, line, message):
 @pytest.mark.parametrize(
   ('row', 'column', 'message'),
   [
-    ({'a': 'x', 'b': 'y'}, '', "line 1 of .* has no column 'text' but a, b; write --column=a"),
-    ({'a': 1}, '', "line 1 of .* has no column 'text' but a; give another source"),
+    (
+      {'a': 'x', 'b': 'y'},
+      '',
+      "line 1 of .* has no text in column 'text' but a, b; write --column=a",
+    ),
+    ({'a': 1}, '', "line 1 of .* has no text in column 'text' but a; give another source"),
     ([1], '', 'line 1 of .* is no JSON object'),
   ],
 )
@@ -135,7 +143,8 @@ def test_a_missing_json_column(tmp_path, row, column, message):
 def test_bad_parquet(tmp_path):
   path = tmp_path / 'a.parquet'
   corpora.write_parquet(path, TEXTS, column='body')
-  with pytest.raises(UserError, match="no text in column 'text' but id, body; write --column=body"):
+  message = r"no text in column 'text' but id \(int64\), body; write --column=body"
+  with pytest.raises(UserError, match=message):
     readers.file_span(str(path), 'text')
   span = readers.file_span(str(path), '')
   data = bytearray(path.read_bytes())
@@ -171,3 +180,28 @@ def test_a_bucket_reads_like_a_folder(tmp_path, monkeypatch):
   assert read(span.split(100)) == TEXTS
   with pytest.raises(UserError, match=r"no file matches the text 'gs://bucket/none/\*'"):
     sources.load_documents('gs://bucket/none/*')
+
+
+@pytest.mark.parametrize(
+  ('names', 'columns', 'message'),
+  [
+    (['text'], [pyarrow.nulls(2)], r"no text in column 'text' but text \(null\); give another"),
+    (['id', 'text'], [[1, 2], [['a'], ['b']]], r'but id \(int64\), text \(list<element: string>\)'),
+    (['text', 'text'], [['a', 'b'], ['c', 'd']], "has 2 columns 'text'; give all but one another"),
+    (['hash', 'id'], [FIXED, [1, 2]], r'but hash, id \(int64\); write --column=hash'),
+  ],
+)
+def test_a_parquet_column_that_holds_no_text_is_told_by_its_kind(tmp_path, names, columns, message):
+  path = str(tmp_path / 'a.parquet')
+  parquet.write_table(pyarrow.table([*map(pyarrow.array, columns)], names=names), path)
+  with pytest.raises(UserError, match=message):
+    readers.file_span(path, '')
+
+
+@pytest.mark.parametrize(
+  ('column', 'expected'), [(FIXED, ['abc', 'def']), (JSON, ['"a"', '"b"'])], ids=['fixed', 'json']
+)
+def test_parquet_text_of_rarer_kinds(tmp_path, column, expected):
+  path = str(tmp_path / 'a.parquet')
+  parquet.write_table(pyarrow.table([column], names=['text']), path)
+  assert read([readers.file_span(path, '')]) == expected

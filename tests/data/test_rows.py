@@ -195,9 +195,12 @@ def test_skip_tells_the_first_and_counts_all(tmp_path, capsys):
 @pytest.mark.parametrize(
   ('name', 'data', 'message'),
   [
-    ('a.csv', b'one\ntwo\n', "has no column 'text' but one; write --column=one"),
-    ('a.csv', b'text,text\na,b\n', "has no column 'text' but text, text"),
+    ('a.csv', b'one\ntwo\n', "has no text in column 'text' but one; write --column=one"),
+    ('a.csv', b'text,text\na,b\n', "has 2 columns 'text'; give all but one another name"),
     ('a.csv', b'"a', 'row 1 of .* is no CSV'),
+    ('a.csv', 'text,n\na,1\n'.encode('utf-16'), 'is UTF-16; convert it to UTF-8'),
+    ('a.csv', 'text,n\na,1\n'.encode('utf-16-be'), 'is UTF-16; convert it to UTF-8'),
+    ('a.tsv', 'text\na\n'.encode('utf-16-le'), 'is UTF-16; convert it to UTF-8'),
     ('a.json', b'{"a": ', 'is no JSON'),
     ('a.json', b'7', 'holds no rows but a int'),
     ('a.json', b'[{"text": "a"}', r'is no JSON .*; repair it, or write one row a line'),

@@ -66,7 +66,7 @@ def test_a_set_may_be_cut_anywhere():
     ('tfds:nosuch', "has no 'nosuch', neither by that name nor prepared"),
     ('tfds:lm1b#val', "'lm1b' has no split 'val'; write one of"),
     ('tfds:lm1b:9.9.9', "cannot open 'lm1b:9.9.9'|has no 'lm1b:9.9.9'"),
-    ('tfds:two_columns', "no column 'text' but one, two; write --column=one"),
+    ('tfds:two_columns', "no text in column 'text' but one, two; write --column=one"),
     (
       'tfds:ag_news_subset',
       r'is not prepared in .*; run armd prepare --source=\S+ --tokenizer=bytes --out=work/ag',

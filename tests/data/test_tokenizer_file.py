@@ -1,6 +1,7 @@
 """Any tokenizer.json is a vocabulary: all of a text in ids, and back, and bytes that add up."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -65,6 +66,12 @@ def test_another_file_has_another_fingerprint(tmp_path):
   assert FileTokenizer(str(path)).fingerprint != first
 
 
+def test_a_pipe_is_none(tmp_path):
+  os.mkfifo(tmp_path / 'mine.json')
+  with pytest.raises(UserError, match=r'mine\.json, which is no ordinary file; write the name'):
+    FileTokenizer(str(tmp_path / 'mine.json'))
+
+
 @pytest.mark.parametrize('text', ['', '{}', '[1]', '{"model": 3}'])
 def test_what_is_none_is_a_sentence(tmp_path, text):
   path = tmp_path / 'mine.json'
@@ -79,6 +86,35 @@ def test_a_file_without_tokens_is_refused(tmp_path):
   library.Tokenizer(library.models.BPE()).save(str(tmp_path / 'mine.json'))
   with pytest.raises(UserError, match='has no tokens; give another file'):
     FileTokenizer(str(tmp_path / 'mine.json'))
+
+
+@pytest.mark.parametrize('number', [2**24, 2**31, 2**32 - 1])
+def test_ids_that_no_vocabulary_has_are_refused(tmp_path, number):
+  path = tmp_path / 'mine.json'
+  made = library.Tokenizer(library.models.WordLevel({'a': 0, 'b': 1}, unk_token='a'))
+  path.write_text(made.to_str().replace('"b":1', f'"b":{number}'))
+  with pytest.raises(UserError, match=f'has the id {number}; give a file whose ids are below'):
+    FileTokenizer(str(path))
+
+
+@pytest.mark.parametrize(
+  ('model', 'text', 'unknown'),
+  [
+    (library.models.WordLevel({'a': 0, 'b': 1}), 'a b zz a', 'zz'),
+    (library.models.BPE({'a': 0, 'b': 1}, []), 'a b azz a', 'azz'),
+    (library.models.BPE({'a': 0, 'b': 1}, []), 'a' * 99 + '東', '東'),
+    (library.models.WordPiece({'a': 0, 'b': 1}), 'a b zz a', 'zz'),
+    (library.models.Unigram([('a', -1.0), ('b', -1.0)]), 'a b zz a', 'zz'),
+  ],
+)
+def test_what_has_no_token_is_refused_not_left_out(tmp_path, model, text, unknown):
+  made = library.Tokenizer(model)
+  made.pre_tokenizer = library.pre_tokenizers.Whitespace()
+  made.save(str(tmp_path / 'mine.json'))
+  found = FileTokenizer(str(tmp_path / 'mine.json'))
+  assert found.encode('a b a').tolist() == [0, 1, 0]
+  with pytest.raises(UserError, match=f'{found.name}. has no token for {unknown!r}, and none for'):
+    found.encode(text)
 
 
 def test_a_tokenizer_from_outside_has_no_file_for_transformers():

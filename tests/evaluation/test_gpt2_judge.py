@@ -91,6 +91,16 @@ def test_pieces_are_the_same_each_time(tmp_path):
   assert all(encode('abab' * 9).tolist() == [3] * 9 for _ in range(20))
 
 
+def test_a_text_that_the_tokenizer_has_no_tokens_for_is_refused(tmp_path):
+  write(tmp_path, arrays())
+  for model in (tokenizers.models.BPE({'a': 0}, []), tokenizers.models.WordLevel({'a': 0})):
+    tokenizers.Tokenizer(model).save(str(tmp_path / 'tokenizer.json'))
+    encode = judging.open_judge(str(tmp_path)).encode
+    assert encode('a').tolist() == [0]
+    with pytest.raises(UserError, match=r"tokenizer.json' has no token for '\?'"):
+      encode('?')
+
+
 @corpora.needs_shared
 @pytest.mark.parametrize('name', ['vocab.json', 'vocab.txt', 'added_tokens.json', 'merges.txt'])
 def test_a_vocabulary_that_is_not_used_is_refused(tmp_path, monkeypatch, name):

@@ -101,6 +101,33 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
     pass
 
 
+def test_what_is_no_lock_of_ours_stays_as_it_is(tmp_path):
+  path, theirs = tmp_path / 'new' / '.out.lock', tmp_path / 'theirs'
+  path.parent.mkdir()
+  theirs.write_text('dear diary')
+  os.mkfifo(tmp_path / 'fifo')
+  puts = (
+    lambda: path.symlink_to(theirs),
+    lambda: path.symlink_to(tmp_path / 'none'),
+    lambda: path.hardlink_to(theirs),
+    lambda: path.hardlink_to(tmp_path / 'fifo'),
+    lambda: path.write_text('{"process": 3}'),
+    lambda: path.mkdir(),
+  )
+  for put in puts:
+    put()
+    before = path.lstat()
+    message = r'lock is in the place of a lock, .*; move it away, or'
+    with pytest.raises(UserError, match=message), lock.held(path, '--out x'):
+      pass
+    assert path.lstat().st_ino == before.st_ino and path.lstat().st_size == before.st_size
+    assert theirs.read_text() == 'dear diary' and not (tmp_path / 'none').exists()
+    path.rmdir() if path.is_dir() else path.unlink()
+  path.write_text('')  # of one that was killed as it took it
+  with lock.held(path, '--out x'):
+    pass
+
+
 def test_a_folder_that_nothing_was_put_into_is_gone_again(tmp_path):
   path = tmp_path / 'a' / 'b' / lock.FOLDER_LOCK
   with lock.held(path, 'it'):

@@ -1,6 +1,8 @@
 """A path means what it looks like, whatever characters it is made of."""
 
+import os
 import pathlib
+import tempfile
 
 import corpora
 import jax.numpy as jnp
@@ -79,7 +81,7 @@ def test_a_bucket_without_its_package_is_one_sentence(monkeypatch):
     raise ImportError(f'{name} needs gcsfs')
 
   monkeypatch.setattr(fsspec, 'get_filesystem_class', missing)
-  with pytest.raises(UserError, match=r"pip install 'armd_jax\[gcs\]'"):
+  with pytest.raises(UserError, match=r'pip install gcsfs'):
     paths.readable('gs://bucket/a.txt', 'the text')
 
 
@@ -87,6 +89,45 @@ def test_a_bucket_without_its_package_is_one_sentence(monkeypatch):
 def test_what_is_no_path_is_refused(path):
   with pytest.raises(UserError, match=r'; write a text or a pathlib\.Path'):
     paths.given(path, '--workdir')
+
+
+def test_a_circle_of_links_is_one_sentence(tmp_path):
+  (tmp_path / 'loop').symlink_to('loop')
+  (tmp_path / 'dangling').symlink_to('new')  # which `whole.replacing` makes
+  for path in (tmp_path / 'loop', tmp_path / 'loop' / 'run'):
+    for find in (paths.given, paths.kept, paths.readable):
+      with pytest.raises(UserError, match=r'^--out is .*, whose links lead in a circle; write'):
+        find(path, '--out')
+  assert paths.given(tmp_path / 'dangling', '--out') == tmp_path / 'dangling'
+
+
+def test_a_current_directory_that_is_gone_is_one_sentence(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  os.mkdir('gone')
+  os.chdir('gone')
+  os.rmdir(tmp_path / 'gone')
+  with pytest.raises(UserError, match=r'^--out is y, but the current directory is gone; change'):
+    paths.given('y', '--out')
+  assert paths.given(tmp_path / 'y', '--out') == tmp_path / 'y'
+
+
+def test_no_pipe_and_no_device_is_an_experiment(tmp_path):
+  os.mkfifo(tmp_path / 'fifo')
+  for path in (tmp_path / 'fifo', '/dev/zero', tmp_path):
+    for options in ('', ':family=mdlm'):
+      with pytest.raises(UserError, match=r'^--config is .*, which is no ordinary file; write'):
+        paths.experiment(f'{path}{options}', '--config')
+
+
+def test_links_to_other_names_are_where_none_is_a_pattern(tmp_path, monkeypatch):
+  for name in ('T[1]', 'a[1]', 'a[2]'):
+    (tmp_path / name).mkdir()
+  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'T[1]'))
+  link = paths.plain(tmp_path / 'a[1]')
+  assert link.resolve() == tmp_path / 'a[1]' and not set('[]*?\\') & set(str(link))
+  monkeypatch.setattr(paths, '_TEMPORARY', ())
+  with pytest.raises(UserError, match=r'TMPDIR, .*T\[1\]; set TMPDIR to a folder whose name'):
+    paths.plain(tmp_path / 'a[2]')
 
 
 def test_home_is_expanded(monkeypatch, tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pathlib
 import resource
 
 import pytest
@@ -149,3 +150,23 @@ def test_a_damaged_file_is_a_sentence(tmp_path):
     whole.read_json(tmp_path / 'none', FORM, 'make it anew')
   with pytest.raises(UserError, match='Is a directory'):
     whole.read_json(tmp_path, FORM, 'make it anew')
+
+
+def test_a_file_that_cannot_be_read_is_no_refused_write(tmp_path):
+  refused = RuntimeError()
+  refused.__cause__ = OSError(errno.ENOSPC, 'No space left on device')
+  assert whole.refusal(refused) == 'No space left on device'
+  with pytest.raises(UserError) as caught:
+    whole.read_json(tmp_path, FORM, 'make it anew')
+  assert isinstance(caught.value.__cause__, OSError) and whole.refusal(caught.value) is None
+
+
+def test_what_would_be_read_for_ever_is_a_sentence(tmp_path):
+  os.mkfifo(tmp_path / 'fifo')
+  for path in (tmp_path / 'fifo', pathlib.Path('/dev/zero')):
+    with pytest.raises(UserError, match=r' \(it is no ordinary file\); make it anew$'):
+      whole.read_json(path, FORM, 'make it anew')
+  (tmp_path / 'large').touch()
+  os.truncate(tmp_path / 'large', 2**40)  # of zeros, which take no space
+  with pytest.raises(UserError, match=r'\(it has more than 256 MiB\); make it anew$'):
+    whole.read_json(tmp_path / 'large', FORM, 'make it anew')

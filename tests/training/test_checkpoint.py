@@ -4,6 +4,8 @@ import contextlib
 import errno
 import json
 import logging
+import math
+import os
 import resource
 import shutil
 
@@ -79,6 +81,21 @@ def test_kept_are_the_last_the_best_and_every_so_many(tmp_path):
   save(tmp_path, 9, held_out={9: 1.5}, keep_last=1, keep_every=5, keep_best=2)
   assert found(tmp_path) == [3, 5, 9]
   assert restore(tmp_path) == 9 and restore(tmp_path, 5) == 5
+
+
+@pytest.mark.parametrize('bad', [math.nan, -math.inf, None])
+def test_what_is_not_finite_is_never_the_best(tmp_path, monkeypatch, bad):
+  held_out = {1: bad, 2: 3.0, 3: bad, 4: 1.0, 5: bad}
+  save(tmp_path, *range(1, 7), held_out=held_out, keep_last=1, keep_best=1)
+  assert found(tmp_path) == [4, 6]
+  # Nor is it where an older version has written it down as it was.
+  seal = checkpoint.Checkpoints._seal
+  monkeypatch.setattr(
+    checkpoint.Checkpoints, '_seal', lambda *a: (s := seal(*a)) and s | {'held_out': held_out.get(
+      s['step'])}
+  )  # fmt: skip
+  save(tmp_path / 'older', *range(1, 7), keep_last=1, keep_best=1)
+  assert found(tmp_path / 'older') == [4, 6]
 
 
 DAMAGES = {
@@ -158,6 +175,50 @@ def test_what_somebody_put_there_is_no_checkpoint_and_stays(copied):
   assert found(copied) == [1, 2] and restore(copied) == 2
   save(copied, 3, keep_last=2)
   assert sorted(path.name for path in folder.iterdir()) == sorted(['2', '3', *theirs])
+
+
+def test_a_folder_without_a_checkpoint_stays_and_is_told_of(copied, capfd):
+  folder = copied / 'checkpoints'
+  for name in ('0', '9.part', '1.part-removed'):
+    (folder / name).mkdir()
+    (folder / name / 'notes.txt').write_text('theirs')
+  with contextlib.closing(checkpoint.Checkpoints(copied)) as checkpoints:
+    checkpoints.save(3, state_of(3), 24, None)
+    checkpoints.save(4, state_of(4), 32, None)
+  assert capfd.readouterr().err.count('/0 holds nothing of a checkpoint, and stays') == 1
+  assert sorted(path.name for path in folder.iterdir()) == ['0', '1.part-removed', '4', '9.part']
+  assert len(list(folder.glob('*/notes.txt'))) == 3
+
+
+@pytest.mark.parametrize('name', ['3', '3.part'])
+@pytest.mark.parametrize('kind', ['folder', 'file', 'link'])
+def test_no_save_takes_the_place_of_what_is_no_checkpoint(copied, name, kind):
+  path = copied / 'checkpoints' / name
+  if kind == 'folder':
+    path.mkdir()
+    (path / 'notes.txt').write_text('theirs')
+  elif kind == 'file':
+    path.write_text('theirs')
+  else:
+    path.symlink_to(copied / 'none')
+  with pytest.raises(UserError, match=rf'/{name} is no checkpoint, .*; move it away, and give'):
+    save(copied, 3)
+  assert os.path.lexists(path) and (kind != 'folder' or (path / 'notes.txt').exists())
+  assert restore(copied, 2) == 2
+
+
+def test_a_checkpoint_that_is_kept_elsewhere_loses_its_link_alone(copied, tmp_path):
+  folder, elsewhere = copied / 'checkpoints', tmp_path / 'elsewhere'
+  elsewhere.mkdir()
+  for name, link in (('1', '1'), ('2', '0.part-removed')):  # which an older version left
+    shutil.copytree(folder / name, elsewhere / name)
+    if link == name:
+      shutil.rmtree(folder / name)
+    (folder / link).symlink_to(elsewhere / name)
+  before = contents(elsewhere)
+  assert restore(copied, 1) == 1
+  save(copied, 3)
+  assert [path.name for path in folder.iterdir()] == ['3'] and contents(elsewhere) == before
 
 
 @contextlib.contextmanager

@@ -43,6 +43,18 @@ def stable(tmp_path_factory):
   return folder / 'run'
 
 
+def test_a_run_that_diverges_ends_as_any_other(tmp_path, capsys):
+  """Its held-out losses are null, a warning says so, and it keeps checkpoints."""
+  often = dict(train__steps=4, train__eval_every=2, train__sample_every=2)
+  changes = often | dict(train__checkpoint_every=2, optimizer__learning_rate=1e18)
+  loop.train(config(tmp_path, **changes), tmp_path / 'run')
+  assert logged(tmp_path / 'run', 'held_out') == {2: None, 4: None}
+  assert checkpoint.Checkpoints(tmp_path / 'run').found() == [2, 4]
+  printed = capsys.readouterr()
+  assert printed.err.count('warning: held_out of step 2 is not finite, and null in metrics') == 1
+  assert 'step 4/4  held-out not finite' in printed.out
+
+
 def test_a_decay_begins_at_any_checkpoint(stable, tmp_path, capsys):
   """From step 6 on, with a warm-up of its own, down to nothing at step 14."""
   anew = dict(

@@ -131,6 +131,25 @@ def test_too_many_in_a_row_end_the_run(tmp_path, bad):
       made.step(7, step_metrics(1.0), 0.0, (0, 0))
 
 
+@pytest.mark.parametrize('bad', [np.nan, -np.inf, np.float64(np.inf)])
+def test_a_measured_number_that_is_not_finite_is_null_and_one_warning(tmp_path, capsys, bad):
+  """Such as held-out losses of a run that diverges: it goes on, and all that reads the log can."""
+  measured = {'held_out': bad, 'held_out_s2': bad, 'sample': 'a text'}
+  with log(tmp_path) as made:
+    feed(made, range(1, 3), [1.0, 2.0])
+    made.record(1, {'held_out': 1.25})
+    made.record(2, measured)
+    made.step(3, step_metrics(1.0), 0.0, (0, 0))
+  printed = capsys.readouterr()
+  assert printed.err.count('\n') == printed.err.count('warning: ') == 1
+  assert 'warning: held_out, held_out_s2 of step 2 are not finite, and null in' in printed.err
+  assert 'step 2/8  held-out not finite  S=2 not finite\nsample: a text' in printed.out
+  assert {'step': 2, 'held_out': None, 'held_out_s2': None, 'sample': 'a text'} in records(tmp_path)
+  assert np.isnan(measured['held_out']) or np.isinf(measured['held_out'])  # as it was given
+  (row,) = history.overview(history.read(tmp_path / 'metrics.jsonl'))
+  assert (row['loss'], row['held out']) == (1.5, 1.25)
+
+
 def test_a_line_cut_off_is_dropped_by_the_next_start(tmp_path):
   with log(tmp_path) as made:
     feed(made, range(1, 6), [1.0] * 5)

@@ -109,6 +109,36 @@ def test_a_damaged_file_is_a_sentence(tmp_path, data):
     text.sha256_of(tmp_path)
 
 
+@pytest.mark.parametrize('has_text', [True, False])
+def test_any_changed_character_is_damage_and_no_other_text(tmp_path, has_text):
+  """Whoever is told of another text looks for one, and his was right."""
+  config = start(tmp_path / 'run', corpora.write_text(tmp_path / 'a.txt', TEXTS))
+  corpus = load(config)
+  if not has_text:
+    text.keep_tokenizer(tmp_path / 'run', corpus.tokenizer)
+  path = tmp_path / 'run' / text.FILE
+  data = path.read_text()
+  for place, character in enumerate(data):
+    if character.isspace():
+      continue
+    path.write_text(data[:place] + ('1' if character == '0' else '0') + data[place + 1 :])
+    with pytest.raises(UserError, match=r'text.json is damaged \(its? .*\); delete it') as error:
+      text.check(tmp_path / 'run', corpus)
+    assert '\n' not in str(error.value)
+  path.write_text(data)
+  text.check(tmp_path / 'run', corpus)
+
+
+def test_a_file_of_an_older_version_has_no_seal(tmp_path):
+  config = start(tmp_path, corpora.write_text(tmp_path / 'a.txt', TEXTS))
+  path = tmp_path / text.FILE
+  older = {name: value for name, value in json.loads(path.read_text()).items() if name != 'seal'}
+  assert older.keys() == {'sha256', 'description', 'tokenizer', 'statistics'}
+  path.write_text(json.dumps(older))
+  text.check(tmp_path, load(config))
+  assert text.sha256_of(tmp_path) == older['sha256']
+
+
 def test_numbers_name_their_text(tmp_path):
   source = corpora.write_text(tmp_path / 'a.txt', TEXTS)
   config = config_of(source)
@@ -138,6 +168,7 @@ def test_another_vocabulary_under_the_same_name_is_refused(tmp_path):
 def test_a_digest_that_is_none_is_damage(tmp_path):
   start(tmp_path, corpora.write_text(tmp_path / 'a.txt', TEXTS))
   path = tmp_path / text.FILE
-  path.write_text(path.read_text().replace(text.sha256_of(tmp_path), 'ab'))
+  older = {'sha256': text.sha256_of(tmp_path)}  # without a seal, which would tell of it first
+  path.write_text(json.dumps(older).replace(older['sha256'], 'ab'))
   with pytest.raises(UserError, match=r'text.json is damaged \(its sha256 is none\); delete it if'):
     text.sha256_of(tmp_path)

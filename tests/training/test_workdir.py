@@ -161,6 +161,42 @@ def test_links_are_not_followed(run, tmp_path):
     workdir_lib.check_free(run, overwrite=True)
 
 
+@pytest.mark.parametrize('name', ['.replaced', '.replaced-moving'])
+def test_what_somebody_put_where_a_run_is_set_aside_is_not_touched(run, tmp_path, name):
+  other, place, new = tmp_path / 'other', run / name, tmp_path / 'new'
+  shutil.copytree(run, other)
+  puts = (
+    lambda: place.symlink_to(other),
+    lambda: place.symlink_to(tmp_path / 'none'),
+    lambda: place.write_text('theirs'),
+    lambda: fill(place, ['config.json', 'notes.txt']),
+    lambda: fill(place, ['config.json', 'checkpoints/backup.partial']),
+    lambda: (place / 'checkpoints').mkdir(parents=True) or fill(place, ['mine/empty/x']),
+  )
+  for put in puts:
+    for has_config in (True, False):
+      shutil.copytree(run, new)
+      if not has_config:
+        (run / 'config.json').unlink()
+      put()
+      before = contents(tmp_path)
+      with pytest.raises(UserError, match=rf'{name} is no run that .*; move it away, or use'):
+        workdir_lib.put_back(run)
+      assert contents(tmp_path) == before
+      shutil.rmtree(run)
+      new.rename(run)
+
+
+@pytest.mark.parametrize('name', ['9', '9.part'])
+def test_a_file_in_the_place_of_a_checkpoint_is_told_of_at_the_start(run, name):
+  path = run / 'checkpoints' / name
+  workdir_lib.check_free(run, overwrite=False)
+  path.write_text('theirs')
+  with pytest.raises(UserError, match=rf'/{name} is no folder, and has the name of a checkpoint'):
+    workdir_lib.check_free(run, overwrite=False)
+  assert path.read_text() == 'theirs'
+
+
 def test_places_that_are_no_run_s(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   monkeypatch.chdir(tmp_path)
