@@ -73,19 +73,23 @@ def learning(results: Results, path: pathlib.Path) -> None:
 
 
 def strided(results: Results, lengths: list[int], path: pathlib.Path) -> None:
-  """Above, NLL over S of every model, at once and one by one; below, seconds of sampling."""
+  """Above, NLL over S of every model, S tokens at once; below, seconds of sampling."""
   figure, all_axes = plt.subplots(
     2, len(lengths), figsize=(5 * len(lengths), 7), layout='constrained', squeeze=False,
-    height_ratios=(2, 1),
+    height_ratios=(2, 1), sharex='all',
   )  # fmt: skip
+  # From 0, where a per cent looks like one, and the same for all lengths.
+  models = [run for length in lengths for run in results.models(length).values()]
+  most = max(row['nats'] for run in models for row in results.strided(run).values())
   for length, (top, bottom) in zip(lengths, all_axes.T, strict=True):
     for (name, run), color in zip(results.models(length).items(), _MODELS, strict=True):
       if rows := results.strided(run):
-        at_once = [row['nats'] for row in rows.values()]
-        one_by_one = [row['nats'] - row['independence_cost'] for row in rows.values()]
-        top.plot(list(rows), at_once, 'o-', color=color, ms=4, label=name)
-        top.plot(list(rows), one_by_one, '--', color=color, lw=1)
-    top.set(ylabel='held-out nats per token', title=f'Length {length}; dashed: one by one')
+        nats = [row['nats'] for row in rows.values()]
+        top.plot(list(rows), nats, 'o-', color=color, ms=4, label=name)
+    ar = results.over_seeds('ar', results.config.train.steps, 'exact', 'nats_per_token')
+    if ar and length == results.config.model.length:
+      top.axhline(ar.value, color='grey', ls='--', lw=1, label='AR')
+    top.set(ylabel='held-out nats per token', title=f'Length {length}', ylim=(0, 1.05 * most))
     seconds = results.seconds(length)
     ours = {name.split('=')[1]: s for name, s in seconds.items() if name.startswith('ARMD')}
     bottom.plot(
