@@ -31,6 +31,7 @@ from armd_jax.errors import UserError, sentence
 from armd_jax.files import paths
 
 HELP = ('--help', '-help', '-h', '-?')
+_NO_FILE = 'names no experiment file; write the path of one, like experiments/quickstart.py'
 
 CACHE = 'compilation_cache'  # of every program
 _CACHE_HELP = (
@@ -112,8 +113,11 @@ def parse(
     absl_flags.DEFINE_string(CACHE, '', _CACHE_HELP, flag_values=values)
     rest = values(argv)
   except (
-    absl_flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError,
+    absl_flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError,
   ) as error:  # fmt: skip
+    if isinstance(error, OSError):  # of an override, whose experiment file is not there
+      (name,) = (name for name, kind in kinds.items() if kind is ConfigDict)
+      raise UserError(f'--{name} {_NO_FILE}') from error
     # ml_collections raises Python's own errors for a config file or field that is not there.
     if isinstance(error, absl_flags.UnrecognizedFlagError):
       text = str(error).rstrip('.? ').replace('. Did', '; did')
@@ -283,9 +287,7 @@ def _run_experiment(read: Callable[[str], Any], path: str) -> Any:
 
 def _read(options: type, name: str, kind: Any, value: Any) -> Any:
   if kind is ConfigDict and not isinstance(value, ConfigDict):
-    raise UserError(
-      f'--{name} names no experiment file; write the path of one, like experiments/quickstart.py'
-    )
+    raise UserError(f'--{name} {_NO_FILE}')
   if value is None or kind is ConfigDict:
     return value
   (field,) = (field for field in dataclasses.fields(options) if field.name == name)

@@ -191,6 +191,9 @@ def test_what_an_experiment_raises_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match=message) as caught:
       read(f'--config={tmp_path / name}')
     assert 'Traceback' not in str(caught.value)
+  for overrides in ([], ['--config.seed=1']):
+    with pytest.raises(UserError, match='--config names no experiment file; write the path of'):
+      read('--config=nowhere.py', *overrides)
   for options in ('nonsense', 'family=', 'family=nobody', 'strided_steps=x'):
     with pytest.raises(UserError) as caught:
       config_lib.parse(read(f'--config=experiments/text8.py:{options}').config)

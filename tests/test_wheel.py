@@ -85,7 +85,9 @@ def test_programs_find_their_files_from_anywhere(installed):
   assert done.returncode == 1 and 'between 0 and train.steps = 1050' in done.stderr
   done = installed('-m', 'armd_jax.reproduce', '--workdir=r', '--list')
   assert done.returncode == 0 and 'train     rate' in done.stdout, done.stderr[-2000:]
-  sweep = ['--sweep=experiments/sweeps/standard.py:seeds', '--config=x.py', '--workdir=s']
+  sweep = [
+    '--sweep=experiments/sweeps/standard.py:seeds', '--config=experiments/text8.py', '--workdir=s',
+  ]  # fmt: skip
   done = installed('-m', 'armd_jax.sweep', *sweep, '--dry_run')
   assert done.returncode == 0 and '--config.seed=1' in done.stdout, done.stderr[-2000:]
   train = ['--config=experiments/text8.py:family=mdlm', '--workdir=t', '--config.data.source=no']

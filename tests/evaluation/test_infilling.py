@@ -171,7 +171,7 @@ def test_families_fill_what_they_can(tmp_path, monkeypatch):
   with pytest.raises(UserError, match='reads one file of stories; write --texts=NAME=FILE'):
     task('armd', {'mine': ''})
   monkeypatch.setitem(sys.modules, 'rouge_score', None)
-  with pytest.raises(UserError, match=r"by rouge-score; pip install rouge-score"):
+  with pytest.raises(UserError, match=r'by rouge-score; pip install rouge-score'):
     task('armd', {'mine': source})
 
 
