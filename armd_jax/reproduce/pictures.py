@@ -86,9 +86,9 @@ def strided(results: Results, lengths: list[int], path: pathlib.Path) -> None:
       if rows := results.strided(run):
         nats = [row['nats'] for row in rows.values()]
         top.plot(list(rows), nats, 'o-', color=color, ms=4, label=name)
-    ar = results.over_seeds('ar', results.config.train.steps, 'exact', 'nats_per_token')
-    if ar and length == results.config.model.length:
-      top.axhline(ar.value, color='grey', ls='--', lw=1, label='AR')
+    alone = results.over_seeds('ar', results.config.train.steps, 'exact', 'nats_per_token')
+    if alone and length == results.config.model.length:
+      top.axhline(alone.value, color='grey', ls='--', lw=1, label='AR')
     top.set(ylabel='held-out nats per token', title=f'Length {length}', ylim=(0, 1.05 * most))
     seconds = results.seconds(length)
     ours = {name.split('=')[1]: s for name, s in seconds.items() if name.startswith('ARMD')}
