@@ -66,6 +66,12 @@ def task_for(generation_order, batch, num_given=0, first_token=BOS):
   )
 
 
+def with_biases(params):
+  """Not 0, as they are at initialisation."""
+  shift = lambda path, x: x + 0.1 if path[-1].key == 'bias' else x
+  return jax.tree_util.tree_map_with_path(shift, params)
+
+
 def random_tokens(batch, seed=5):
   return np.asarray(
     jax.random.randint(jax.random.key(seed), (batch, tiny.NUM_SLOTS), 0, tiny.VOCAB)

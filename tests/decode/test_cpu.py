@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from decode import test_cached
 
 from armd_jax.decode import cpu, generate
 from armd_jax.decode.network import Network
@@ -38,7 +39,7 @@ def test_networks_read_every_form(style, num_heads):
     num_heads=num_heads,
   )
   network = Network.of(*tiny.init(config), Form())
-  params = jax.tree.map(lambda x: x + 0.1, network.params)  # biases, too
+  params = test_cached.with_biases(network.params)
   model, order = network.model, left_to_right(tiny.NUM_SLOTS)
   tokens_BxN = jnp.arange(2 * tiny.NUM_SLOTS).reshape(2, -1) % tiny.VOCAB
 

@@ -92,7 +92,9 @@ def test_strangers_and_the_dead_are_passed_over():
   for words in (b'PRI * HTTP/2.0\r\n\r\n', b'[1]\n', b'{"process": 1}\n', b'\xff' * 10**5, b''):
     with socket.create_connection(('127.0.0.1', port)) as stranger:
       stranger.sendall(words)
-  with socket.create_connection(('127.0.0.1', port)) as died:
+  address = '127.0.0.1', port
+  # It hears the first one until the second has died.
+  with socket.create_connection(address), socket.create_connection(address) as died:
     died.sendall(b'{"process": 1, "processes": 2, "host": "n1"}\n')
   others.Meeting(f'127.0.0.1:{port}', 2, 1, 'n1').hold()
   hold.join(30)
