@@ -7,6 +7,8 @@ import pytest
 from armd_jax.bench import ratios
 from armd_jax.errors import UserError
 
+DRILL_ALSO = ('armd_jax/bench/decode.py', 'armd_jax/bench/train_step.py', 'armd_jax/train.py')
+
 TINY = (
   '--num_layers=1', '--embed_dim=16', '--num_heads=2', '--length=16', '--vocab_size=11',
   '--repeats=1',
@@ -17,6 +19,7 @@ def record(commit, number):
   return {'commit': commit, 'date': '2026-01-01'} | dict.fromkeys(ratios.RATIOS, number)
 
 
+@pytest.mark.drill
 def test_every_ratio_is_measured():
   model = {'length': 32, 'num_layers': 1, 'embed_dim': 16, 'num_heads': 2}
   start = [*ratios.START, *(f'--config.model.{name}={value}' for name, value in model.items())]

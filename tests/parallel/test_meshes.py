@@ -1,6 +1,8 @@
 """Meshes change nothing but speed: training, likelihood and decoding on 8 devices as on one."""
 
 import collections
+import functools
+import itertools
 import math
 import re
 from unittest import mock
@@ -79,57 +81,71 @@ def assert_same(found, expected):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max(), err_msg=str(path))
 
 
-CONFIG = train_config()
-MICRO = train_config(train__accumulation=2)
-SHARED_HEADS = train_config(model__num_kv_heads=1, model__scan_layers=False, model__num_layers=2)
-# What open models have, and our recipe.
-LLAMA = train_config(
-  model__num_layers=2, model__num_kv_heads=2, model__head_dim=16, model__mlp='swiglu',
-  model__biases='all', model__query_key_norm=True, model__tied_head=False,
-  model__query_seed='neighbours', order__segments_prob=0.5,
-)  # fmt: skip
-# Adapters at their own size: times 16 / 3, a change of the parameters in the last place changes
-# gradients by 3e-5 of their largest entry.
-LORA = train_config(model__num_kv_heads=2, optimizer__lora_rank=3, optimizer__lora_alpha=3.0)
-BLOCKS = train_config(
-  model__num_layers=2, model__family='bd3lm', model__num_kv_heads=1, model__vocab_multiple=8,
-)  # fmt: skip
-ORDERED_SETS = train_config(
-  model__num_layers=2, model__family='setdlm', model__vocab_multiple=8, train__accumulation=2
-)
-ESOLM = train_config(
-  model__family='esolm', model__num_layers=2, model__diffusion={'esolm_diffused': 0.4},
-  train__accumulation=2,
-)  # fmt: skip
-DOCUMENTS = train_config(
-  data__packing='documents', order__strided_start=0, order__segments_prob=0.5,
-  train__accumulation=2,
-)  # fmt: skip
+NETWORKS = {
+  'plain': train_config(),
+  'micro-batches': train_config(train__accumulation=2),
+  'one key head': train_config(
+    model__num_kv_heads=1, model__scan_layers=False, model__num_layers=2
+  ),
+  # What open models have, and our recipe.
+  'llama': train_config(
+    model__num_layers=2, model__num_kv_heads=2, model__head_dim=16, model__mlp='swiglu',
+    model__biases='all', model__query_key_norm=True, model__tied_head=False,
+    model__query_seed='neighbours', order__segments_prob=0.5,
+  ),
+  # Adapters at their own size: times 16 / 3, a change of the parameters in the last place changes
+  # gradients by 3e-5 of their largest entry.
+  'lora': train_config(model__num_kv_heads=2, optimizer__lora_rank=3, optimizer__lora_alpha=3.0),
+  'documents': train_config(
+    data__packing='documents', order__strided_start=0, order__segments_prob=0.5,
+    train__accumulation=2,
+  ),
+  'esolm': train_config(
+    model__family='esolm', model__num_layers=2, model__diffusion={'esolm_diffused': 0.4},
+    train__accumulation=2,
+  ),
+  'bd3lm': train_config(
+    model__num_layers=2, model__family='bd3lm', model__num_kv_heads=1, model__vocab_multiple=8,
+  ),
+  'setdlm': train_config(
+    model__num_layers=2, model__family='setdlm', model__vocab_multiple=8, train__accumulation=2
+  ),
+}  # fmt: skip
 
 
-@pytest.fixture(scope='module')
-def on_one_device():
-  """Loss and gradients of one step, without a mesh."""
-  configs = CONFIG, SHARED_HEADS, LLAMA, LORA, DOCUMENTS, ESOLM, BLOCKS, ORDERED_SETS
-  return {config: gradients((1, 1, 1), config) for config in configs}
+@functools.cache
+def on_one_device(network):
+  """Loss and gradients of one step, without a mesh and in one piece."""
+  return gradients((1, 1, 1), NETWORKS['plain' if network == 'micro-batches' else network])
+
+
+# Every network and every mesh once in `make test`; the other pairs are drills.
+CHOSEN = {
+  'plain': (8, 1, 1),
+  'micro-batches': (2, 2, 2),
+  'one key head': (1, 4, 2),  # on two devices
+  'llama': (2, 2, 2),
+  'lora': (1, 8, 1),
+  'documents': (1, 4, 2),
+  'esolm': (2, 2, 2),
+  'bd3lm': (1, 4, 2),
+  'setdlm': (1, 8, 1),
+}
 
 
 @pytest.mark.parametrize(
-  ('mesh_sizes', 'config', 'as_config'),
+  ('network', 'mesh_sizes'),
   [
-    *[(sizes, CONFIG, CONFIG) for sizes in on_mesh.MESHES[1:]],
-    ((1, 1, 1), MICRO, CONFIG),
-    ((2, 2, 2), MICRO, CONFIG),
-    ((1, 4, 2), SHARED_HEADS, SHARED_HEADS),  # one key head on two devices
-    *[(sizes, LLAMA, LLAMA) for sizes in on_mesh.MESHES[1:]],
-    *[(sizes, c, c) for sizes in on_mesh.MESHES[1:] for c in (BLOCKS, ORDERED_SETS)],
-    *[(sizes, c, c) for sizes in ((1, 8, 1), (1, 4, 2)) for c in (LORA, DOCUMENTS)],
-    *[(sizes, ESOLM, ESOLM) for sizes in on_mesh.MESHES[1:]],
+    pytest.param(network, sizes, marks=() if CHOSEN[network] == sizes else pytest.mark.drill)
+    for network, sizes in itertools.product(NETWORKS, on_mesh.MESHES)
+    if math.prod(sizes) > 1 or network == 'micro-batches'
   ],
+  ids=str,
 )
-def test_loss_and_gradients(eight_devices, on_one_device, mesh_sizes, config, as_config):
+def test_loss_and_gradients(eight_devices, network, mesh_sizes):
   """With dropout and shuffled orders, however many devices and micro-batches share the batch."""
-  assert_same(eight_devices(gradients, mesh_sizes, config), on_one_device[as_config])
+  found = eight_devices(gradients, mesh_sizes, NETWORKS[network])
+  assert_same(found, on_one_device(network))
 
 
 def gradients_looked_up_in_pieces(mesh_sizes, config):
@@ -138,9 +154,9 @@ def gradients_looked_up_in_pieces(mesh_sizes, config):
     return gradients(mesh_sizes, config)
 
 
-def test_rows_looked_up_in_pieces_are_the_same(eight_devices, on_one_device):
-  found = eight_devices(gradients_looked_up_in_pieces, (1, 4, 2), CONFIG)
-  assert_same(found, on_one_device[CONFIG])
+def test_rows_looked_up_in_pieces_are_the_same(eight_devices):
+  found = eight_devices(gradients_looked_up_in_pieces, (1, 4, 2), NETWORKS['plain'])
+  assert_same(found, on_one_device('plain'))
 
 
 def gradients_as_gpus_compute_them(mesh_sizes, config):
@@ -148,12 +164,12 @@ def gradients_as_gpus_compute_them(mesh_sizes, config):
     return gradients(mesh_sizes, config)
 
 
-def test_loss_and_gradients_as_gpus_compute_them(eight_devices, on_one_device):
+def test_loss_and_gradients_as_gpus_compute_them(eight_devices):
   """Layers without a loop, which the backward pass runs again in part; half of the devices hold
   nothing but the padding of the vocabulary."""
   config = train_config(model__remat='dots')
   found = eight_devices(gradients_as_gpus_compute_them, (2, 2, 2), config)
-  assert_same(found, on_one_device[CONFIG])
+  assert_same(found, on_one_device('plain'))
 
 
 # ----- what devices tell each other
@@ -293,7 +309,13 @@ def texts(mesh_sizes):
   return found
 
 
-@pytest.mark.parametrize('mesh_sizes', on_mesh.MESHES[1:])
+ON_MESHES = [
+  pytest.param(sizes, marks=() if sizes == (2, 2, 2) else pytest.mark.drill)
+  for sizes in on_mesh.MESHES[1:]
+]
+
+
+@pytest.mark.parametrize('mesh_sizes', ON_MESHES, ids=str)
 def test_decoding(eight_devices, mesh_sizes):
   """Prompts, gaps, early stops; five texts, which eight devices cannot share evenly."""
   for found, expected in zip(eight_devices(texts, mesh_sizes), texts((1, 1, 1)), strict=True):
@@ -347,7 +369,7 @@ def in_phases(mesh_sizes):
   return next(bound), jax.device_get(run)
 
 
-@pytest.mark.parametrize('mesh_sizes', [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize('mesh_sizes', ON_MESHES, ids=str)
 def test_phases(eight_devices, mesh_sizes):
   nats, run = in_phases((1, 1, 1))
   found_nats, found = eight_devices(in_phases, mesh_sizes)
