@@ -106,6 +106,7 @@ def block_by_block(
       hidden_BxLxE, _ = run(None, rows_of(ids_BxK, block, block), caches)
       return predict(hidden_BxLxE, missing_BxK, block)
 
+    # An ancestral step may reveal nothing; the network would then say what it said before.
     predicted, runs = jax.lax.cond(is_new, again, lambda: predicted), runs + is_new
     drawn_BxL, gap_BxL = predicted
     is_missing_BxL = part(missing_BxK, block)
@@ -121,6 +122,7 @@ def block_by_block(
     is_revealed_BxL &= is_missing_BxL
     change = lambda x, new: put(x, jnp.where(is_revealed_BxL, new, part(x, block)), block)
     gap_B = jnp.min(jnp.where(is_revealed_BxL, gap_BxL, jnp.inf), axis=1)
+    # `appeared` counts passes of the network, not steps: what a replay shows is what was waited for.
     return (
       index + 1,
       change(ids_BxK, drawn_BxL),
@@ -149,6 +151,8 @@ def block_by_block(
     _, ids_BxK, missing_BxK, appeared_BxK, _, _, runs, margin_B = inner
     return block + 1, caches, ids_BxK, missing_BxK, appeared_BxK, runs, margin_B
 
+  # Blocks that are given whole need no steps, only their clean rows in the cache; the one before
+  # `first` is run with it.
   first = (jnp.argmax(jnp.any(missing_BxK, axis=0)) // length).astype(jnp.int32)
   caches = model.apply({'params': params}, batch, whole_room(rows, length), method='empty_caches')
   row_1xK = jnp.arange(rows)[None]

@@ -193,10 +193,12 @@ def _sample(
       probability = 1 - process.masked(s) / process.masked(t)
     if method.kind == 'score_entropy':
       probability *= jnp.exp(excess_BxN)
+    # Rates are finite: without this a slot may be left masked (SEDD's denoising step).
     probability = jnp.where(step == steps - 1, 1.0, probability)
     keys_B = jax.vmap(jax.random.fold_in, (0, None))(reveal_keys_B, step)
     u_BxN = jax.vmap(lambda key: jax.random.uniform(key, (num_slots,)))(keys_B)
     is_revealed_BxN = (text_BxN == MASK) & (u_BxN < probability)
+    # Drawn without regard to when: whether a slot is revealed does not depend on its token.
     text_BxN = jnp.where(is_revealed_BxN, drawn_BxN, text_BxN)
     appeared_BxN = jnp.where(is_revealed_BxN, runs, appeared_BxN)
     gap_B = jnp.min(jnp.where(is_revealed_BxN, gap_BxN, jnp.inf), axis=1)

@@ -55,6 +55,7 @@ def task_of(
     The task, its arrays `[1, ...]` where all sequences agree.
   """
   batch = given_BxN.shape[0]
+  # One order for all where they agree: caches are then written by slices (`decode.state`).
   if (given_BxN == given_BxN[:1]).all() and (length_B == length_B[0]).all():
     given_BxN, length_B = given_BxN[:1], length_B[:1]
   if order is None:
@@ -84,6 +85,7 @@ def plan_of(
   num_given_B, length_B = np.asarray(task.num_given_B), np.asarray(task.length_B)
   slot_N = np.arange(num_slots)
   is_generated_BxN = (slot_N >= num_given_B[:, None]) & (slot_N < length_B[:, None])
+  # In NumPy, before any tracing: sizes of arrays follow from the largest block.
   left_BxN = np.minimum(np.asarray(task.end_BxN), length_B[:, None]) - slot_N  # of a slot's block
   width_BxN = np.where(is_generated_BxN, left_BxN, 1)
   width = int(width_BxN.max())
@@ -95,6 +97,8 @@ def plan_of(
   prefill, width = prefill_rows(int(num_given_B.max()), num_slots), max(width, narrow)
   room = whole_room(num_slots, width)
   wide_end_B = np.where(width_BxN > narrow, slot_N + left_BxN, 0).max(axis=1)
+  # Eso-LM's orders end left to right, a slot a step, which at the width of its blocks would cost as
+  # many times the rows.
   has_tail = 0 < wide_end_B.max() <= (length_B - SHORTEST_TAIL).min()
   tail = narrow if has_tail else 0
   return Plan(form, batch, prefill, width, narrow, room, tail, stop_token, mesh)
@@ -173,6 +177,7 @@ def stream(
   draws = sampling.draws(len(tokens_BxN))
   task, tokens_BxN, draws = _inputs(mesh, task, tokens_BxN, draws)
   network, state = _begin(plan, model, params, task, tokens_BxN)
+  # The state is donated: caches are most of the memory, and are written in place.
   static = {'static_argnames': 'plan', 'donate_argnames': 'state'}
   run = _jitted(_advance, _options(model, plan), **static)
   going_on = True
@@ -201,6 +206,7 @@ def _inputs(
   def rows(x: Any) -> Any:
     return put(sharding.filled_up(np.asarray(x), mesh), sharding.batch_sharding(mesh))
 
+  # What has one row for all sequences keeps it, on every device.
   def progress(x: Any) -> Any:
     return put(np.asarray(x), sharding.replicated(mesh)) if len(x) == 1 else rows(x)
 

@@ -65,6 +65,7 @@ def set_by_set(model: Any, plan: Plan, params: Params, request: Request, draws: 
   is_real_BxN = jnp.arange(slots) < request.length_B[:, None]
   is_given_BxN = request.given_BxN & is_real_BxN
   order_key, draw_key = jax.random.split(jax.random.key(draws.seed))
+  # From the index of a sequence, not its place in the batch: a sample is the same in any batch.
   keys_B = jax.vmap(jax.random.fold_in, (None, 0))(order_key, draws.sequence_B)
   order = draw_order(plan.settings, keys_B, slots)
   order = with_given(order, is_given_BxN, request.length_B)
@@ -95,6 +96,7 @@ def set_by_set(model: Any, plan: Plan, params: Params, request: Request, draws: 
     row_BxW = before_B[:, None] + jnp.arange(width)
     clean = SetRows(part(ids_BxM, before_B), part(position_BxM, before_B), row_BxW + 1)
     masks_BxW = jnp.full((batch, width), MASK)
+    # The tokens of a set are independent: what its masks see of each other holds no token.
     seen_BxW = jnp.broadcast_to(at_B[:, None], (batch, width))
     noised = SetRows(masks_BxW, part(position_BxM, at_B), seen_BxW)
     hidden_BxWxE, caches = run(clean, noised, caches, before_B)

@@ -63,6 +63,10 @@ def start(network: Network, plan: Plan, task: Task, tokens_BxN: Array) -> Decode
   )
   if prefill == 0:
     return state
+  # Given tokens are singletons, each of which sees BOS and those before it, so that lengths count up.
+  # Rows past `num_given_B` are padding: what they write to the caches is behind every prefix that is
+  # read, until the first step overwrites it. Query rows take part, since keys of causal layers are
+  # theirs.
   slot_1xP = jnp.arange(prefill, dtype=jnp.int32)[None]
   zero_B = state.committed_B
   content_BxP, content_position_BxP = _content(task, state, zero_B, prefill)
@@ -104,6 +108,8 @@ def advance(
 
     def more(state: DecodeState, width: int = width, is_last: bool = is_last) -> Array:
       go_on = jnp.any(wanted(plan, task, state))
+      # The shape of a step is static, its need is not: a narrow loop hands over as soon as one
+      # sequence needs more rows, the wide one once no sequence ever will again.
       if width < plan.width and not is_last:
         go_on &= jnp.max(step_rows(task, state)) <= width
       elif not is_last:
@@ -143,16 +149,22 @@ def predict(
     width_B: how many of them are real.
     state: with the previous block committed; `fill` puts the chosen tokens in.
   """
+  # Content rows of the block before (its tokens have only just been drawn) and query rows of the next
+  # one go through the layers together: one pass over the weights a step instead of two. The queries
+  # of a layer attend after its content rows have been written.
   width_B = next_width(task, state)
   num_rows, num_scored = network.form.step_rows(len(state.tokens_BxM), width)
   content_BxW, content_position_BxW = _content(task, state, state.committed_B, num_rows)
   slot_BxW = state.filled_B[:, None] + jnp.arange(num_rows)
+  # All of a block see the same prefix, BOS and every slot that is filled: its tokens are independent
+  # of each other given that, which is what lets them be drawn at once.
   seen_BxW = jnp.broadcast_to(state.filled_B[:, None] + 1, slot_BxW.shape)
   rows = Rows(
     content_position_BxW=content_position_BxW,
     query_position_BxW=_at(task.order.position_BxN, slot_BxW),
     content_length_BxW=seen_BxW,
     query_length_BxW=seen_BxW,
+    # Keys of causal layers are of query rows, which hold no token of their block.
     causal_length_BxW=jnp.broadcast_to((state.filled_B + width_B)[:, None], slot_BxW.shape),
     content_offset_B=state.committed_B,
     query_offset_B=state.filled_B,
@@ -167,6 +179,7 @@ def predict(
 
 def fill(state: DecodeState, tokens_BxW: Array, width_B: Array) -> DecodeState:
   """Puts the next block's tokens in; the padding behind them is overwritten by the next call."""
+  # One place for all is a slice; a place for each becomes a scatter.
   if state.filled_B.shape[0] == 1:
     place = (0, state.filled_B[0])
     tokens_BxM = jax.lax.dynamic_update_slice(state.tokens_BxM, tokens_BxW, place)
@@ -228,6 +241,8 @@ def _first_stop(task: Task, state: DecodeState, stop_token: int) -> Array:
 
 def _stopped(task: Task, state: DecodeState, stop_token: int) -> Array:
   """bool [B]: a stop token is there and every earlier position is filled."""
+  # In text order, not in order of generation: a stop token in the second stream ends the text there,
+  # but the first stream still has to be written up to it.
   first_B = _first_stop(task, state, stop_token)
   is_filled_BxN = jnp.arange(task.order.num_slots) < state.filled_B[:, None]
   before_BxN = is_filled_BxN & (task.order.position_BxN < first_B[:, None])
@@ -236,6 +251,8 @@ def _stopped(task: Task, state: DecodeState, stop_token: int) -> Array:
 
 def _content(task: Task, state: DecodeState, offset_B: Array, width: int) -> tuple[Array, Array]:
   """Token ids and positions of the `width` content rows from `offset_B` on; row r holds slot r."""
+  # Row 0 of the caches is BOS at position 0, so that row r is slot r - 1 and a prefix of f filled
+  # slots has f + 1 rows.
   row_BxW = offset_B[:, None] + jnp.arange(width)
   is_first_BxW = row_BxW == 0
   position_BxW = jnp.where(is_first_BxW, 0, _at(task.order.position_BxN, row_BxW - 1))
