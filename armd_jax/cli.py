@@ -132,7 +132,7 @@ def load_plugins() -> None:
   for name in filter(None, os.environ.get(PLUGINS, '').split(',')):
     try:
       importlib.import_module(name.strip())
-    except Exception as error:  # whatever a user's module raises
+    except (Exception, SystemExit) as error:  # whatever a user's module raises
       raise UserError(
         f'{PLUGINS} names {name!r}, which cannot be imported ({sentence(error)}); mend it, or '
         'leave it out'

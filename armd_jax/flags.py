@@ -168,13 +168,16 @@ def config_of(file: str, overrides: Mapping[str, Any]) -> config_lib.Config:
   return config_lib.parse(parse(one, ['', *given]).config)
 
 
-def _check_flagfiles(argv: Sequence[str]) -> None:
-  """Refuses a --flagfile, which absl reads, that would be read for ever."""
+def _check_flagfiles(argv: Sequence[str], seen: frozenset[pathlib.Path] = frozenset()) -> None:
+  """Refuses a --flagfile, which absl reads, that would be read for ever; or one named in it."""
   for arg, after in zip(argv, [*argv[1:], ''], strict=True):
     name, equals, file = arg.partition('=')
     if name in ('-flagfile', '--flagfile'):
       place = paths.given((file if equals else after).strip(), '--flagfile')
       paths.check_file(place, '--flagfile')
+      if place.is_file() and place not in seen:
+        lines = place.read_bytes().decode(errors='replace').splitlines()
+        _check_flagfiles([line.strip() for line in lines] or [''], seen | {place})
 
 
 def describe(options: type) -> str:
@@ -269,7 +272,7 @@ def _run_experiment(read: Callable[[str], Any], path: str) -> Any:
     raise
   except SyntaxError as error:
     raise UserError(f'{path} is no Python ({error.msg}, line {error.lineno}); mend it') from error
-  except Exception as raised:
+  except (Exception, SystemExit) as raised:
     # ml_collections puts the traceback of what it has caught into an error of the same type.
     is_wrapped = isinstance(raised, TypeError | ValueError)
     cause = (raised.__context__ if is_wrapped else None) or raised

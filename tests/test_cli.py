@@ -122,3 +122,13 @@ def test_closed_files_are_written_to_by_nobody(tmp_path, closed):
   assert done.stdout == ('' if '1>' in closed else 'out\n')
   assert done.stderr == ('' if '2>' in closed else 'err\n')
   assert (tmp_path / 'file').read_text() == ''
+
+
+@pytest.mark.parametrize('code', ['1 / 0', 'raise SystemExit(0)', 'import nothing_of_this_name'])
+def test_a_plugin_that_cannot_be_imported_is_a_sentence(tmp_path, monkeypatch, code):
+  """And ends no program with code 0, as if all were done."""
+  (tmp_path / 'mine_that_fails.py').write_text(code)
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.setenv(cli.PLUGINS, 'mine_that_fails')
+  with pytest.raises(UserError, match=r"'mine_that_fails', which cannot be imported \(.*; mend"):
+    cli.load_plugins()

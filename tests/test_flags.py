@@ -155,6 +155,11 @@ def test_a_file_of_flags_that_never_ends(tmp_path):
     for argv in ([f'--flagfile={path}'], ['-flagfile', str(path)]):
       with pytest.raises(UserError, match=r'^--flagfile is .*, which is no ordinary file; write'):
         parse('--workdir=a', *argv)
+  # Named in a file that is one, which may name itself, too.
+  outer = tmp_path / 'outer'
+  outer.write_text(f'--flagfile={outer}\n  --flagfile={tmp_path / "fifo"}\n')
+  with pytest.raises(UserError, match=r'^--flagfile is .*fifo, which is no ordinary file; write'):
+    parse('--workdir=a', f'--flagfile={outer}')
 
 
 def test_an_experiment_file_and_its_overrides():
@@ -181,11 +186,13 @@ def test_what_an_experiment_raises_is_a_sentence(tmp_path):
   (tmp_path / 'b.py').write_text('import nothing_of_this_name\n')
   (tmp_path / 'c.py').write_text('def get_config():\n  return {}["absent"]\n')
   (tmp_path / 'd.py').write_text('def get_config():\n  return int("x")\n')
+  (tmp_path / 'e.py').write_text('import sys\nget_config = sys.exit\n')
   for name, message in (
     ('a.py', 'a.py is no Python .*line 1'),
     ('b.py', 'cannot be run .*nothing_of_this_name'),
     ('c.py', r"cannot be run \(KeyError: 'absent'\)"),
     ('d.py', r"cannot be run \(ValueError: invalid literal .*: 'x'\)"),
+    ('e.py', r'cannot be run \(SystemExit'),
     ('d.py:x', r'd.py takes no options; leave out :x'),
   ):
     with pytest.raises(UserError, match=message) as caught:

@@ -88,6 +88,7 @@ def test_what_fit_refuses_is_a_sentence(tmp_path):
     ('1 / 0', r'ZeroDivisionError: division by zero'),
     ('def get_config(:', r'SyntaxError: '),
     ('get_confg = dict', r"KeyError: 'get_config'"),
+    ('raise SystemExit(0)', 'SystemExit: 0'),
     ('get_config = lambda: 5', 'TypeError: get_config returns 5, no ConfigDict'),
   ],
 )

@@ -97,7 +97,7 @@ def _config(experiment: Any, overrides: dict[str, Any]) -> Any:
     config = runpy.run_path(str(path))['get_config']()
     if not isinstance(config, ConfigDict):
       raise TypeError(f'get_config returns {config!r}, no ConfigDict')
-  except Exception as error:  # whatever a user's file raises
+  except (Exception, SystemExit) as error:  # whatever a user's file raises
     raise UserError(
       f'the experiment {path} cannot be run ({type(error).__name__}: {sentence(error)}); mend it'
     ) from error

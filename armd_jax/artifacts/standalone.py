@@ -411,6 +411,7 @@ def _about(path):
 def _header(path):
   """The text that an export has in the metadata of a safetensors file."""
   try:
+    whole.check_ends(path)
     with _on_disk(path) as here, safetensors.safe_open(here, 'np') as file:
       return (file.metadata() or {})[_KEY]
   except FileNotFoundError:

@@ -251,7 +251,10 @@ def csv_span(path: str, file: BinaryIO, choose: Choose) -> CsvSpan:
   if isinstance(names, BadRow):
     raise UserError(f'row 1 of {path} {names.problem}; write the names of the columns there')
   if any('\0' in name for name in names):
-    raise UserError(f'{path} is UTF-16; convert it to UTF-8: iconv -f UTF-16 -t UTF-8')
+    raise UserError(
+      f'{path} has bytes of 0 in its first row, as UTF-16 has; convert it to UTF-8 (iconv -f '
+      'UTF-16 -t UTF-8), or remove them'
+    )
   texts = [name for name in names if names.count(name) == 1]
   if len(names) == 1 and names != ['text']:
     texts *= 2  # it could be the first row of a file without names, so --column must name it

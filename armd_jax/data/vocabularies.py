@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 
 from armd_jax.errors import UserError
-from armd_jax.files import paths
+from armd_jax.files import paths, whole
 
 FOLDER_VARIABLE = 'ARMD_JAX_VOCABULARIES'
 
@@ -48,6 +48,7 @@ class Vocabulary:
     local = _folder() / self.path
     try:
       if local.exists():
+        whole.check_ends(local)
         return self._checked(local.read_bytes(), os.fspath(local))
       module, _, inner = self.package_path.partition('/')
       found = importlib.util.find_spec(module)

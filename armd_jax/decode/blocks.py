@@ -122,7 +122,7 @@ def block_by_block(
     is_revealed_BxL &= is_missing_BxL
     change = lambda x, new: put(x, jnp.where(is_revealed_BxL, new, part(x, block)), block)
     gap_B = jnp.min(jnp.where(is_revealed_BxL, gap_BxL, jnp.inf), axis=1)
-    # `appeared` counts passes of the network, not steps: what a replay shows is what was waited for.
+    # `appeared` counts passes of the network: what a replay shows is what was waited for.
     return (
       index + 1,
       change(ids_BxK, drawn_BxL),

@@ -63,8 +63,8 @@ def start(network: Network, plan: Plan, task: Task, tokens_BxN: Array) -> Decode
   )
   if prefill == 0:
     return state
-  # Given tokens are singletons, each of which sees BOS and those before it, so that lengths count up.
-  # Rows past `num_given_B` are padding: what they write to the caches is behind every prefix that is
+  # Given tokens are singletons, each of which sees BOS and those before it: lengths count up. Rows
+  # past `num_given_B` are padding: what they write to the caches is behind every prefix that is
   # read, until the first step overwrites it. Query rows take part, since keys of causal layers are
   # theirs.
   slot_1xP = jnp.arange(prefill, dtype=jnp.int32)[None]
@@ -149,15 +149,15 @@ def predict(
     width_B: how many of them are real.
     state: with the previous block committed; `fill` puts the chosen tokens in.
   """
-  # Content rows of the block before (its tokens have only just been drawn) and query rows of the next
-  # one go through the layers together: one pass over the weights a step instead of two. The queries
-  # of a layer attend after its content rows have been written.
+  # Content rows of the block before (its tokens have only just been drawn) and query rows of the
+  # next one go through the layers together: one pass over the weights a step instead of two. The
+  # queries of a layer attend after its content rows have been written.
   width_B = next_width(task, state)
   num_rows, num_scored = network.form.step_rows(len(state.tokens_BxM), width)
   content_BxW, content_position_BxW = _content(task, state, state.committed_B, num_rows)
   slot_BxW = state.filled_B[:, None] + jnp.arange(num_rows)
-  # All of a block see the same prefix, BOS and every slot that is filled: its tokens are independent
-  # of each other given that, which is what lets them be drawn at once.
+  # All of a block see the same prefix, BOS and every slot that is filled: given that, its tokens
+  # are independent of each other, which is what lets them be drawn at once.
   seen_BxW = jnp.broadcast_to(state.filled_B[:, None] + 1, slot_BxW.shape)
   rows = Rows(
     content_position_BxW=content_position_BxW,
@@ -241,8 +241,8 @@ def _first_stop(task: Task, state: DecodeState, stop_token: int) -> Array:
 
 def _stopped(task: Task, state: DecodeState, stop_token: int) -> Array:
   """bool [B]: a stop token is there and every earlier position is filled."""
-  # In text order, not in order of generation: a stop token in the second stream ends the text there,
-  # but the first stream still has to be written up to it.
+  # In text order, not in order of generation: a stop token in the second stream ends the text
+  # there, but the first stream still has to be written up to it.
   first_B = _first_stop(task, state, stop_token)
   is_filled_BxN = jnp.arange(task.order.num_slots) < state.filled_B[:, None]
   before_BxN = is_filled_BxN & (task.order.position_BxN < first_B[:, None])

@@ -120,13 +120,22 @@ def read_bytes(path: Any) -> bytes:
   Raises:
     OSError: it cannot be read, is no ordinary file, which may never end, or is too large.
   """
+  check_ends(path)
   name = os.fspath(path)  # of a bucket, nothing is there on the disk
-  if os.path.exists(name) and not os.path.isdir(name):
-    if not os.path.isfile(name):
-      raise OSError(errno.EINVAL, 'it is no ordinary file')
-    if os.path.getsize(name) > _MOST:
-      raise OSError(errno.EFBIG, f'it has more than {_MOST // 2**20} MiB')
+  if os.path.isfile(name) and os.path.getsize(name) > _MOST:
+    raise OSError(errno.EFBIG, f'it has more than {_MOST // 2**20} MiB')
   return path.read_bytes()
+
+
+def check_ends(path: Any) -> None:
+  """Refuses what may never end; folders are left to what reads them.
+
+  Raises:
+    OSError: it is a pipe or a device.
+  """
+  name = os.fspath(path)
+  if os.path.exists(name) and not os.path.isdir(name) and not os.path.isfile(name):
+    raise OSError(errno.EINVAL, 'it is no ordinary file', name)
 
 
 def read_json(path: Any, like: Any, fix: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from armd_jax.errors import UserError, is_whole, sentence
+from armd_jax.files import whole
 from armd_jax.models.weight_files import Weights
 
 _FIX = 'name a folder with the config.json and model.safetensors of a model'
@@ -55,6 +56,7 @@ def fields(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any], Any]:
   except ImportError as error:
     raise UserError(f'{path} needs the package gguf; pip install gguf') from error
   try:
+    whole.check_ends(path)
     reader = gguf.GGUFReader(path)
     return path, {name: field.contents() for name, field in reader.fields.items()}, reader
   except Exception as error:  # the library reads arrays of any kind that the file names

@@ -109,6 +109,7 @@ def _file_of_array(index: pathlib.Path) -> dict[str, str]:
 
 def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
+    whole.check_ends(path)
     return safetensors.numpy.load_file(path)
   except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
     raise UserError(f'cannot read {path} ({sentence(error)}); fetch it anew') from error

@@ -42,6 +42,7 @@ def lines(path: pathlib.Path) -> Iterator[Record]:
     UserError: as `read`.
   """
   try:
+    whole.check_ends(path)
     parts = [path]
     if buckets.is_bucket(path):  # where it is a folder of parts
       parts = sorted(path.iterdir(), key=str) if path.is_dir() else parts

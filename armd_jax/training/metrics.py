@@ -133,6 +133,7 @@ class JsonLines:
 
   def __init__(self, path: pathlib.Path):
     if path.exists():
+      whole.check_ends(path)
       data = path.read_bytes()
       if not data.endswith(b'\n'):  # cut off by a crash or a full disk
         os.truncate(path, data.rfind(b'\n') + 1)
