@@ -1,7 +1,9 @@
 """How a program ends: errors of bad input, whose message is one sentence, and exit codes."""
 
+import contextlib
 import operator
 import re
+from collections.abc import Iterator
 
 _CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 _LONGEST = 1000  # characters
@@ -76,6 +78,21 @@ def check_seed(seed: int) -> None:
   """
   if not is_whole(seed) or not 0 <= int(seed) < 2**32:
     raise UserError(f'seed is {quoted(seed)}; write a whole number from 0 to {2**32 - 1}')
+
+
+class Panic(ValueError):
+  """A library in Rust found itself in a state that it was not written for."""
+
+
+@contextlib.contextmanager
+def no_panics() -> Iterator[None]:
+  """Raises `Panic` for a library's own, which is no Exception: nobody would expect it."""
+  try:
+    yield
+  except BaseException as error:
+    if type(error).__name__ == 'PanicException':  # of pyo3, a class for each library
+      raise Panic(sentence(error)) from error
+    raise
 
 
 def sentence(error: BaseException) -> str:

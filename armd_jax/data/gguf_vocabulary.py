@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from armd_jax import errors
 from armd_jax.errors import UserError, sentence
 
 _SPECIAL = (3, 4)  # kinds of tokens: control, and what a user defined
@@ -46,7 +47,8 @@ def tokenizer_json(path: pathlib.Path, found: Mapping[str, Any]) -> str:
     merges = [tuple(pair.split(' ', 1)) for pair in found['tokenizer.ggml.merges']]
     ids = {token: number for number, token in enumerate(tokens)}
     whole = cut == 'llama-bpe'
-    made = tokenizers.Tokenizer(models.BPE(ids, merges, ignore_merges=whole))
+    with errors.no_panics():
+      made = tokenizers.Tokenizer(models.BPE(ids, merges, ignore_merges=whole))
   except Exception as error:  # the library raises Exception itself
     raise UserError(
       f'{path} holds no whole vocabulary ({sentence(error)}); fetch it anew'

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from armd_jax import errors
 from armd_jax.errors import UserError, sentence
 from armd_jax.files import paths
 
@@ -43,7 +44,8 @@ class FileTokenizer:
     paths.check_file(file, 'the tokenizer')
     try:
       text = file.read_text('utf-8')
-      self._tokenizer = tokenizers.Tokenizer.from_str(text)
+      with errors.no_panics():
+        self._tokenizer = tokenizers.Tokenizer.from_str(text)
     except OSError as error:
       raise UserError(
         f'the tokenizer {path!r} cannot be read ({error.strerror}); give a tokenizer.json'
@@ -115,11 +117,19 @@ def encode(tokenizer: Any, text: str, name: str) -> list[int]:
     text: to encode.
     name: of the tokenizer, for the error.
   Raises:
-    UserError: the tokenizer has no token for a part of the text.
+    UserError: the tokenizer has no token for a part of the text, or is damaged.
   """
-  ids = lambda text: tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+  def ids(text: str) -> list[int]:
+    with errors.no_panics():
+      return tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
   try:
     return ids(text)
+  except errors.Panic as error:
+    raise UserError(
+      f'the tokenizer {name!r} fails at {text[:20]!r} ({error}); fetch it anew, or give another one'
+    ) from error
   except Exception as error:  # the library raises Exception itself
     raise UserError(
       f'the tokenizer {name!r} has no token for {_unknown(ids, text)!r}, and none for what is '

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from armd_jax import models
+from armd_jax import errors, models
 from armd_jax.config import ModelConfig
 from armd_jax.data import tokenizer_file, vocabularies
 from armd_jax.data.tokenizers import get_tokenizer, vocab_size
@@ -80,7 +80,8 @@ def _encoder(folder: pathlib.Path, size: int) -> Callable[[str], np.ndarray]:
     import tokenizers
 
     try:
-      found = tokenizers.Tokenizer.from_file(str(path))
+      with errors.no_panics():
+        found = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises Exception itself
       raise UserError(f'cannot read {path} ({sentence(error)}); fetch it anew') from error
     tokens = found.get_vocab()

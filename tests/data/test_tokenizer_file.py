@@ -82,6 +82,27 @@ def test_what_is_none_is_a_sentence(tmp_path, text):
     FileTokenizer(str(tmp_path / 'no.json'))
 
 
+LETTERS = {'type': 'BPE', 'vocab': {'a': 0, 'b': 1, 'ab': 2}, 'merges': ['a b']}
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'normalizer': {'type': 'Precompiled', 'precompiled_charsmap': ''}},
+    {'normalizer': {'type': 'Precompiled', 'precompiled_charsmap': 'AAAAAA=='}},
+    {'model': LETTERS | {'continuing_subword_prefix': 'aé'}},
+  ],
+  ids=str,
+)
+def test_one_that_the_library_panics_at_is_a_sentence(tmp_path, changes):
+  """Some when they are read, others at the first word."""
+  path = tmp_path / 'mine.json'
+  made = library.Tokenizer(library.models.WordLevel({'a': 0, 'b': 1}, unk_token='a'))
+  path.write_text(json.dumps(json.loads(made.to_str()) | changes))
+  with pytest.raises(UserError, match=r'fetch it anew'):
+    FileTokenizer(str(path)).encode('ab')
+
+
 def test_a_file_without_tokens_is_refused(tmp_path):
   library.Tokenizer(library.models.BPE()).save(str(tmp_path / 'mine.json'))
   with pytest.raises(UserError, match='has no tokens; give another file'):
