@@ -55,6 +55,7 @@ def train_config(**changes):
   return config.parse(raw)
 
 
+@functools.cache  # each call would compile it anew
 def init(model_config, vocab_size=VOCAB, seed=0, scale=3.0):
   """Model and random parameters; larger than at initialisation, so that every path matters."""
   model = models.build(model_config, vocab_size)
