@@ -128,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
     report(given.out, {})
     return
   fresh = [*given.stages, *stages.filed(given.stages)] if given.fresh else ()
-  there = rows_lib.merge(given.out, given.kept, fresh)
+  there = rows_lib.merge(given.out, given.kept, fresh, environment.has_gpu())
   print(f'{there} rows were measured before; {given.kept} keeps them for the next call')
   place, variables = prepare(given)
   # Whoever ends this program ends its processes, too.

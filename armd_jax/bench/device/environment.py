@@ -73,6 +73,11 @@ def _installed(name):
   return True
 
 
+def has_gpu() -> bool:
+  """Whether the system has an NVIDIA GPU; without jax, which may lack what it needs for it."""
+  return any(pathlib.Path('/dev').glob('nvidia[0-9]*'))
+
+
 def system_cuda() -> Cuda | None:
   """The toolkit that jax compiles with, as far as it is not a wheel beside jax; None if unknown."""
   roots = [os.environ.get(name) for name in ('CUDA_ROOT', 'CUDA_HOME')]

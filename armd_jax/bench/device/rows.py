@@ -90,15 +90,29 @@ def lines(folder: pathlib.Path) -> dict[str, Row]:
   return found
 
 
-def merge(out: pathlib.Path, kept: pathlib.Path, without: Iterable[str] = ()) -> int:
+def merge(
+  out: pathlib.Path, kept: pathlib.Path, without: Iterable[str] = (), on_gpu: bool = False
+) -> int:
   """Gives both folders the rows of either, but for those of some stages; returns how many.
 
+  Args:
+    out, kept: the folders.
+    without: stages.
+    on_gpu: leaves out a dry run, too, and how the processes of its stages ended, which would be
+      taken for measurements that need not be made again.
   Raises:
     UserError: a folder cannot be written.
   """
-  without = set(without)
-  every = lines(kept) | lines(out)
-  found = [line for line, row in every.items() if not without & set(_stages(row))]
+  every, fresh = lines(kept) | lines(out), set(without)
+  is_dry = lambda row: on_gpu and row.get('dry')
+  dry = {row['stage'] for row in every.values() if is_dry(row)}
+
+  def is_kept(row: Row) -> bool:
+    if row['stage'] == PROCESS:
+      return row['key'].partition(':')[0] not in dry | fresh
+    return not is_dry(row) and row['stage'] not in fresh
+
+  found = [line for line, row in every.items() if is_kept(row)]
   found.sort(key=lambda line: every[line]['at'])
   for folder in (out, kept):
     try:
@@ -112,10 +126,6 @@ def merge(out: pathlib.Path, kept: pathlib.Path, without: Iterable[str] = ()) ->
 def process_key(stage: str, name: str) -> str:
   """The key of the row, of stage `PROCESS`, that records how a process of a stage ended."""
   return f'{stage}: {name}'
-
-
-def _stages(row):
-  return row['stage'], row['key'].split(':')[0] if row['stage'] == PROCESS else None
 
 
 def failed(row: Mapping[str, Any]) -> bool:

@@ -83,6 +83,19 @@ def test_fresh_forgets_a_stage_and_how_its_processes_ended(tmp_path):
     assert set(rows_lib.read(tmp_path / folder)) == {('train', 'a'), ('process', 'train: a')}
 
 
+def test_a_dry_run_is_not_taken_for_measurements(tmp_path):
+  """Nor loses those that were made on a GPU."""
+  rows_of(tmp_path).add('a', ms=1.0)
+  dry = rows_of(tmp_path, 'train')
+  dry.dry = True  # on a CPU
+  dry.add('a', ms=1.0)
+  for stage in ('times', 'train'):
+    rows_of(tmp_path, rows_lib.PROCESS).add(rows_lib.process_key(stage, 'a'))
+  assert rows_lib.merge(tmp_path / 'out', tmp_path / 'kept') == 4
+  assert rows_lib.merge(tmp_path / 'out', tmp_path / 'kept', on_gpu=True) == 2
+  assert set(rows_lib.read(tmp_path / 'out')) == {('times', 'a'), ('process', 'times: a')}
+
+
 def test_later_row_holds_whichever_folder_it_is_in(tmp_path):
   rows = rows_of(tmp_path)
   rows.add('a', ms=1.0)
