@@ -1,6 +1,6 @@
 """EleutherAI's evaluation harness: its own command, with a model of this package.
 
-  python -m armd_jax.artifacts.harness run --model armd_jax \
+  python -m armd_jax.artifacts.harness --model armd_jax \
     --model_args path=RUN,streams=4 --tasks NAMES
 
 `path` is a run or an export; all flags are lm_eval's own, which the extra `eval` brings.
