@@ -14,6 +14,7 @@ import functools
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 
@@ -149,10 +150,12 @@ def progressive_budget(step: Array | int, ar_steps: int, perm_steps: int, rho: i
     [0, 1, 16, 32]
   """
   ramp_steps = max(perm_steps - ar_steps, 1)
-  # Clipped before the product, which would overflow int32 late in a long run.
+  # Counted on the host, where the products of long ramps and large budgets have 64 bits: k is the
+  # number of tokens whose turn has come, at i - ar_steps >= ceil((k-1) ramp / (rho-1)).
+  turn_K = -(-np.arange(rho, dtype=np.int64) * ramp_steps // max(rho - 1, 1))
   since = jnp.clip(step - ar_steps, 0, ramp_steps)
-  ramp = jnp.where(step < perm_steps, 1 + ((rho - 1) * since) // ramp_steps, rho)
-  return jnp.where(step < ar_steps, 0, jnp.minimum(rho, ramp))
+  ramp = jnp.sum(since >= jnp.asarray(turn_K, jnp.int32))
+  return jnp.where(step < ar_steps, 0, jnp.where(step < perm_steps, ramp, rho))
 
 
 def masking_blocks(keys_B: Array, num_slots: int, num_steps: int, schedule: str) -> GenerationOrder:
@@ -323,10 +326,10 @@ def read_segments(is_head_N: Array, turn_N: Array, is_in_turns: Array | bool) ->
   slot_N = jnp.arange(num_slots)
   segment_N = jnp.cumsum(is_head_N)
   offset_N = slot_N - jax.lax.cummax(jnp.where(is_head_N, slot_N, 0))
-  # Sorted by a major and a minor key, both at most N.
-  in_turns_N = offset_N * (num_slots + 1) + segment_N
-  one_after_another_N = turn_N[segment_N - is_head_N[0]] * (num_slots + 1) + offset_N
-  return jnp.argsort(jnp.where(is_in_turns, in_turns_N, one_after_another_N)) + 1
+  # By two keys, of which one would overflow in texts of 2**16 tokens.
+  major_N = jnp.where(is_in_turns, offset_N, turn_N[segment_N - is_head_N[0]])
+  minor_N = jnp.where(is_in_turns, segment_N, offset_N)
+  return jnp.lexsort((minor_N, major_N)) + 1
 
 
 def num_blocks(order: GenerationOrder) -> Array:

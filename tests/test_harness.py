@@ -200,8 +200,23 @@ def test_answers_are_kept_in_its_cache(folder, tmp_path):
   assert (model.loglikelihood_rolling(rolling), model.loglikelihood(pair)) == found
 
 
+def test_every_request_has_draws_of_its_own(folder):
+  """Repeats of one, of which a task takes the most frequent answer, whatever the batch is."""
+  from lm_eval.api.instance import Instance
+
+  from armd_jax.artifacts import harness_model
+
+  asked = {'do_sample': True, 'temperature': 1.0, 'max_gen_toks': 8}
+  requests = [Instance('generate_until', {}, ('the cat', asked), 0) for _ in range(5)]
+  texts = [
+    harness_model.HarnessModel(f'{folder}/ar', batch_size=size).generate_until(requests)
+    for size in (1, 2)
+  ]
+  assert len(set(texts[0])) == 5 and texts[0] == texts[1]
+
+
 def test_the_command(folder):
-  command = [sys.executable, '-m', 'armd_jax.artifacts.harness', 'run', '--model', 'armd_jax']
+  command = [sys.executable, '-m', 'armd_jax.artifacts.harness', '--model', 'armd_jax']
   command += ['--model_args', f'path={folder}/ar', '--tasks', 'our_rolling', '--include_path']
   done = subprocess.run([*command, f'{folder}/tasks'], capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-2000:]

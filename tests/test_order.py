@@ -90,6 +90,8 @@ def test_shuffled_refuses_other_modes():
       (100_000, 300_000, 8),
       {99_999: 0, 100_000: 1, 128_571: 1, 128_572: 2, 200_000: 4, 299_999: 7, 1_000_000: 8},
     ),
+    # Beyond 2**31 at the product of both.
+    ((0, 600_000, 4096), {0: 1, 146: 1, 147: 2, 525_000: 3584, 599_999: 4095, 600_000: 4096}),
   ],
 )  # fmt: skip
 def test_published_schedules(recipe, expected):
@@ -122,6 +124,18 @@ def test_segments_one_after_another_fill_the_middle():
   is_head_N = np.isin(np.arange(12), [0, 4, 7])
   position_N = order.read_segments(jnp.asarray(is_head_N), jnp.array([0, 2, 1]), False)
   assert position_N.tolist() == [1, 2, 3, 4, 8, 9, 10, 11, 12, 5, 6, 7]
+
+
+def test_segments_of_the_longest_texts():
+  """Of more tokens than an int32 has pairs of."""
+  num_slots = 2**16
+  is_head_N = jnp.arange(num_slots) % 2**14 == 0
+  turn_N = jnp.arange(num_slots)[::-1] - num_slots + 4  # the last one first
+  position_N = np.asarray(order.read_segments(is_head_N, turn_N, False)).reshape(4, -1)
+  expected = 1 + np.arange(num_slots).reshape(4, -1)[::-1]
+  np.testing.assert_array_equal(position_N, expected)
+  in_turns_N = order.read_segments(is_head_N, turn_N, True)
+  np.testing.assert_array_equal(in_turns_N, order.strided(num_slots, 4).position_BxN[0])
 
 
 def test_segments_are_drawn_per_sequence():

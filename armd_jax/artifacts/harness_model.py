@@ -197,7 +197,7 @@ class HarnessModel(TemplateLM):
       for first in range(0, len(numbers), self._batch_size):
         batch = numbers[first : first + self._batch_size]
         contexts = [requests[number].args[0] for number in batch]
-        for number, text in zip(batch, self._continued(contexts, count, warm), strict=True):
+        for number, text in zip(batch, self._continued(contexts, batch, count, warm), strict=True):
           ends = requests[number].args[1].get('until') or []
           for end in [ends] if isinstance(ends, str) else ends:
             text = text.split(end)[0] if end else text
@@ -205,8 +205,17 @@ class HarnessModel(TemplateLM):
           self.cache_hook.add_partial('generate_until', requests[number].args, text)
     return results
 
-  def _continued(self, contexts: Sequence[str], count: int, temperature: float) -> list[str]:
-    """What follows each context."""
+  def _continued(
+    self, contexts: Sequence[str], numbers: Sequence[int], count: int, temperature: float
+  ) -> list[str]:
+    """What follows each context.
+
+    Args:
+      contexts: texts.
+      numbers: of their requests, each of which has draws of its own, equal ones too.
+      count: tokens.
+      temperature: of draws.
+    """
     model, config = self._model, self._model.config.model
     shape = self._batch_size, config.num_slots
     tokens_BxN, given_BxN = np.zeros(shape, np.int32), np.zeros(shape, bool)
@@ -219,7 +228,10 @@ class HarnessModel(TemplateLM):
     first = self.eot_token_id if config.first_token == 'given' else BOS
     task = task_of(given_BxN, length_B, self._streams, first)
     sampling = Sampling(temperature=temperature, stop=self.eot_token_id)
-    found = generate(self._decoder, self._network, task, tokens_BxN, sampling)
+    sequence_B: Any = np.resize(numbers, shape[0])
+    found = generate(
+      self._decoder, self._network, task, tokens_BxN, sampling, sequence_B=sequence_B
+    )
     rows = zip(np.asarray(found.tokens_BxN), begin_B, np.asarray(found.length_B), strict=True)
     return [model.tokenizer.decode(ids[a:b]) for ids, a, b in rows][: len(contexts)]
 

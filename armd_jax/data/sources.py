@@ -149,8 +149,9 @@ def key_of(text: str) -> bytes:
 def split_documents(documents: Documents, held_out_fraction: float) -> tuple[list[str], list[str]]:
   """Splits a corpus by document, the same way however its documents are ordered.
 
-  Documents are taken in order of their sha256 until they hold the wanted share of bytes. Equal
-  documents have equal hashes and stay together, so that no held-out text was trained on.
+  Documents are taken in order of their sha256 until they hold the wanted share of bytes, but for
+  those that alone hold more than twice as much. Equal documents have equal hashes and stay together,
+  so that no held-out text was trained on.
 
   Args:
     documents: the corpus.
@@ -171,8 +172,12 @@ def split_documents(documents: Documents, held_out_fraction: float) -> tuple[lis
   if len(num_bytes_of) < 2:
     raise UserError('all documents of the text are equal, so none can be held out; give more text')
   wanted = held_out_fraction * sum(num_bytes_of.values())
+  # A document of more than twice what is wanted would leave little to train on.
+  fitting = [digest for digest, count in num_bytes_of.items() if count <= 2 * wanted]
+  if len(fitting) == len(num_bytes_of):
+    fitting.pop()  # to be trained on
   held_out, num_held_out = set(), 0
-  for digest in list(num_bytes_of)[:-1]:  # the last one is left to train on
+  for digest in fitting or [min(num_bytes_of, key=lambda digest: num_bytes_of[digest])]:
     held_out.add(digest)
     num_held_out += num_bytes_of[digest]
     if num_held_out >= wanted:

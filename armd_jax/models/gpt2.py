@@ -57,6 +57,9 @@ _MASKS = {
 }
 
 
+_END = 50256  # <|endoftext|> of GPT-2's own vocabulary, with which its texts begin
+
+
 def is_gpt2(path: str | pathlib.Path) -> bool:
   """Whether a folder holds a GPT-2, by its config.json, with weights in safetensors files."""
   path = pathlib.Path(path)
@@ -115,7 +118,7 @@ def load(folder: str | pathlib.Path) -> tuple[config_lib.ModelConfig, int, Param
   params = {
     'vocabulary': {
       'embedding': np.pad(embedding_VxE, ((0, config.padded(vocab_size) - vocab_size), (0, 0))),
-      'bos': embedding_VxE[-1],
+      'bos': embedding_VxE[_first(folder, described, vocab_size)],
       # An AR model has no row at position N, where ARMD has its last query.
       'positions': np.concatenate([positions_NxE, positions_NxE[-1:]]),
     },
@@ -185,3 +188,13 @@ def _config(folder: pathlib.Path, described: dict[str, Any]) -> config_lib.Model
   sizes |= {'norm_epsilon': described.get('layer_norm_epsilon', 1e-5)}
   raw = {'model': sizes | dict(family='ar', architecture='gpt2', dropout=0.0, dtype='float32')}
   return config_lib.parse(raw | {'order': {'max_shuffled': 0}}).model
+
+
+def _first(folder: pathlib.Path, described: dict[str, Any], vocab_size: int) -> int:
+  """The id whose embedding begins a text: as `weight_files.first_id`, but that transformers writes
+  GPT-2's into every config.json, so that smaller vocabularies have their last one."""
+  if described.get('bos_token_id') is None:
+    described = described | {'bos_token_id': _END}
+  if described['bos_token_id'] == _END >= vocab_size:
+    return vocab_size - 1
+  return weight_files.first_id(folder / 'config.json', described, vocab_size)

@@ -289,7 +289,7 @@ def _params(
   padding = ((0, c.padded(vocab_size) - vocab_size), (0, 0))
   vocabulary = {
     'embedding': np.pad(embedding_VxE, padding),
-    'bos': embedding_VxE[_first(path, described, vocab_size)],
+    'bos': embedding_VxE[weight_files.first_id(path, described, vocab_size)],
   }
   if not c.tied_head:
     vocabulary['head'] = np.pad(take('lm_head.weight', vocab_size, c.embed_dim), padding)
@@ -312,15 +312,3 @@ def _params(
       f'{weights.file} holds {others[0]}, which is not known here; name another model'
     )
   return params
-
-
-def _first(path: pathlib.Path, described: Mapping[str, Any], vocab_size: int) -> int:
-  """The id whose embedding begins a text."""
-  for name in ('bos_token_id', 'eos_token_id'):
-    value = described.get(name)
-    value = value[0] if isinstance(value, list) and value else value
-    if value is not None:
-      if type(value) is not int or not 0 <= value < vocab_size:
-        raise UserError(f'{path} says {name} = {value!r}, no id below {vocab_size}; fetch it anew')
-      return value
-  return 0

@@ -221,6 +221,15 @@ def test_split_grows_with_the_share():
   assert sides[0] < sides[1] < sides[2]
 
 
+@pytest.mark.parametrize('fraction', [1e-9, 0.05, 0.2])
+def test_a_document_that_is_most_of_the_text_is_trained_on(fraction):
+  """Whatever its hash is."""
+  for n in range(9):
+    texts = [f'{n} ' + 'x' * 100_000, *(f'{n} {k} ' + 'y' * 70 for k in range(5))]
+    train, held_out = sources.split_documents(of_texts(texts), fraction)
+    assert texts[0] in train and held_out
+
+
 @pytest.mark.parametrize('fraction', [1e-9, 0.5, 1 - 1e-9])
 def test_split_leaves_a_document_on_each_side(fraction):
   for texts in (['a', 'b' * 1000], ['a', 'b', 'c']):

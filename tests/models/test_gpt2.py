@@ -62,6 +62,21 @@ def test_logits_are_gpt2s(loaded):
   np.testing.assert_allclose(logits(*loaded, 3, TOKENS)[0], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+  ('described', 'first'),
+  [({'bos_token_id': 3}, 3), ({'bos_token_id': 50256}, V - 1), ({}, V - 1)],
+)
+def test_texts_begin_as_its_config_says(tmp_path, described, first):
+  """And not with the last id, which may be one for padding that somebody added."""
+  *_, params = gpt2.load(write(tmp_path, arrays(), **described))
+  np.testing.assert_array_equal(params['vocabulary']['bos'], arrays()['wte.weight'][first])
+
+
+def test_an_id_that_begins_texts_is_one_of_the_vocabulary(tmp_path):
+  with pytest.raises(UserError, match=rf'says bos_token_id = {V}, no id below {V}; fetch it anew'):
+    gpt2.load(write(tmp_path, arrays(), bos_token_id=V))
+
+
 def test_logits_are_those_of_transformers(loaded, tmp_path):
   reason = 'compares with transformers, which is not installed (the extra "judge" brings it)'
   torch = pytest.importorskip('torch', reason=reason)
