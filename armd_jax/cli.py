@@ -69,7 +69,7 @@ def run(main: Callable[[flags.Options], None], options: type[flags.Options]) -> 
       distributed.leave_after_another()
     ends.leave(USER_ERROR, f'error: {error}')
   except Exception as error:
-    if reason := _environment(error) or _store(error):
+    if reason := _environment(error) or _store(error) or paths.forbidden(error):
       ends.leave(USER_ERROR, f'error: {reason}')
     others.hear()
     traceback.print_exc()

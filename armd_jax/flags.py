@@ -115,6 +115,8 @@ def parse(
   except (
     absl_flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError,
   ) as error:  # fmt: skip
+    if isinstance(error.__context__, UserError):  # of a parser, as which absl raises its own
+      raise error.__context__ from None
     if isinstance(error, OSError):  # of an override, whose experiment file is not there
       (name,) = (name for name, kind in kinds.items() if kind is ConfigDict)
       raise UserError(f'--{name} {_NO_FILE}') from error

@@ -29,9 +29,12 @@ def main(options: Options) -> None:
   references = judging.read_texts(options.references) if options.references else None
   tokenizer = get_tokenizer(options.tokenizer)
   judge = judging.open_judge(options.judge)
+  junctions = judging.read_junctions(options.samples, texts)
   try:
     statistics = quality.statistics([tokenizer.encode(text) for text in texts])
-    verdict = quality.judge_texts(judge, texts, judging.read_junctions(options.samples, texts))
+    verdict = quality.judge_texts(judge, texts, junctions)
+  except UserError:  # a ValueError, and a sentence already
+    raise
   except ValueError as error:
     raise UserError(f'{options.samples}: {error}; generate longer texts') from error
   mauve = None if references is None else judging.mauve_score(judge, texts, references)
@@ -42,7 +45,8 @@ def main(options: Options) -> None:
       'judge': judge.name,
       'statistics': dataclasses.asdict(statistics),
       'verdict': dataclasses.asdict(verdict),
-      'mauve': mauve,
+      'mauve_left_out': mauve and [mauve.left_out, mauve.left_out_references],
+      'mauve': mauve and mauve.score,
     }
     cli.write_json(options.json, numbers)
   print(

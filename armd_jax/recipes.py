@@ -63,7 +63,7 @@ def options(text: str) -> Options:
     else:
       raise UserError(
         'an experiment takes family=NAME, block=NUMBER, strided_steps=NUMBER, paper and runlocal, '
-        f'but no {item!r}'
+        f'but no {item!r}; leave that out'
       )
   return Options(**values)
 

@@ -57,7 +57,9 @@ def get_config(options: str = '') -> ml_collections.ConfigDict:
     elif option.startswith('steps='):
       steps = _whole(option.removeprefix('steps='))
     else:
-      raise UserError(f'adapt.py takes run=DIR, steps=N and scratch, but no {option!r}')
+      raise UserError(
+        f'adapt.py takes run=DIR, steps=N and scratch, but no {option!r}; leave that out'
+      )
   config = default_config()
   config.model.update(SMOLLM2)
   if run:
@@ -67,6 +69,9 @@ def get_config(options: str = '') -> ml_collections.ConfigDict:
     found = json.loads(path.read_text('utf-8'))
     config.model.update(found['model'])
     config.data.update(found['data'])
+    # Of a run that was moved, or came from another machine.
+    if (own := path.with_name('tokenizer.json')).exists():
+      config.data.tokenizer = str(own.absolute())
     config.init_from = run if begins else ''
   config.model.remat = 'dots'
   config.order.update(

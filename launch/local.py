@@ -7,7 +7,8 @@
 Every line they print starts with the process's number. If one ends with an error, the others are
 ended too and its exit code is the job's. SIGTERM and Ctrl-C let them save; a second one does not.
 With this launcher end all of them, however it ended. With --elastic every start takes as many as
-there are devices for, cores where these are CPUs.
+there are devices for, cores where these are CPUs. Of GPUs, those that CUDA_VISIBLE_DEVICES names,
+where it is set, are shared out, and no others.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import os
 import re
 import signal
@@ -28,6 +30,10 @@ import common
 
 # Kills the process groups whose numbers it has read, once nobody can write to it any more.
 _GUARD = 'while read -r group; do all="$all -$group"; done; kill -9 $all'
+_VISIBLE = 'CUDA_VISIBLE_DEVICES'
+# What it names a GPU by: a number or a UUID, or that of a part of one. Anything else, such as -1 or
+# nothing, ends the list, as it does for CUDA.
+_is_gpu = re.compile(r'[0-9]+|(GPU|MIG)-\S+').fullmatch
 # Once a process has crashed the others cannot save; they get this long to print what they saw.
 _SECONDS_AFTER_A_CRASH = 5
 
@@ -45,8 +51,9 @@ def main(arguments: Sequence[str]) -> int:
   restarts = 0
   while True:
     port = parsed.port or _free_port()
-    now = _with_what_is_there(job)
-    processes = [_process(now, port, index) for index in range(now.processes)]
+    devices = _devices(job)
+    now = _with_what_is_there(job, devices)
+    processes = [_process(now, port, index, devices) for index in range(now.processes)]
     if parsed.dry_run:
       common.show(' &\n'.join([common.shell_line(*p) for p in processes]) + ' &\nwait')
       return common.DONE
@@ -57,31 +64,49 @@ def main(arguments: Sequence[str]) -> int:
     _say(f'the job ended with exit code {code} and is started again')
 
 
-def _with_what_is_there(job: common.Job) -> common.Job:
+def _with_what_is_there(job: common.Job, devices: Sequence[str]) -> common.Job:
   """The job with as many processes as there are devices for, where that is asked for.
 
   Raises:
     UserError: there are too few.
   """
+  count = min(job.processes, len(devices) // job.devices_per_process)
+  is_given = job.platform == 'gpu' and _VISIBLE in os.environ
+  where = f' in {_VISIBLE}={os.environ[_VISIBLE]!r}' if is_given else ''
   if not job.elastic:
+    if is_given and count < job.processes:
+      raise common.UserError(
+        f'there are {len(devices)} devices{where}, too few for --processes {job.processes} with '
+        f'{job.devices_per_process} each; name more of them there, or write less'
+      )
     return job
-  devices = _devices(job.platform)
-  count = min(job.processes, devices // job.devices_per_process)
   if count < job.elastic:
     raise common.UserError(
-      f'there are {devices} devices, too few for --elastic {job.elastic} processes of '
+      f'there are {len(devices)} devices{where}, too few for --elastic {job.elastic} processes of '
       f'{job.devices_per_process}; write less'
     )
   # Told to every process, since all must know how many they are.
   return dataclasses.replace(job, processes=count, elastic=0)
 
 
-def _devices(platform: str) -> int:
-  if platform == 'cpu':
-    return len(os.sched_getaffinity(0))
+def _devices(job: common.Job) -> list[str]:
+  """What the devices for the processes are called, in their order."""
+  if job.platform == 'cpu':
+    return [str(core) for core in os.sched_getaffinity(0)]
+  given = None
+  if _VISIBLE in os.environ:
+    names = map(str.strip, os.environ[_VISIBLE].split(','))
+    given = list(itertools.takewhile(_is_gpu, names))
+  if not job.elastic:
+    count = job.processes * job.devices_per_process
+    return [str(number) for number in range(count)] if given is None else given
   list_gpus = ['nvidia-smi', '--list-gpus']
-  listed = common.call(list_gpus, 'leave out --elastic', capture_output=True, text=True)
-  return len(listed.stdout.splitlines())
+  listed = common.call(list_gpus, 'leave out --elastic', capture_output=True, text=True).stdout
+  count = len(re.findall(r'^GPU [0-9]+:', listed, re.MULTILINE))  # below each are its parts
+  if given is None:
+    return [str(number) for number in range(count)]
+  is_there = lambda name: int(name) < count if name.isdecimal() else name in listed
+  return list(filter(is_there, given))  # one may be lost since the last start
 
 
 def _free_port() -> int:
@@ -90,12 +115,13 @@ def _free_port() -> int:
     return free.getsockname()[1]
 
 
-def _process(job: common.Job, port: int, index: int) -> tuple[list[str], dict[str, str]]:
+def _process(
+  job: common.Job, port: int, index: int, devices: Sequence[str]
+) -> tuple[list[str], dict[str, str]]:
   variables = common.environment(job)
   if job.platform == 'gpu':
     first = index * job.devices_per_process
-    devices = range(first, first + job.devices_per_process)
-    variables['CUDA_VISIBLE_DEVICES'] = ','.join(map(str, devices))
+    variables[_VISIBLE] = ','.join(devices[first : first + job.devices_per_process])
   return common.explicit(job, f'127.0.0.1:{port}', index), variables
 
 

@@ -1,9 +1,11 @@
 """What a program prints beside its own lines: warnings of orbax that are news, and no others."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
+import forbidden
 import pytest
 
 from armd_jax import cli
@@ -132,3 +134,61 @@ def test_a_plugin_that_cannot_be_imported_is_a_sentence(tmp_path, monkeypatch, c
   monkeypatch.setenv(cli.PLUGINS, 'mine_that_fails')
   with pytest.raises(UserError, match=r"'mine_that_fails', which cannot be imported \(.*; mend"):
     cli.load_plugins()
+
+
+def test_a_file_that_may_not_be_used_is_told(tmp_path):
+  """Where nobody has thought of it before; what names no file is a fault of the program."""
+  (tmp_path / 'a.txt').write_text('')
+  for call, code in (
+    (f'open({str(tmp_path / "a.txt")!r})', 1),
+    ('raise PermissionError(1, "Operation not permitted")', 70),
+  ):
+    program = tmp_path / 'program.py'
+    program.write_text(PROGRAM.replace('CALL', call).replace('WORKDIR', repr(str(tmp_path))))
+    with forbidden.Closed(tmp_path / 'a.txt'):
+      done = forbidden.run([sys.executable, str(program)])
+    assert done.returncode == code, done.stderr
+    is_sentence = done.stderr == (
+      f'error: this user may not use {tmp_path}/a.txt so (Permission denied); ask its owner for '
+      'the permission, or name another place\n'
+    )
+    assert is_sentence == (code == 1)
+
+
+def test_what_flags_name_in_a_folder_of_another_user_is_a_sentence(tmp_path):
+  closed = tmp_path / 'alice'
+  closed.mkdir()
+  run = str(closed / 'run')
+  given = [
+    ('train', '--config=experiments/quickstart.py', f'--workdir={run}'),
+    ('train', f'--config={run}/a.py', f'--workdir={tmp_path}'),
+    ('sample', f'--workdir={tmp_path}', f'--json={run}/a.json'),
+    ('export', f'--workdir={tmp_path}', f'--out={run}'),
+    ('convert', f'--workdir={tmp_path}', f'--hf={run}'),
+    ('judge', f'--samples={run}/a.json', '--judge=x'),
+    ('report', f'--workdir={run}'),
+  ]
+  code = f"""
+import importlib
+from absl import flags as absl_flags
+from armd_jax import flags
+for name, *argv in {given}:
+  program = importlib.import_module('armd_jax.' + name)
+  try:
+    program.main(flags.parse(program.Options, ['', *argv], absl_flags.FlagValues()))
+  except Exception as error:
+    print(f'{{type(error).__name__}}: {{error}}')
+"""
+  with forbidden.Closed(closed):
+    done = forbidden.python(code)
+    started = forbidden.run([sys.executable, '-m', 'armd_jax.sample', f'--workdir={run}'])
+  told = done.stdout.splitlines()
+  assert len(told) == len(given), (told, done.stderr)
+  for line in told:
+    assert re.match(rf'UserError: --\w+ is {run}.*, which this user may not look into \(', line), (
+      line
+    )
+  assert started.returncode == 1 and started.stderr == (
+    f'error: --workdir is {run}, which this user may not look into (Permission denied); ask its '
+    'owner for the permission, or write another\n'
+  )

@@ -1,5 +1,7 @@
 """Runs that start from other weights are runs like any other, at step 0."""
 
+import dataclasses
+import errno
 import json
 
 import jax
@@ -14,6 +16,7 @@ from armd_jax import convert, models
 from armd_jax.artifacts import starts, weights
 from armd_jax.errors import UserError
 from armd_jax.order import left_to_right
+from armd_jax.training import checkpoint
 from armd_jax.training import workdir as workdir_lib
 from armd_jax.training.loop import train
 
@@ -167,3 +170,70 @@ def test_the_program_converts(ar_run, tmp_path, capsys):
   convert.main(convert.Options(**options))
   assert weights.load_ema(tmp_path / 'warm')[0].model.num_two_stream_layers == 2
   assert capsys.readouterr().out.endswith("holds a run of family 'armd' at step 0\n")
+
+
+@pytest.mark.parametrize('schedule', ['constant', 'linear', 'warmup_stable_decay'])
+def test_a_warm_start_is_a_run_of_its_own(tmp_path, schedule):
+  """Whatever run the AR run went on from, and wherever in its schedule."""
+  raw = tiny_run.config(tmp_path)
+  raw.model.family, raw.init_from, raw.init_step = 'ar', 'other', 4
+  raw.optimizer.update(schedule_restarts=True, schedule=schedule)
+  if schedule != 'constant':
+    raw.optimizer.update(schedule_steps=8, final_share=0.0)
+  config = config_lib.parse(raw)
+  params = jax.jit(lambda: models.init(models.build(config.model, 257), jax.random.key(3)))()
+  starts.write(starts.Start(config, params), tmp_path / 'ar')
+  convert.main(convert.Options(warm_start=str(tmp_path / 'ar'), workdir=str(tmp_path / 'warm')))
+  found = workdir_lib.read_config(tmp_path / 'warm')
+  assert (found.init_from, found.init_step, found.optimizer.schedule_restarts) == ('', -1, False)
+  assert weights.load_ema(tmp_path / 'warm')[0].model.family == 'armd'
+
+
+def test_nothing_stays_of_a_run_that_cannot_be_written(ar_run, tmp_path, monkeypatch):
+  """A second try is made in the same place."""
+  start = starts.from_ar(ar_run[0], -1)
+  wrong = dataclasses.replace(start.config, init_step=3)
+  with pytest.raises(UserError, match=r'^config.init_step is 3 but config.init_from is empty'):
+    starts.write(dataclasses.replace(start, config=wrong), tmp_path / 'a/b')
+  (tmp_path / 'empty').mkdir()
+  for workdir in ('a/b', 'empty'):
+    with monkeypatch.context() as patched:
+
+      def full(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+      patched.setattr(checkpoint.Checkpoints, '_written', full)
+      with pytest.raises(UserError, match=r'^cannot save in .* \(No space left on device\)'):
+        starts.write(start, tmp_path / workdir)
+    assert [path.name for path in tmp_path.rglob('*')] == ['empty']
+  starts.write(start, tmp_path / 'empty')
+  assert weights.load_ema(tmp_path / 'empty')[3] == 0
+
+
+def test_a_run_is_moved_with_its_vocabulary(tmp_path):
+  """And so are those that began from it; none is deleted under the one that replaces it."""
+  folder, run = tmp_path / 'hf', tmp_path / 'run'
+  folder.mkdir()
+  tiny_llama.write_tokenizer(tiny_llama.write(folder, 'llama2'))
+  convert.main(convert.Options(hf=str(folder), workdir=str(run), length=16))
+  raw = tiny_run.config(tmp_path)
+  (tmp_path / 'text.txt').write_text('abba\n\ncab\n\n' * 40)
+  raw.model.update(config_lib.to_dict(workdir_lib.read_config(run))['model'])
+  raw.order.update(max_shuffled=0)
+  raw.train.update(steps=1)
+  raw.init_from, raw.data.tokenizer = str(run), str(run / 'tokenizer.json')
+  before = {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
+  with pytest.raises(UserError, match=r'which --overwrite would delete with the run in'):
+    train(config_lib.parse(raw), run, overwrite=True)
+  assert {path: path.read_bytes() for path in run.rglob('*') if path.is_file()} == before
+  train(config_lib.parse(raw), tmp_path / 'next')
+  starts.write(starts.from_ar(run, 1), tmp_path / 'warm')
+  _, expected, _, _ = weights.load_ema(run)
+  run.rename(tmp_path / 'moved')
+  for name in ('next', 'warm'):
+    (tmp_path / name).rename(tmp_path / f'{name}-moved')
+  for name in ('moved', 'next-moved', 'warm-moved'):
+    found = weights.load_ema(tmp_path / name)[1]
+    assert found.name == str(tmp_path / name / 'tokenizer.json')
+    assert found.fingerprint == expected.fingerprint
+  assert starts.from_ar(tmp_path / 'moved', 1).tokenizer == expected.text

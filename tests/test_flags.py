@@ -5,6 +5,7 @@ import importlib
 import os
 import pathlib
 
+import matplotlib.figure
 import pytest
 from absl import flags as absl_flags
 from ml_collections import ConfigDict
@@ -14,6 +15,7 @@ from armd_jax import config as config_lib
 from armd_jax.config import MeshConfig
 from armd_jax.errors import UserError
 from armd_jax.flags import experiment, flag
+from armd_jax.show import plots
 
 ROOT = pathlib.Path(__file__).parents[1]
 STARTS = "if __name__ == '__main__':"
@@ -58,6 +60,7 @@ class Options(Shared):
   texts: tuple[str, ...] = flag('Which.', (), is_path='NAME=FILE')
   json: str | None = cli.json_file()
   out: str | None = flag('The page.', None, is_path='or a bucket', writes='page')
+  png: str | None = flag('The picture.', None, is_path=True, writes='picture')
 
 
 def parse(*argv):
@@ -137,6 +140,45 @@ def test_a_result_takes_the_place_of_an_older_one_alone(tmp_path, monkeypatch):
   assert pathlib.Path('notes.txt').read_text() == 'mine'
 
 
+def test_a_picture_takes_the_place_of_an_older_one_alone(tmp_path, monkeypatch):
+  """And its name is one that can be drawn to, before anything is measured."""
+  monkeypatch.chdir(tmp_path)
+  for name in ('a.png', 'a.svg', 'a.pdf', 'a'):
+    plots.save(matplotlib.figure.Figure(), name)
+    for given in (name, f'new/{name}', name.upper()):
+      assert parse('--workdir=w', f'--png={given}').png == given
+  thesis = '<?xml version="1.0" encoding="utf-8" standalone="no"?>\n<thesis/>'
+  for name, content in (('b.png', 'mine'), ('b.svg', thesis), ('b.pdf', ''), ('c.pdf', '{}')):
+    pathlib.Path(name).write_text(content)
+  assert parse('--workdir=w', '--png=b.pdf').png == 'b.pdf'
+  for name in ('b.png', 'b.svg', 'c.pdf'):
+    with pytest.raises(UserError, match=rf'^--png is {name}, which is there and is no picture of'):
+      parse('--workdir=w', f'--png={name}')
+  for name in ('d.txt', 'a.png.bak', 'd.jpgg'):
+    with pytest.raises(UserError, match=r'ends as no picture; end it in \.png or \.svg or \.pdf$'):
+      parse('--workdir=w', f'--png={name}')
+  with pytest.raises(UserError, match=r'^--json is x.png, and so is --png; write another file$'):
+    parse('--workdir=w', '--json=x.png', '--png=x.png')
+
+
+# Of files that these hold to what they write themselves, or refuse in another way.
+_KEPT_OTHERWISE = {
+  # `records.Records` refuses a file of any other form.
+  'armd_jax.bench.attention.choices.json', 'armd_jax.bench.attention.compile_hopper.json',
+  'armd_jax.bench.attention.compile_tpu.json', 'armd_jax.bench.attention.peers.json',
+  'armd_jax.bench.scaling.json',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', PROGRAMS)
+def test_no_flag_replaces_any_file_of_a_user(name):
+  """What a program writes in one file is of a kind that is looked for before it begins."""
+  for field in dataclasses.fields(importlib.import_module(name).Options):
+    is_result = field.name in ('json', 'png') or 'picture' in field.metadata['help']
+    if is_result and f'{name}.{field.name}' not in _KEPT_OTHERWISE:
+      assert field.metadata['writes'] and field.metadata['is_path'], field.name
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Configured:
   config: ConfigDict = experiment('experiments/quickstart.py')
@@ -205,8 +247,20 @@ def test_what_an_experiment_raises_is_a_sentence(tmp_path):
     with pytest.raises(UserError) as caught:
       config_lib.parse(read(f'--config=experiments/text8.py:{options}').config)
     assert '; ' in str(caught.value) and 'Traceback' not in str(caught.value)
-  with pytest.raises(UserError, match=r'steps=3: adapt.py has steps=3; write a whole number'):
+  with pytest.raises(UserError, match=r'^adapt.py has steps=3; write a whole number'):
     read('--config=experiments/adapt.py:steps=3')
+
+
+def test_a_sentence_of_an_experiment_is_told_as_it_is(tmp_path):
+  """And not within one about a flag that would take other values."""
+  (tmp_path / 'a.py').write_text(
+    'from armd_jax.errors import UserError\n'
+    'def get_config():\n  raise UserError("one thing is wrong; mend it")\n'
+  )
+  for overrides in ([], ['--config.seed=1']):
+    for path, message in (('a.py', 'one thing is wrong; mend it'), ('.', '.* the name of one')):
+      with pytest.raises(UserError, match=f'^{message}$'):
+        flags.parse(Configured, ['program', f'--config={tmp_path / path}', *overrides])
 
 
 def test_all_programs_are_known():

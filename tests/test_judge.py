@@ -1,5 +1,6 @@
 """The judge's program: what it reads, and how it refuses."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,23 @@ from armd_jax import judge
 from armd_jax.data import sources
 from armd_jax.errors import UserError
 from armd_jax.evaluation import infilling, judging, texts
+
+
+class Letters:
+  """A judge whose tokens are letters, and whose features are the last one's number."""
+
+  name, context = 'letters', 8
+
+  def encode(self, text):
+    if '!' in text:
+      raise UserError('no token for !; take another judge')
+    return np.array([*map(ord, text)], int)
+
+  def nats(self, windows):
+    return [np.ones(len(ids_T) - 1) for ids_T in windows]
+
+  def features(self, windows):
+    return np.array([[ids_T[-1]] for ids_T in windows])
 
 
 @pytest.mark.parametrize(
@@ -120,7 +138,49 @@ def test_texts_that_a_judge_cannot_score(tmp_path, monkeypatch):
 def test_mauve_needs_its_package_and_two_texts(monkeypatch):
   monkeypatch.setitem(sys.modules, 'mauve', None)
   with pytest.raises(UserError, match='MAUVE needs mauve; pip install mauve-text'):
-    judging.mauve_score(None, ['a', 'b'], ['a', 'b'])
+    judging.mauve_score(Letters(), ['a', 'b'], ['a', 'b'])
   monkeypatch.setitem(sys.modules, 'mauve', types.ModuleType('mauve'))
-  with pytest.raises(UserError, match='at least two texts and two references; give more'):
-    judging.mauve_score(None, ['a', 'b'], ['a'])
+  for references in (['a'], ['a', '', '']):
+    with pytest.raises(UserError, match='two texts and two references that are not empty; give'):
+      judging.mauve_score(Letters(), ['a', 'b'], references)
+
+
+def test_mauve_leaves_empty_texts_out_of_both_sides_and_says_so(monkeypatch):
+  """A sample that begins with EOS is one."""
+  compared = []
+  module = types.ModuleType('mauve')
+  module.compute_mauve = lambda *rows, **_: (
+    compared.extend(rows_BxE.tolist() for rows_BxE in rows) or types.SimpleNamespace(mauve=0.5)
+  )
+  monkeypatch.setitem(sys.modules, 'mauve', module)
+  found = judging.mauve_score(Letters(), ['ab', '', 'c'], ['', 'd', '', 'ef'])
+  assert compared == [[[98], [99]], [[100], [102]]]
+  assert (found.score, found.left_out, found.left_out_references) == (0.5, 1, 2)
+
+
+def test_the_program_says_how_many_texts_it_leaves_out(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(judging, 'open_judge', lambda path: Letters())
+  (tmp_path / 's.json').write_text('{"texts": ["ab", "", "c"], "junctions": [[1], [], []]}')
+  out = tmp_path / 'out.json'
+  judge.main(
+    judge.Options(samples=str(tmp_path / 's.json'), judge='x', tokenizer='bytes', json=str(out))
+  )
+  text = capsys.readouterr().out
+  assert 'bits; texts without a token, left out: 1\n' in text
+  assert '1 tokens scored; texts of less than two tokens, left out: 2\n' in text
+  assert '1 junctions of streams, - elsewhere' in text  # both letters are near one
+  numbers = json.loads(out.read_text(), parse_constant=pytest.fail)
+  assert numbers['verdict']['left_out'] == 2 and numbers['statistics']['left_out'] == 1
+  assert numbers['verdict']['junctions']['elsewhere'] is None
+
+
+def test_a_sentence_about_the_texts_is_not_told_as_another(tmp_path, monkeypatch):
+  """UserError is a ValueError, of which this program makes a sentence on texts too short."""
+  monkeypatch.setattr(judging, 'open_judge', lambda path: Letters())
+  (tmp_path / 's.json').write_text('{"texts": ["ab", "c"], "junctions": [[9], []]}')
+  options = judge.Options(samples=str(tmp_path / 's.json'), judge='x', tokenizer='bytes')
+  with pytest.raises(UserError, match=r'^the junctions in .* its texts; generate the texts again$'):
+    judge.main(options)
+  (tmp_path / 's.json').write_text('{"texts": ["ab", "!"]}')
+  with pytest.raises(UserError, match=r'^no token for !; take another judge$'):
+    judge.main(options)

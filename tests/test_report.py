@@ -1,7 +1,9 @@
 """The page of a run: its replay in a real browser, what its texts are cut into, what it refuses."""
 
 import dataclasses
+import html.parser
 import json
+import math
 import re
 import resource
 import subprocess
@@ -16,11 +18,13 @@ import tiny
 
 from armd_jax import config as config_lib
 from armd_jax import report
+from armd_jax.artifacts import cards
 from armd_jax.data.tokenizers import ByteTokenizer
 from armd_jax.decode import requests
 from armd_jax.decode.sampling import Sampling
 from armd_jax.errors import UserError
 from armd_jax.families import FAMILIES
+from armd_jax.files import whole
 from armd_jax.show import (
   compare_page,
   history,
@@ -299,7 +303,163 @@ def test_a_picture_that_cannot_be_written(tmp_path):
 def test_a_last_held_out_loss_that_was_not_finite_is_told():
   """And not an earlier one in its place."""
   of = lambda *values: run_page._held_out(
-    config_lib.Config(), {i: {'held_out': x} for i, x in enumerate(values)}, report_files.Measured()
-  )
+    config_lib.Config(), len(values) - 1, {i: {'held_out': x} for i, x in enumerate(values)},
+    report_files.Measured(),
+  )  # fmt: skip
   assert list(of(2.0, None).values()) == ['not finite']
   assert list(of(None, 2.0).values()) == ['2.0000'] and of() == {}
+
+
+def test_a_held_out_loss_is_of_the_weights_that_are_shown_or_says_its_step(tmp_path):
+  """A run that was started again logs more steps than its last checkpoint has; its card and both
+  pages say the same number."""
+  values = {2: 5.0, 4: 4.0, 6: 3.0}
+  records = {step: {'loss': 1.0, 'held_out': nats} for step, nats in values.items()}
+  lines = [json.dumps({'step': step} | record) + '\n' for step, record in records.items()]
+  (tmp_path / 'metrics.jsonl').write_text(''.join(lines))
+  model, params = tiny.init(tiny.model_config(), 257)
+  decoder = requests.Decoder(model, params, ByteTokenizer(), None)
+  for step, at in ((4, 4), (5, 4), (6, 6)):
+    (tile,) = run_page._held_out(
+      config_lib.Config(), step, records, report_files.Measured()
+    ).items()
+    assert tile[1] == f'{values[at]:.4f}' and tile[0].endswith(', at step 4') == (step == 5)
+    (row,) = cards.measured(tmp_path, (), step)['while training']
+    assert row == {'step': at, 'held_out nats/token': values[at]}
+    runs = [
+      compare_page.Run(tmp_path / name, config_lib.Config(), step, records, decoder, '')
+      for name in 'ab'
+    ]
+    page = compare_page.page(runs, Sampling(), 4, '')
+    assert f'<td>{values[at]:.3f}</td><td>{at}</td>' in page
+  assert run_page._held_out(config_lib.Config(), 1, records, report_files.Measured()) == {}
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'tile'),
+  [
+    ({}, ('tokens read', '40.0k')),
+    ({'data': {'packing': 'documents'}}, ('positions read, with padding', '40.0k')),
+    ({'init_from': 'other'}, ('tokens a step', '400')),
+  ],
+)
+def test_no_more_is_said_of_what_a_run_has_read_than_is_known(overrides, tile):
+  sizes = {'model': {'length': 100}, 'train': {'batch_size': 4}, 'order': {'max_shuffled': 2}}
+  assert run_page._read(config_lib.parse(sizes | overrides), 100) == dict([tile])
+
+
+def test_a_name_is_text_on_the_page():
+  """In a comparison it is that of a folder."""
+  name = 'a<b lr="3" & \'c\', S = 2'
+  section = report_page.replay_section([dataclasses.replace(TWO, name=name)], 'x < y', {name: 'z'})
+  parser = Elements()
+  parser.feed(section)
+  named = [values for values in parser.attributes if 'data-name' in values]
+  assert [values['data-name'] for values in named] == [name, name]
+  assert any(values.get('aria-label') == f'Text generated with {name}' for values in named)
+  assert parser.text.count(name) == 2 and parser.tags <= KNOWN
+
+
+KNOWN = {
+  'section', 'h2', 'p', 'em', 'div', 'button', 'canvas', 'span', 'input', 'output', 'b', 'i',
+  'code',
+}  # fmt: skip
+
+
+class Elements(html.parser.HTMLParser):
+  """What a browser makes of a page."""
+
+  def __init__(self):
+    super().__init__()
+    self.tags, self.attributes, self.text = set(), [], ''
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.add(tag)
+    self.attributes.append(dict(attrs))
+
+  def handle_data(self, data):
+    self.text += data
+
+
+def test_texts_are_found_by_any_name(tmp_path):
+  if browser.find() is None:
+    pytest.skip(f'needs a browser: none of {", ".join(browser.NAMES)} is installed')
+  names = ['a"] b, S = 2', 'a\\b, S = 2']
+  texts = [dataclasses.replace(TWO, name=name) for name in names]
+  section = report_page.replay_section(texts, '', dict.fromkeys(names, 'armd sample'))
+  report_files.write(tmp_path / 'report.html', report_page.page('runs', '', {}, [section]))
+  page = browser.Page(tmp_path / 'profile')
+  try:
+    page.open(f'file://{tmp_path}/report.html')
+    assert page.run(OUTPUT) == 'step 0 of 4, 4 of 10 tokens'
+    page.run("document.querySelectorAll('.lane')[1].click()")
+    assert page.run("document.getElementById('which').textContent") == names[1]
+  finally:
+    page.close()
+
+
+def test_more_streams_than_tokens_are_refused_by_both_pages(tmp_path):
+  model, params = tiny.init(tiny.model_config(), 257)
+  decoder = requests.Decoder(model, params, ByteTokenizer(), None)
+  run = compare_page.Run(tmp_path, config_lib.Config(), 1, {1: {'loss': 1.0}}, decoder, '')
+  with pytest.raises(UserError, match=r'^--streams holds S = 100000, but of 16 tokens there are'):
+    compare_page.page([run, run], Sampling(), 100_000, '')
+  with pytest.raises(UserError, match=r'^--streams holds S = 17, but of 16 tokens there are'):
+    run_page.page(
+      tmp_path, config_lib.Config(), 1, {}, report_files.Measured(), decoder, Sampling(),
+      streams=(1, 17),
+    )  # fmt: skip
+
+
+def test_a_sampler_of_blocks_is_named_by_the_steps_that_it_takes():
+  """One of each block at least, however many tokens a step may reveal."""
+  tokenizer = ByteTokenizer()
+  model = tiny.model_config(family='bd3lm')
+  decoder = requests.Decoder(*tiny.init(model, tokenizer.vocab_size), tokenizer, None)
+  found, _ = replays.replays(decoder, '', (1, 8), Sampling())
+  assert [(replay.name, replay.steps) for replay in found][1] == ('K = 4', 4)
+  for replay in found:
+    steps = int(replay.name[4:])
+    assert replay.steps <= steps == max(step for *_, step in replay.pieces)
+    request = requests.continue_prompts([''], 16, tokenizer)
+    (text,), _ = FAMILIES['bd3lm'].generate(decoder, request, Sampling(), steps=steps)
+    assert text == ''.join(piece for piece, _, _ in replay.pieces)
+
+
+def test_numbers_that_are_not_finite_are_dashes_on_the_page(tmp_path):
+  """Which JSON has as null."""
+  score = {
+    'name': 'left-to-right', 'kind': 'exact', 'nats_per_byte': None, 'nats_per_token': math.nan,
+    'tokens': 9, 'text': '', 'orders': 1, 'standard_error': None,
+  }  # fmt: skip
+  cost = {
+    'streams': 4, 'nats': math.nan, 'order_cost': math.nan, 'order_cost_error': None,
+    'independence_cost': math.inf, 'independence_cost_error': None,
+    'order_nats_per_junction': math.nan, 'starts': [math.nan], 'ends': [], 'won_back': None,
+  }  # fmt: skip
+  speed = {
+    'system': 'ARMD S=4', 'streams': 4, 'batch_size': 1, 'steps': 7, 'seconds': 1.0,
+    'tokens_per_second': 16.0,
+  }  # fmt: skip
+  verdict = {
+    'judge': 'a judge', 'verdict': {'corpus_perplexity': math.inf, 'mean_perplexity': math.inf},
+    'statistics': {'entropy_bits': 1.0, 'distinct_2': 0.5, 'repetition_4': 0.0}, 'mauve': None,
+  }  # fmt: skip
+  results = {
+    'machine': {}, 'config': {'model': {'length': 8}}, 'held_out': {'after_sbp': [score]},
+    'generation': [speed],
+  }  # fmt: skip
+  decoding = {'machine': {}, 'systems': [speed], 'quality': [cost]}
+  for name, numbers in (('d', decoding), ('v', verdict), ('results', results)):
+    whole.write_json(tmp_path / f'{name}.json', numbers)
+  files = str(tmp_path / 'd.json'), [str(tmp_path / 'v.json')]
+  measured = report_files.read_measured(tmp_path, *files)
+  parts = [report_page.scores_section(measured.scores)]
+  parts += [report_page.decoding_section(*one) for one in measured.decoding.items()]
+  parts.append(report_page.judge_section(measured.verdicts))
+  for part in parts:
+    assert '<td>–</td>' in part and 'nan' not in part
+  assert not report_files.read_measured(tmp_path).decoding  # nothing to compare
+  tile = run_page._held_out(config_lib.Config(), 1, {}, measured)
+  assert tile == {'nats/token, 9 held-out tokens': 'not finite'}
+  assert cards._markdown([{'nats': 1.0, 'error': None}]).endswith('| 1.0000 | - |')

@@ -117,7 +117,7 @@ def measured(
 
 
 def _markdown(rows):
-  text = lambda x: f'{x:.4f}' if isinstance(x, float) else _plain(str(x))
+  text = lambda x: f'{x:.4f}' if isinstance(x, float) else '-' if x is None else _plain(str(x))
   lines = [map(_plain, rows[0]), ['---'] * len(rows[0])]
   lines += [[text(x) for x in row.values()] for row in rows]
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
@@ -167,6 +167,7 @@ def _held_out(workdir, step):
   """The last number of the run's own log, as rows."""
   path = paths.kept(workdir, '--workdir') / 'metrics.jsonl'
   records = history.read(path) if path.exists() else {}
-  rows = {s: record['held_out'] for s, record in records.items() if record.get('held_out')}
-  last = max((s for s in rows if s <= step), default=None)
-  return [] if last is None else [{'step': last, 'held_out nats/token': rows[last]}]
+  if (found := history.held_out(records, step)) is None:
+    return []
+  nats = 'not finite' if found[1] is None else found[1]
+  return [{'step': found[0], 'held_out nats/token': nats}]

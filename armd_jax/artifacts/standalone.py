@@ -6,10 +6,11 @@ A folder holds
                  on; size and SHA-256 of the other files
   weights/       the parameters, as orbax writes them
   stablehlo/     programs that run without this package, if asked for (see `stablehlo`)
+  tokenizer.json the vocabulary, where it is such a file
   README.md      the model card, which may be edited
 
-A safetensors file holds the parameters by name, and in its metadata the content of export.json.
-Everything is compared with what was written before anything is used.
+A safetensors file holds the parameters by name, and in its metadata the content of export.json and
+of tokenizer.json. Everything is compared with what was written before anything is used.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import safetensors
 import safetensors.numpy
 
 from armd_jax import config as config_lib
+from armd_jax.data import tokenizer_file
 from armd_jax.data.tokenizers import Tokenizer, get_tokenizer
 from armd_jax.errors import UserError, sentence
 from armd_jax.files import buckets, lock, paths, whole
@@ -196,7 +198,9 @@ def write_folder(folder: pathlib.Path, params: Params, card: str) -> None:
 
 
 def seal(folder: pathlib.Path, export: Export) -> None:
-  """Notes what the folder holds."""
+  """Notes what the folder holds, to which the vocabulary is added."""
+  if (text := _vocabulary(export)) is not None:
+    whole.write_text(folder / tokenizer_file.FILE, text)
   files = sorted(set(_files(folder)) - {_CARD})
   found = {name: _size_and_sha256(folder / name) for name in files}
   whole.write_json(folder / _MANIFEST, _sealed(export, {'files': found}))
@@ -205,8 +209,16 @@ def seal(folder: pathlib.Path, export: Export) -> None:
 def write_file(path: pathlib.Path, export: Export, params: Params) -> None:
   """Writes a safetensors file."""
   arrays = {name: np.asarray(x) for name, x in sorted(_by_name(params).items())}
-  about = json.dumps(_sealed(export, {'parameters': _digest(arrays)}))
-  safetensors.numpy.save_file(arrays, path, metadata={_KEY: about})
+  metadata = {_KEY: json.dumps(_sealed(export, {'parameters': _digest(arrays)}))}
+  if (text := _vocabulary(export)) is not None:
+    metadata[tokenizer_file.FILE] = text  # which the fingerprint seals
+  safetensors.numpy.save_file(arrays, path, metadata=metadata)
+
+
+def _vocabulary(export: Export) -> str | None:
+  """The tokenizer.json that is the vocabulary; None of one that the package or a plugin has."""
+  tokenizer = export.tokenizer
+  return tokenizer.text if isinstance(tokenizer, tokenizer_file.FileTokenizer) else None
 
 
 def _sealed(export, what):
@@ -296,11 +308,11 @@ def read(path: str | pathlib.Path) -> Export:
   Raises:
     UserError: it is damaged, was changed, or belongs to another vocabulary.
   """
-  with _on_disk(path) as here:
-    return _read(here)
+  with _on_disk(path) as here, paths.permitted():
+    return _read(here, stays=not buckets.is_bucket(path))
 
 
-def _read(path: pathlib.Path) -> Export:
+def _read(path: pathlib.Path, stays: bool) -> Export:
   about = dict(_about(path))
   for name, (size, sha256) in about.get('files', {}).items():
     file = path / name
@@ -314,14 +326,40 @@ def _read(path: pathlib.Path) -> Export:
       raise UserError(
         f'export {path} is damaged ({name} has other bytes than were written); {_FIX}'
       )
-  tokenizer = get_tokenizer(about['tokenizer']['name'])
-  if tokenizer.fingerprint != about['tokenizer']['fingerprint']:
+  name, fingerprint = about['tokenizer']['name'], about['tokenizer']['fingerprint']
+  text = _text_in(path, fingerprint)
+
+  def own() -> str | None:
+    in_file = not stays or path.suffix == '.safetensors'
+    return text and (
+      tokenizer_file.kept(text) if in_file else str((path / tokenizer_file.FILE).absolute())
+    )
+
+  tokenizer = get_tokenizer(tokenizer_file.found(name, fingerprint, own))
+  if tokenizer.fingerprint != fingerprint:
     raise UserError(
       f'{path} was made with another {tokenizer.name!r} vocabulary than the one here (fingerprint '
-      f'{about["tokenizer"]["fingerprint"][:8]}, not {tokenizer.fingerprint[:8]}); {_FIX} here'
+      f'{fingerprint[:8]}, not {tokenizer.fingerprint[:8]}); {_FIX} here'
     )
   config = config_lib.parse_file(about['config'], path)
+  if tokenizer.name != name:
+    config = dataclasses.replace(
+      config, data=dataclasses.replace(config.data, tokenizer=tokenizer.name)
+    )
   return Export(config, tokenizer, about['weights'], about['step'], about['text_sha256'])
+
+
+def _text_in(path: pathlib.Path, fingerprint: str) -> str | None:
+  """The tokenizer.json in an export; None in one that has none, as those of older versions."""
+  if path.suffix != '.safetensors':
+    return tokenizer_file.text_of(str(path / tokenizer_file.FILE))
+  text = _metadata(path).get(tokenizer_file.FILE)
+  if text is not None and tokenizer_file.fingerprint_of(text) != fingerprint:
+    raise UserError(
+      f'export {path} is damaged ({tokenizer_file.FILE} in its metadata is not what was written); '
+      f'{_FIX}'
+    )
+  return text
 
 
 def text_sha256_of(path: str | os.PathLike[str]) -> str:
@@ -410,13 +448,18 @@ def _about(path):
 
 def _header(path):
   """The text that an export has in the metadata of a safetensors file."""
+  if (text := _metadata(path).get(_KEY)) is None:
+    raise UserError(f'{path} was not written by armd_jax.export; give one that was')
+  return text
+
+
+def _metadata(path):
+  """What is in a safetensors file beside the parameters, by name."""
   try:
     whole.check_ends(path)
     with _on_disk(path) as here, safetensors.safe_open(here, 'np') as file:
-      return (file.metadata() or {})[_KEY]
+      return file.metadata() or {}
   except FileNotFoundError:
     raise UserError(f'{path} is not there; give the path of an export or a run') from None
-  except KeyError:
-    raise UserError(f'{path} was not written by armd_jax.export; give one that was') from None
   except safetensors.SafetensorError as error:
     raise UserError(f'export {path} is damaged ({sentence(error)}); {_FIX}') from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import tempfile
@@ -10,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from armd_jax import config as config_lib
 from armd_jax import training
 from armd_jax.artifacts import weights
 from armd_jax.config import Config, DataConfig, ModelConfig, OrderConfig
-from armd_jax.data import gguf_vocabulary, tokenizers
+from armd_jax.data import gguf_vocabulary, tokenizer_file, tokenizers
 from armd_jax.errors import UserError
 from armd_jax.files import paths, whole
 from armd_jax.models import conversion, gguf_file, gpt2, llama
@@ -22,7 +24,7 @@ from armd_jax.parallel import axes
 from armd_jax.training import checkpoint, text
 from armd_jax.training import workdir as workdir_lib
 
-TOKENIZER = 'tokenizer.json'
+TOKENIZER = tokenizer_file.FILE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,16 +42,17 @@ class Start:
 
 
 def write(start: Start, workdir: pathlib.Path) -> None:
-  """Writes the run.
+  """Writes the run; where that fails, nothing of it stays.
 
   Raises:
-    UserError: something is in the work directory, it cannot be written to, or a weight is not
-      finite.
+    UserError: something is in the work directory, it cannot be written to, a weight is not finite,
+      or the config is none that a run could be read with.
   """
   if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
     what = 'not empty' if workdir.is_dir() else 'a file'
     raise UserError(f'{workdir} is {what}; use another --workdir')
   config = start.config
+  config_lib.parse(config_lib.to_dict(config))  # which refuses what could not be read again
   for path, x in jax.tree_util.tree_leaves_with_path(start.params):
     if not np.isfinite(np.asarray(x, np.float32)).all():
       raise UserError(
@@ -60,13 +63,21 @@ def write(start: Start, workdir: pathlib.Path) -> None:
   if start.tokenizer is not None:
     name = str((workdir / TOKENIZER).absolute())
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=name))
-  workdir_lib.write_config(workdir, config)
-  if start.tokenizer is not None:
-    whole.write_text(workdir / TOKENIZER, start.tokenizer)
-    text.keep_tokenizer(workdir, tokenizers.get_tokenizer(config.data.tokenizer))
-  checkpoints = checkpoint.Checkpoints(workdir)
-  checkpoints.save(0, state, 0, None)
-  checkpoints.close()
+  made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+  try:
+    workdir_lib.write_config(workdir, config)
+    if start.tokenizer is not None:
+      whole.write_text(workdir / TOKENIZER, start.tokenizer)
+    if tokenizer_file.is_named(config.data.tokenizer):
+      text.keep_tokenizer(workdir, tokenizers.get_tokenizer(config.data.tokenizer))
+    with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
+      checkpoints.save(0, state, 0, None)
+  except BaseException:
+    workdir_lib.delete(workdir)
+    for folder in made:
+      with contextlib.suppress(OSError):  # it was not made, or something was put there
+        folder.rmdir()
+    raise
 
 
 def from_hugging_face(folder: str, source: str, tokenizer: str, length: int) -> Start:
@@ -146,6 +157,16 @@ def from_ar(workdir: str, num_two_stream_layers: int) -> Start:
   if count > layers:
     raise UserError(f'--two_stream_layers is {count}; write at most the {layers} of the run')
   model, params = conversion.warm_start(config.model, tokenizer.vocab_size, params, count)
-  own = paths.given(workdir, '--warm_start') / TOKENIZER
-  file = own.read_text('utf-8') if own.exists() else None
-  return Start(dataclasses.replace(config, model=model, init_from=''), params, file)
+  own = tokenizer_file.text_of(config.data.tokenizer)
+  return Start(dataclasses.replace(_alone(config), model=model), params, own)
+
+
+def _alone(config: Config) -> Config:
+  """A config without the run that its own went on from, and what goes with that."""
+  optimizer = config.optimizer
+  if optimizer.schedule_restarts and optimizer.schedule != 'constant':
+    # It was counted from where it began anew.
+    steps = max(optimizer.schedule_steps, config.train.steps)
+    optimizer = dataclasses.replace(optimizer, schedule_steps=steps)
+  optimizer = dataclasses.replace(optimizer, schedule_restarts=False)
+  return dataclasses.replace(config, init_from='', init_step=-1, optimizer=optimizer)

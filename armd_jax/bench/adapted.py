@@ -168,7 +168,7 @@ def main(options: Options) -> None:
   config, tokenizer, *_ = weights.load_ema(options.run[0])
   for run in options.run[1:]:
     other, its_own, *_ = weights.load_ema(run)
-    if (other.model.length, its_own.name) != (config.model.length, tokenizer.name):
+    if (other.model.length, its_own.fingerprint) != (config.model.length, tokenizer.fingerprint):
       raise UserError(
         f'{run} has {other.model.length} tokens of {its_own.name}, and {options.run[0]} has '
         f'{config.model.length} of {tokenizer.name}; compare runs of one length and tokenizer'

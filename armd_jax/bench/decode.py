@@ -317,7 +317,9 @@ class Options(timing.ModelShape):
   windows: int = flag('Windows to score.', 64, at_least=0)
   repeats: int = flag('Timed rounds.', 5, at_least=1)
   json: str | None = cli.json_file()
-  png: str | None = flag('Also draw the numbers to this file.', None)
+  png: str | None = flag(
+    'Also draw the numbers to this file.', None, is_path=True, writes='picture'
+  )
 
 
 def _single_token(text: str, tokenizer: Tokenizer) -> int:

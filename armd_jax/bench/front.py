@@ -173,7 +173,7 @@ def written(way: Way, count: int, batch_size: int) -> list[str]:
 def judged(
   way: Way, texts: Sequence[str], judge: quality.Judge | None, true: Sequence[str]
 ) -> dict[str, Any]:
-  """What texts are like.
+  """What texts are like; empty ones are counted, and left out of the other numbers.
 
   Args:
     way: how they were generated.
@@ -181,12 +181,14 @@ def judged(
     judge: None: there is none, and perplexity and MAUVE are None.
     true: of humans, for MAUVE; (): it is not asked for.
   """
-  ids = [way.decoder.tokenizer.encode(text) for text in texts]
+  statistics = quality.statistics([way.decoder.tokenizer.encode(text) for text in texts])
   verdict = judge and quality.judge_texts(judge, texts)
+  mauve = judging.mauve_score(judge, texts, true) if judge and true else None
   return {
-    'entropy_nats': quality.statistics(ids).entropy_nats,
+    'empty_texts': statistics.left_out,
+    'entropy_nats': statistics.entropy_nats,
     'judge_perplexity': verdict and verdict.corpus_perplexity,
-    'mauve': judging.mauve_score(judge, texts, true) if judge and true else None,
+    'mauve': mauve and mauve.score,
   }
 
 
@@ -270,7 +272,7 @@ class Options:
   judge: str | None = flag('Hugging Face folder or .gguf file.', None, is_path=True)
   mauve: bool = flag('Also MAUVE, which asks for thousands of samples.', False)
   json: str | None = cli.json_file()
-  png: str | None = flag('Also draw the front to this file.', None)
+  png: str | None = flag('Also draw the front to this file.', None, is_path=True, writes='picture')
 
 
 def main(options: Options) -> None:
@@ -320,6 +322,7 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
         'judge': row.get('judge_perplexity'),
         'entropy': row.get('entropy_nats'),
         'MAUVE': row.get('mauve'),
+        'empty texts': row.get('empty_texts'),
       }
       for row in rows
     ]

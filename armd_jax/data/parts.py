@@ -81,13 +81,14 @@ def held_out_set(parts: Sequence[WorkItem], bad_rows: str) -> frozenset[bytes]:
 def group(spans: Sequence[Span], part_bytes: int) -> Iterator[tuple[Span, ...]]:
   """Neighbouring spans, together of about `part_bytes`."""
   enough = 0.9 * part_bytes  # a span is a little shorter if the one before extends to a border
-  group = []
+  group, size = [], 0
   for one in spans:
     for span in one.split(min(part_bytes, SPAN_BYTES)):
       group.append(span)
-      if sum(s.num_bytes for s in group) >= enough:
+      size += span.num_bytes
+      if size >= enough:
         yield tuple(group)
-        group = []
+        group, size = [], 0
   if group:
     yield tuple(group)
 
@@ -111,8 +112,10 @@ def is_same_text(
       for number in range(len(parts))
     }
   else:
-    found = ((number, read_note(folder, number)) for number in range(len(parts)))
-    notes = {number: note for number, note in found if note}
+    notes = {}
+    for number in range(len(parts)):
+      if note := read_note(folder, number):
+        notes[number] = {side: note[side] for side in SIDES if side in note}
   for number, shards in notes.items():
     hashes = {side: hashlib.sha256() for side in SIDES}
     counts = dict.fromkeys(SIDES, 0)
@@ -135,6 +138,12 @@ def file_name(side: str, number: int) -> str:
 def note_path(folder: epath.Path, number: int) -> epath.Path:
   """Where a part keeps what its files are until all parts are done."""
   return folder / UNFINISHED / f'part-{number:05}.json'
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+  """With a digest of all else."""
+  others = {name: item for name, item in value.items() if name != 'sha256'}
+  return others | {'sha256': whole.sha256(others)}
 
 
 def read_note(folder: epath.Path, number: int) -> dict[str, Any] | None:

@@ -163,7 +163,7 @@ def _claim(
     if not parts_lib.is_same_text(folder, there, parts, split):
       raise _other_text(plan, folder)
     is_finished = 'shards' in there
-    there = _sealed(there | {'plan': plan})
+    there = parts_lib.sealed(there | {'plan': plan})
     path = folder / MANIFEST if is_finished else folder / UNFINISHED / _PLAN
     _write_json(path, there if is_finished else plan)
   return there if 'shards' in there else None
@@ -211,8 +211,8 @@ def _run(
     bar.update(sizes[i])
     lines.update(sizes[i])
 
-  every = statistics.compared_every(sum(sizes))
-  job = lambda i: (parts[i], i, os.fspath(folder), every)
+  compared = statistics.compared_every(sum(sizes)), statistics.most_compared(len(parts))
+  job = lambda i: (parts[i], i, os.fspath(folder), *compared)
   worker = tokenizer_name, split.held_out, split.held_out_set, bad_rows, documents
   with bar:
     if num_workers == 1:
@@ -268,13 +268,13 @@ def _start_worker(
   _split = parts_lib.Split(held_out, held_out_set, rows.on_bad(bad_rows))
 
 
-def _write_part(part: parts_lib.WorkItem, number: int, out: str, every: int) -> None:
+def _write_part(part: parts_lib.WorkItem, number: int, out: str, every: int, most: int) -> None:
   """Writes the files of a part, then the note that they are whole."""
   folder = epath.Path(out)
   with _plain_errors(folder), _scratch(folder) as scratch:
     writers = {side: _Writer(scratch / parts_lib.file_name(side, number)) for side in SIDES}
     on_both_sides, bad_before = 0, getattr(_split.on_bad, 'count', 0)
-    counted = statistics.Counted(every)
+    counted = statistics.Counted(every, most)
     for side, text, digest in _split.documents(part):
       if side:
         counted.add(digest, writers[side].add(text, digest))
@@ -291,7 +291,7 @@ def _write_part(part: parts_lib.WorkItem, number: int, out: str, every: int) -> 
         _move(scratch / shard.file, folder / shard.file)
         prepared.note_checked(folder, shard)
         shards[side] = dataclasses.asdict(shard)
-    _write_json(parts_lib.note_path(folder, number), _sealed(shards))
+    _write_json(parts_lib.note_path(folder, number), parts_lib.sealed(shards))
 
 
 class _Writer:
@@ -353,10 +353,13 @@ def _finish(
       f'the files of {plan["source"]!r} have changed while they were read; leave them as they are, '
       'and use another --out'
     )
-  found = (parts_lib.read_note(folder, i) for i in range(len(parts)))
-  notes = [note for note in found if note is not None]
-  if len(notes) < len(parts):
-    raise UserError(f'files of {folder} were changed meanwhile; run the same command again')
+  notes, counted = [], statistics.Total()
+  for i in range(len(parts)):
+    note = parts_lib.read_note(folder, i)
+    if note is None:
+      raise UserError(f'files of {folder} were changed meanwhile; run the same command again')
+    counted.add(note.pop(_STATISTICS))  # which is large, unlike all else
+    notes.append(note)
   shards = {side: [note[side] for note in notes if side in note] for side in SIDES}
   everything = [shard for side in SIDES for shard in shards[side]]
   if not everything:
@@ -375,13 +378,13 @@ def _finish(
     }
     for side in SIDES
   }
-  manifest = _sealed(
+  manifest = parts_lib.sealed(
     {
       'format': FORMAT,
       'plan': plan,
       'text_sha256': digest.hexdigest(),
       'totals': totals,
-      _STATISTICS: statistics.total((note[_STATISTICS] for note in notes), totals),
+      _STATISTICS: counted.json(totals),
       _LEFT_OUT: {
         reason: sum(note[_LEFT_OUT][reason] for note in notes) for reason in (_BAD, _ON_BOTH_SIDES)
       },
@@ -408,12 +411,6 @@ def _move(source: pathlib.Path, target: epath.Path) -> None:
       shutil.copyfileobj(whole, copy, 16 * _MIB)
   else:
     os.replace(source, target)
-
-
-def _sealed(value: dict[str, Any]) -> dict[str, Any]:
-  """With a digest of all else."""
-  others = {name: item for name, item in value.items() if name != 'sha256'}
-  return others | {'sha256': whole.sha256(others)}
 
 
 def _write_json(target: epath.Path, value: Any) -> None:

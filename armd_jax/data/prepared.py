@@ -31,7 +31,7 @@ from array_record.python import array_record_data_source
 from etils import epath
 from tqdm import tqdm
 
-from armd_jax.data import documents, statistics
+from armd_jax.data import documents, statistics, tokenizer_file
 from armd_jax.data.packing import Packing, check_not_short, token_dtype
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.errors import UserError, sentence
@@ -229,10 +229,13 @@ class Prepared:
     Args:
       index, count: of the processes that share the work; each looks at its part of the files.
     Raises:
-      UserError: a file is damaged or another one.
+      UserError: a file is damaged or another one, or this user may not read it.
     """
     folder = self._on_disk
     shards = [*itertools.chain(*self._shards.values())][index::count]
+    for shard in shards:  # what is known of one lets nobody read it
+      with paths.permitted():
+        (folder / shard.file).open('rb').close()
     shards = [shard for shard in shards if not _is_checked(folder, shard)]
     size = sum(shard.num_bytes for shard in shards)
     # Without a bar where it takes no time.
@@ -273,12 +276,16 @@ class Prepared:
       UserError: naming both.
     """
     plan = self.manifest['plan']
-    if plan['tokenizer'] != tokenizer.name:
+    is_same = plan['fingerprint'] == tokenizer.fingerprint
+    names = plan['tokenizer'], tokenizer.name
+    if is_same and all(map(tokenizer_file.is_named, names)):  # whatever the file is called
+      return
+    if names[0] != names[1]:
       raise UserError(
         f'{self._folder} was prepared with tokenizer {plan["tokenizer"]!r}, not '
         f'{tokenizer.name!r}; write --config.data.tokenizer={plan["tokenizer"]}'
       )
-    if plan['fingerprint'] != tokenizer.fingerprint:
+    if not is_same:
       raise UserError(
         f'{self._folder} was prepared with another version of tokenizer {tokenizer.name!r}; '
         'prepare it anew'

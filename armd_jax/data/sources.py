@@ -150,8 +150,8 @@ def split_documents(documents: Documents, held_out_fraction: float) -> tuple[lis
   """Splits a corpus by document, the same way however its documents are ordered.
 
   Documents are taken in order of their sha256 until they hold the wanted share of bytes, but for
-  those that alone hold more than twice as much. Equal documents have equal hashes and stay together,
-  so that no held-out text was trained on.
+  those that alone hold more than twice as much. Equal documents have equal hashes and stay
+  together, so that no held-out text was trained on.
 
   Args:
     documents: the corpus.

@@ -2,20 +2,27 @@
 
 Each part of a preparation is counted on its own, and the counts add up. Lengths
 are kept exactly up to 64 tokens, and in steps of at most 3 % from there on; documents are compared
-by hashes; in a large corpus only those whose hash ends in some zeros, a fixed share of them.
+by hashes; in a large corpus only those whose hash ends in some zeros, a fixed share of them. How
+many bytes it has is known before it is read, how many documents only then: a part with many of
+them compares a smaller share, and the corpus the smallest share of all its parts.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-_EXACT_BITS = 6
-_COMPARED = 2**22  # documents of about a kilobyte; more would be too many hashes to hold
+import numpy as np
 
-FORM = {'lengths': {str: int}, 'compared': [str], 'every': int}  # of a part, in JSON
+_EXACT_BITS = 6
+_COMPARED = 2**22  # documents of about a kilobyte; also the most hashes of a part
+_HELD = 2**24  # hashes of all parts, of 8 bytes
+
+# Of a part, in JSON: the hashes of one in `every` texts. Where they were too many, `halved` says
+# how often half of them were left out; older notes have all of them, equal ones as well.
+FORM = {'lengths': {str: int}, 'compared': [str], 'every': int}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +31,7 @@ class Statistics:
 
   Attributes:
     lengths: documents by their tokens, EOS included, rounded up; in order.
-    duplicates: documents that occurred before, scaled up from those that were compared.
+    duplicates: documents that occurred before; an estimate unless all were compared.
     every: one of this many texts was compared; 1: all.
     held_out: share of the text's bytes.
   """
@@ -61,23 +68,32 @@ class Counted:
 
   Args:
     every: one of so many texts is compared.
+    most: hashes to keep; where there are more, half of them are left out, as often as it takes.
   """
 
-  def __init__(self, every: int):
-    self._every = every
+  def __init__(self, every: int, most: int):
+    self._every, self._most, self._halved = every, most, 0
     self._lengths: collections.Counter[int] = collections.Counter()
-    self._compared: list[str] = []
+    self._compared: set[int] = set()
 
   def add(self, digest: bytes, num_tokens: int) -> None:
     """A document, by its hash, and its tokens with EOS."""
     self._lengths[rounded(num_tokens)] += 1
+    # Two parts of a hash, so that notes of any version can be halved, whatever their `every`.
     if int.from_bytes(digest[-8:], 'big') % self._every == 0:
-      self._compared.append(digest[:8].hex())
+      number = int.from_bytes(digest[:8], 'big')
+      if number % (1 << self._halved) == 0:
+        self._compared.add(number)
+    while len(self._compared) > self._most:
+      self._halved += 1
+      self._compared = {one for one in self._compared if one % (1 << self._halved) == 0}
 
   def json(self) -> dict[str, Any]:
     """The counts in the form of FORM."""
     lengths = {str(length): self._lengths[length] for length in sorted(self._lengths)}
-    return {'lengths': lengths, 'compared': self._compared, 'every': self._every}
+    compared = [f'{number:016x}' for number in sorted(self._compared)]
+    halved = {'halved': self._halved} if self._halved else {}
+    return {'lengths': lengths, 'compared': compared, 'every': self._every, **halved}
 
 
 def rounded(length: int) -> int:
@@ -96,31 +112,57 @@ def compared_every(num_bytes: int) -> int:
   return -(-num_bytes // (_COMPARED * 1000)) if num_bytes else 1
 
 
-def total(parts: Iterable[Mapping[str, Any]], totals: Mapping[str, Any]) -> dict[str, Any]:
-  """The statistics of all parts, in the form of a manifest.
+def most_compared(num_parts: int) -> int:
+  """Hashes that each of so many parts keeps at most."""
+  return max(1, min(_COMPARED, _HELD // num_parts))
 
-  Args:
-    parts: what each has counted, see `Counted.json`.
-    totals: documents, bytes and tokens of the sides of the corpus.
-  """
-  lengths: collections.Counter[int] = collections.Counter()
-  seen: set[str] = set()
-  compared, every = 0, 1
-  for part in parts:
-    lengths.update({int(length): count for length, count in part['lengths'].items()})
-    seen.update(part['compared'])
-    compared, every = compared + len(part['compared']), part['every']
-  size = {side: total['text_bytes'] for side, total in totals.items()}
-  return {
-    'lengths': {str(length): lengths[length] for length in sorted(lengths)},
-    'duplicates': every * (compared - len(seen)),
-    'every': every,
-    'held_out': size['held_out'] / max(1, sum(size.values())),
-  }
+
+class Total:
+  """Adds up what parts have counted, holding few of their hashes at a time."""
+
+  def __init__(self) -> None:
+    self._lengths: collections.Counter[int] = collections.Counter()
+    self._compared: list[np.ndarray] = []  # of each part
+    self._every, self._halved = 1, 0
+
+  def add(self, part: Mapping[str, Any]) -> None:
+    """A part's counts, see `Counted.json`."""
+    self._lengths.update({int(length): count for length, count in part['lengths'].items()})
+    self._every = part['every']
+    hashes = np.frombuffer(bytes.fromhex(''.join(part['compared'])), '>u8').astype(np.uint64)
+    self._compared.append(hashes)
+    self._halve(max(self._halved, part.get('halved', 0)))
+    while sum(map(len, self._compared)) > _HELD:
+      self._halve(self._halved + 1)
+
+  def _halve(self, times: int) -> None:
+    """Leaves out what a part does that halves its hashes so often."""
+    zeros = np.uint64((1 << times) - 1)
+    changed = self._compared if times > self._halved else self._compared[-1:]
+    kept = [np.unique(hashes[hashes & zeros == 0]) for hashes in changed]
+    self._compared[len(self._compared) - len(kept) :] = kept
+    self._halved = times
+
+  def json(self, totals: Mapping[str, Any]) -> dict[str, Any]:
+    """The statistics of all parts, in the form of a manifest.
+
+    Args:
+      totals: documents, bytes and tokens of the sides of the corpus.
+    """
+    size = {side: total['text_bytes'] for side, total in totals.items()}
+    every = self._every << self._halved
+    # How often a text occurs differs a lot, so what is estimated is the number of different texts.
+    different = every * len(np.unique(np.concatenate([np.zeros(0, np.uint64), *self._compared])))
+    return {
+      'lengths': {str(length): self._lengths[length] for length in sorted(self._lengths)},
+      'duplicates': max(0, self._lengths.total() - different),
+      'every': every,
+      'held_out': size['held_out'] / max(1, sum(size.values())),
+    }
 
 
 def read(found: Mapping[str, Any]) -> Statistics:
-  """What `total` wrote."""
+  """What `Total` wrote."""
   lengths = {int(length): count for length, count in found['lengths'].items()}
   return Statistics(lengths, found['duplicates'], found['every'], found['held_out'])
 

@@ -15,10 +15,14 @@ from armd_jax.errors import UserError, sentence
 from armd_jax.evaluation import quality
 
 _TOKENS_AT_ONCE = 4096  # of padded windows, so that logits of large vocabularies fit
+_CONTEXT = 1024  # tokens that are read at once where the model has no smaller bound, or none
 
 
 class HuggingFaceJudge:
   """See `quality.Judge`.
+
+  It reads 1,024 tokens at once, or as many as the model has positions for if they are fewer; models
+  without positions, such as Mamba and BLOOM, have no such bound.
 
   Args:
     path: a folder as `save_pretrained` leaves it, or a .gguf file; nothing is downloaded.
@@ -57,7 +61,7 @@ class HuggingFaceJudge:
           f'({kind.partition("_")[0]}); fetch all files from one model'
         )
     self._model = model.eval()
-    self.context = min(model.config.max_position_embeddings, 1024)
+    self.context = _context(model.config)
 
   def encode(self, text: str) -> np.ndarray:
     return np.array(self._tokenizer.encode(text, add_special_tokens=False), np.int64)
@@ -87,3 +91,11 @@ class HuggingFaceJudge:
       with self._torch.inference_mode():
         output = self._model(ids, output_hidden_states=output_hidden_states, use_cache=False)
       yield batch, output
+
+
+def _context(config: Any) -> int:
+  """Tokens to read at once, by a model's config, or its text's of one that reads pictures."""
+  config = config.get_text_config()
+  # MPT's name is its own; models without positions have neither.
+  stated = [getattr(config, name, None) for name in ('max_position_embeddings', 'max_seq_len')]
+  return min([_CONTEXT, *(number for number in stated if isinstance(number, int) and number > 0)])

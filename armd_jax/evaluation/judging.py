@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from armd_jax.data import readers, table_files
@@ -75,8 +76,23 @@ def open_judge(path: str) -> quality.Judge:
   return Gpt2Judge(path) if gpt2.is_gpt2(path) else HuggingFaceJudge(path)
 
 
-def mauve_score(judge: quality.Judge, texts: Sequence[str], references: Sequence[str]) -> float:
-  """MAUVE (Pillutla et al. 2021) of texts against others, by the judge's last hidden rows.
+@dataclasses.dataclass(frozen=True)
+class Mauve:
+  """MAUVE of texts against others.
+
+  Attributes:
+    score: 0 to 1.
+    left_out, left_out_references: texts of each side that have no token of the judge.
+  """
+
+  score: float
+  left_out: int
+  left_out_references: int
+
+
+def mauve_score(judge: quality.Judge, texts: Sequence[str], references: Sequence[str]) -> Mauve:
+  """MAUVE (Pillutla et al. 2021) of texts against others, by the judge's last hidden rows; texts
+  without a token have none, and are left out.
 
   Raises:
     UserError: its package is missing, or there are fewer than two texts on a side.
@@ -85,22 +101,32 @@ def mauve_score(judge: quality.Judge, texts: Sequence[str], references: Sequence
     import mauve
   except ImportError as error:
     raise UserError(f'MAUVE needs {error.name}; pip install mauve-text') from error
-  if min(len(texts), len(references)) < 2:
-    raise UserError('MAUVE needs at least two texts and two references; give more')
-  rows = [
-    judge.features([judge.encode(text)[: judge.context] for text in side])
+  sides = [
+    [ids_T[: judge.context] for ids_T in map(judge.encode, side) if len(ids_T)]
     for side in (texts, references)
   ]
+  if min(map(len, sides)) < 2:
+    raise UserError(
+      'MAUVE needs at least two texts and two references that are not empty; give more'
+    )
+  rows = [judge.features(windows) for windows in sides]
   # Its random projections and k-means follow numpy's global state unless seeded.
-  return float(mauve.compute_mauve(*rows, verbose=False, seed=0).mauve)
+  score = float(mauve.compute_mauve(*rows, verbose=False, seed=0).mauve)
+  left_out = [len(side) - len(kept) for side, kept in zip((texts, references), sides, strict=True)]
+  return Mauve(score, *left_out)
 
 
 def table(
-  statistics: quality.Statistics, verdict: quality.Verdict, judge: str, mauve: float | None
+  statistics: quality.Statistics, verdict: quality.Verdict, judge: str, mauve: Mauve | None
 ) -> str:
-  """The numbers as text."""
+  """The numbers as text, with how many texts each leaves out."""
+  without = lambda count, what: f'; {what}, left out: {count}' if count else ''
+  left_out = without(statistics.left_out, 'texts without a token')
   lines = [
-    ('entropy', f'{statistics.entropy_nats:.3f} nats, {statistics.entropy_bits:.3f} bits'),
+    (
+      'entropy',
+      f'{statistics.entropy_nats:.3f} nats, {statistics.entropy_bits:.3f} bits{left_out}',
+    ),
     (
       'distinct-1, 2, 3',
       f'{statistics.distinct_1:.4f}, {statistics.distinct_2:.4f}, {statistics.distinct_3:.4f}',
@@ -109,18 +135,22 @@ def table(
     (
       f'perplexity under {judge}',
       f'{verdict.corpus_perplexity:.2f} over all texts, {verdict.mean_perplexity:.2f} mean over '
-      f'texts, {verdict.tokens} tokens scored',
+      f'texts, {verdict.tokens} tokens scored'
+      + without(verdict.left_out, 'texts of less than two tokens'),
     ),
   ]
+  number = lambda perplexity: '-' if perplexity is None else f'{perplexity:.2f}'
   if at := verdict.junctions:
     lines.append(
       (
         'near junctions',
-        f'perplexity {at.perplexity:.2f} in {at.width} tokens over each of {at.count} junctions of '
-        f'streams, {at.elsewhere:.2f} elsewhere',
+        f'perplexity {number(at.perplexity)} in {at.width} tokens over each of {at.count} '
+        f'junctions of streams, {number(at.elsewhere)} elsewhere',
       )
     )
   if mauve is not None:
-    lines.append((f'MAUVE under {judge}', f'{mauve:.4f}'))
+    left_out = without(mauve.left_out, 'texts without a token')
+    left_out += without(mauve.left_out_references, 'references without a token')
+    lines.append((f'MAUVE under {judge}', f'{mauve.score:.4f}{left_out}'))
   width = max(len(name) for name, _ in lines)
   return '\n'.join(f'{name:{width}}  {value}' for name, value in lines)

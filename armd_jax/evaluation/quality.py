@@ -40,7 +40,11 @@ class Judge(Protocol):
     ...
 
   def features(self, windows: Sequence[np.ndarray]) -> np.ndarray:
-    """The last hidden row of each window, float32 [texts, width], which MAUVE compares."""
+    """The last hidden row of each window, float32 [texts, width], which MAUVE compares.
+
+    Args:
+      windows: ids, 1 to `context` of them in each.
+    """
     ...
 
 
@@ -53,6 +57,7 @@ class Verdict:
     mean_perplexity: mean over texts of each one's own perplexity.
     tokens: scored, in the judge's tokenizer.
     perplexities: of every text that has a score.
+    left_out: texts without a score, of less than two tokens.
     junctions: near the junctions of streams, if the texts have some.
   """
 
@@ -60,6 +65,7 @@ class Verdict:
   mean_perplexity: float
   tokens: int
   perplexities: tuple[float, ...]
+  left_out: int
   junctions: Junctions | None = None
 
 
@@ -71,15 +77,15 @@ class Junctions:
     count: junctions.
     width: tokens of the judge around each, half of them before it.
     tokens: scored there, each once.
-    perplexity: of them.
-    elsewhere: perplexity of all other tokens.
+    perplexity: of them; None if there are none.
+    elsewhere: perplexity of all other tokens; None if there are none.
   """
 
   count: int
   width: int
   tokens: int
-  perplexity: float
-  elsewhere: float
+  perplexity: float | None
+  elsewhere: float | None
 
 
 def judge_texts(
@@ -101,12 +107,13 @@ def judge_texts(
   everything = np.concatenate(scored)
   if not len(everything):
     raise ValueError('no text has two tokens, so that a judge has nothing to score')
-  perplexities = [float(np.exp(np.mean(nats_T))) for nats_T in scored if len(nats_T)]
+  perplexities = [_perplexity(nats_T) for nats_T in scored if len(nats_T)]
   return Verdict(
-    corpus_perplexity=float(np.exp(np.mean(everything))),
+    corpus_perplexity=_perplexity(everything),
     mean_perplexity=float(np.mean(perplexities)),
     tokens=len(everything),
     perplexities=tuple(perplexities),
+    left_out=len(texts) - len(perplexities),
     junctions=_at_junctions(judge, texts, nats, junctions, width) if any(junctions) else None,
   )
 
@@ -127,6 +134,12 @@ def _nats_of(judge: Judge, texts: Sequence[str]) -> list[np.ndarray]:
   return nats
 
 
+def _perplexity(nats_T: np.ndarray) -> float:
+  """Infinite where float64 has no such number."""
+  with np.errstate(over='ignore'):
+    return float(np.exp(np.mean(nats_T)))
+
+
 def _at_junctions(judge, texts, nats, junctions, width):
   is_near = [np.zeros(len(nats_T), bool) for nats_T in nats]
   for text, near_T, junctions_of_text in zip(texts, is_near, junctions, strict=True):
@@ -137,7 +150,7 @@ def _at_junctions(judge, texts, nats, junctions, width):
   nats_T, near_T = np.concatenate(nats), np.concatenate(is_near)
   is_scored = ~np.isnan(nats_T)
   near, other = nats_T[is_scored & near_T], nats_T[is_scored & ~near_T]
-  mean = lambda part: float(np.exp(np.mean(part))) if len(part) else math.nan
+  mean = lambda part: _perplexity(part) if len(part) else None
   return Junctions(sum(map(len, junctions)), width, len(near), mean(near), mean(other))
 
 
@@ -155,7 +168,11 @@ def padded_batches(
   Yields:
     The numbers of a batch's windows, and their ids, int64 [batch, length]; padding, 0, comes
     last, where causal attention never looks.
+  Raises:
+    ValueError: a window has no ids, so that nothing but padding could be read of it.
   """
+  if not all(map(len, windows)):
+    raise ValueError('a window has no ids')
   by_length = sorted(range(len(windows)), key=lambda number: len(windows[number]))
   while by_length:
     length = padded_length(len(windows[by_length[-1]]))
@@ -177,6 +194,7 @@ class Statistics:
     distinct_1, distinct_2, distinct_3: different n-grams among all n-grams of all texts.
     repetition_4: 4-grams that occurred earlier in the same text, among all 4-grams.
     tokens: of all texts.
+    left_out: texts without a token.
   """
 
   entropy_nats: float
@@ -186,6 +204,7 @@ class Statistics:
   distinct_3: float
   repetition_4: float
   tokens: int
+  left_out: int
 
 
 def statistics(texts_ids: Sequence[np.ndarray]) -> Statistics:
@@ -201,6 +220,7 @@ def statistics(texts_ids: Sequence[np.ndarray]) -> Statistics:
     >>> round(two.entropy_bits, 6), two.distinct_1, round(two.distinct_2, 4)
     (1.0, 0.5, 0.6667)
   """
+  count = len(texts_ids)
   texts_ids = [np.asarray(ids_T) for ids_T in texts_ids if len(ids_T)]
   if not texts_ids:
     raise ValueError('the texts hold no token')
@@ -215,6 +235,7 @@ def statistics(texts_ids: Sequence[np.ndarray]) -> Statistics:
     *distinct,  # type: ignore[arg-type]
     repetition_4=1 - different / total if total else 0.0,
     tokens=sum(map(len, texts_ids)),
+    left_out=count - len(texts_ids),
   )
 
 

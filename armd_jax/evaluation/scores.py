@@ -29,10 +29,11 @@ from armd_jax.parallel import distributed, sharding
 
 Model = ARMD | AR | Denoiser
 
-# A `Score` in JSON, see `files.whole.check_form`.
+# A `Score` in JSON, see `files.whole.check_form`; null is also what is not finite.
 SCORE = {
-  'name': str, 'kind': str, 'nats_per_byte': float, 'nats_per_token': float, 'tokens': int,
-  'text': str, 'orders': int, 'standard_error': (float, type(None)),
+  'name': str, 'kind': str, 'nats_per_byte': (float, type(None)),
+  'nats_per_token': (float, type(None)), 'tokens': int, 'text': str, 'orders': int,
+  'standard_error': (float, type(None)),
 }  # fmt: skip
 
 KINDS = ('exact', 'bound')
@@ -91,7 +92,7 @@ class Score:
 
   Attributes:
     name, kind: of the protocol.
-    nats_per_byte: over the bytes of the scored tokens.
+    nats_per_byte: over the bytes of the scored tokens; None if they have none, such as [UNK].
     nats_per_token: mean.
     tokens: scored.
     text: as in `ScoredWindows`.
@@ -101,7 +102,7 @@ class Score:
 
   name: str
   kind: str
-  nats_per_byte: float
+  nats_per_byte: float | None
   nats_per_token: float
   tokens: int
   text: str = ''
@@ -109,8 +110,8 @@ class Score:
   standard_error: float | None = None
 
   @property
-  def bits_per_byte(self) -> float:
-    return self.nats_per_byte / math.log(2)
+  def bits_per_byte(self) -> float | None:
+    return None if self.nats_per_byte is None else self.nats_per_byte / math.log(2)
 
   @property
   def perplexity(self) -> float:
@@ -207,7 +208,7 @@ def _scores(
     Score(
       name=part.protocol.name + (f', K={orders}' if several else ''),
       kind=part.protocol.kind,
-      nats_per_byte=nats * windows / num_bytes,
+      nats_per_byte=nats * windows / num_bytes if num_bytes else None,
       nats_per_token=nats / per_window,
       tokens=tokens,
       text=part.text,
@@ -311,8 +312,9 @@ def table(scores: Sequence[Score]) -> str:
   lines = [f'{"order":{width}}  kind   nats/byte  bits/byte  nats/token  +-      perplexity']
   for name, s in zip(names, scores, strict=True):
     error = '' if s.standard_error is None else f'{s.standard_error:.4f}'
+    of_bytes = ['-' if x is None else f'{x:.4f}' for x in (s.nats_per_byte, s.bits_per_byte)]
     lines.append(
-      f'{name:{width}}  {s.kind:5}  {s.nats_per_byte:9.4f}  {s.bits_per_byte:9.4f}  '
+      f'{name:{width}}  {s.kind:5}  {of_bytes[0]:>9}  {of_bytes[1]:>9}  '
       f'{s.nats_per_token:10.4f}  {error:6}  {s.perplexity:10.2f}'
     )
   return '\n'.join(lines)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from armd_jax.config import ModelConfig
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.errors import UserError
 from armd_jax.evaluation import likelihood
+from armd_jax.evaluation import scores as scores_lib
 from armd_jax.models.denoiser import MASK
 from armd_jax.models.params import Params
 from armd_jax.order import GenerationOrder
@@ -26,6 +26,29 @@ from armd_jax.parallel import axes, sharding
 Array = jax.Array
 
 _AT_ONCE = 8  # sequences of a forward pass, of long texts
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _First:
+  """So many of the tokens that are generated first."""
+
+  count: int
+  position_n: np.ndarray  # of all tokens as they are generated, which those of a text share
+
+
+class _Saw:
+  """The field `saw`, of which a `_First` is kept: tuples of all tokens together would take memory
+  that grows with the square of the text."""
+
+  def __get__(self, token: Any, owner: type | None = None) -> Any:
+    if token is None:
+      return self
+    first = vars(token)['saw']
+    return tuple(np.sort(first.position_n[: first.count]).tolist())
+
+  def __set__(self, token: Any, value: Any) -> None:
+    is_first = isinstance(value, _First)
+    vars(token)['saw'] = value if is_first else _First(len(value), np.array(value, np.int64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +61,8 @@ class TokenScore:
     position: in the text, from 1.
     block: in which it is predicted, from 1; tokens of a block are predicted together.
     logprob: nats, natural logarithm of its probability.
-    saw: positions of the tokens that it is predicted from, in the order of the text.
+    saw: positions of the tokens that it is predicted from, in the order of the text; made as it is
+      asked for.
   """
 
   text: str
@@ -47,6 +71,10 @@ class TokenScore:
   block: int
   logprob: float
   saw: tuple[int, ...] = dataclasses.field(repr=False)
+
+
+# Behind the decorator, which would take it for a default.
+TokenScore.saw = _Saw()  # type: ignore[assignment]
 
 
 def scores(
@@ -73,14 +101,17 @@ def scores(
   nll_n = score(model, params, tokenizer, ids_n, order, mesh)
   position_n, block_n = np.asarray(order.position_BxN[0]), np.asarray(order.block_BxN[0])
   number_n = np.unique(block_n, return_inverse=True)[1] + 1
+  by_block = np.argsort(number_n, kind='stable')
+  generated_n = position_n[by_block]
+  before_n = np.searchsorted(number_n[by_block], number_n)  # tokens of earlier blocks
   found = []
   for slot in np.argsort(position_n):
     at = int(position_n[slot])
-    before = np.sort(position_n[number_n < number_n[slot]]).tolist()
     token = int(ids_n[at - 1])
     logprob = -float(nll_n[at - 1])
     text = tokenizer.decode(np.array([token]))
-    found.append(TokenScore(text, token, at, int(number_n[slot]), logprob, tuple(before)))
+    saw: Any = _First(int(before_n[slot]), generated_n)
+    found.append(TokenScore(text, token, at, int(number_n[slot]), logprob, saw))
   return found
 
 
@@ -91,6 +122,7 @@ def perplexity(
 
   The last window may be shorter. A family that has a bound of its own is measured by it, which is
   one of whole windows: what is left over is not scored. Along orders, streams may be asked for.
+  Infinite above what float64 holds, 709 nats per token.
 
   Raises:
     UserError: there is no token, or no whole window where one is needed.
@@ -122,7 +154,7 @@ def perplexity(
     order = orders.strided(len(rest_n), min(streams, len(rest_n)))
     total += float(_along(model, params, tokenizer, rest_n, order, mesh).sum(dtype=np.float64))
     count += len(rest_n)
-  return math.exp(total / count)
+  return scores_lib.perplexity(total / count)
 
 
 def _along(model, params, tokenizer, ids_n, order, mesh) -> np.ndarray:

@@ -36,8 +36,8 @@ def held(path: pathlib.Path, what: str) -> Iterator[None]:
     UserError: another program, or another thread of this one, holds it; it cannot be written; or a
       file of its name is there that is no lock, and is left as it is.
   """
-  made = [folder for folder in path.parents if not folder.exists()]  # the innermost first
   try:
+    made = [folder for folder in path.parents if not folder.exists()]  # the innermost first
     path.parent.mkdir(parents=True, exist_ok=True)
     file = _taken(path)
   except OSError as error:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import os
 import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from armd_jax.errors import UserError
@@ -19,9 +20,21 @@ from armd_jax.files import buckets
 _ADDRESS = re.compile(r'([A-Za-z][\w+.-]*):/', re.ASCII)
 
 # What results begin with, and names of files that are none, although they look like it.
-KINDS = {'JSON': (b'{', b'['), 'page': (b'<!doctype html>',)}
+KINDS = {
+  'JSON': (b'{', b'['),
+  'page': (b'<!doctype html>',),
+  'picture': (
+    b'\x89PNG\r\n\x1a\n',
+    b'%PDF-',
+    b'<svg',
+    # As matplotlib begins it: XML of other kinds begins nearly so.
+    b'<?xml version="1.0" encoding="utf-8" standalone="no"?>\n<!DOCTYPE svg',
+  ),
+}
+_SUFFIXES = {'picture': ('.png', '.svg', '.pdf')}  # which choose the format; PNG without one
 _NO_RESULTS = (
   'config.json', 'text.json', 'tokenizer.json', 'export.json', 'checkpoint.json', 'manifest.json',
+  'wandb_run.json',
 )  # fmt: skip
 
 # What no library takes for a pattern, an escape, or an address.
@@ -29,6 +42,8 @@ _PLAIN = re.compile(r'[\w/.,=+@ -]*', re.ASCII)
 _TEMPORARY = ('/tmp', '/var/tmp')  # where there are links to others, if not in TMPDIR
 _LONGEST_NAME, _LONGEST_PATH = 255, 4096  # bytes
 _PACKAGE = pathlib.Path(__file__).parents[1]
+# Places that a program does without, and says so.
+_OPTIONAL = ('--compilation_cache',)
 _aliases: dict[pathlib.Path, pathlib.Path] = {}
 
 
@@ -39,8 +54,8 @@ def given(path: str | os.PathLike[str], what: str) -> pathlib.Path:
     path: as written.
     what: where it was written, such as '--workdir'.
   Raises:
-    UserError: it names nothing on a disk, its links lead in a circle, or the current directory,
-      from which it leads on, is gone.
+    UserError: it names nothing on a disk, its links lead in a circle, this user may not enter it or
+      a folder above it, or the current directory, from which it leads on, is gone.
 
   Examples:
     >>> given('work/mine/', '--workdir')
@@ -69,7 +84,7 @@ def given(path: str | os.PathLike[str], what: str) -> pathlib.Path:
 
 
 def _check_leads_on(path: pathlib.Path, what: str) -> None:
-  """Refuses what `resolve` and `absolute` raise errors of."""
+  """Refuses what `resolve`, `absolute` and `exists` raise errors of."""
   try:
     path.is_absolute() or os.getcwd()
   except OSError as error:
@@ -79,11 +94,42 @@ def _check_leads_on(path: pathlib.Path, what: str) -> None:
     ) from error
   try:
     path.stat()
+    os.stat(f'{path}/.')  # which takes the permission to enter a folder
   except OSError as error:  # of others, where the path is used
     if error.errno == errno.ELOOP:
       raise UserError(
         f'{what} is {path}, whose links lead in a circle; write another, or mend the links'
       ) from error
+    if error.errno in (errno.EACCES, errno.EPERM) and what not in _OPTIONAL:
+      raise UserError(
+        f'{what} is {path}, which this user may not look into ({error.strerror}); ask its owner '
+        'for the permission, or write another'
+      ) from error
+
+
+def forbidden(error: BaseException) -> str | None:
+  """Of an error of permissions a sentence that names the file; None of any other error."""
+  if not isinstance(error, PermissionError) or not isinstance(error.filename, str | bytes):
+    return None
+  return (
+    f'this user may not use {os.fsdecode(error.filename)} so ({error.strerror}); ask its owner for '
+    'the permission, or name another place'
+  )
+
+
+@contextlib.contextmanager
+def permitted() -> Iterator[None]:
+  """Makes an error of permissions a sentence.
+
+  Raises:
+    UserError: naming the file.
+  """
+  try:
+    yield
+  except PermissionError as error:
+    if (reason := forbidden(error)) is None:
+      raise
+    raise UserError(reason) from error
 
 
 def readable(path: str | os.PathLike[str], what: str) -> Any:
@@ -129,9 +175,14 @@ def check_result(
     kind: of the result, of KINDS.
     others: what other flags name, by flag.
   Raises:
-    UserError: it is a folder, what another flag names, a file of a run, or one of another kind.
+    UserError: it is a folder, what another flag names, a file of a run, or one of another kind; or
+      its name ends as no file of this kind does.
   """
   place = kept(path, what)
+  suffixes = _SUFFIXES.get(kind)
+  if suffixes and place.suffix and place.suffix.lower() not in suffixes:
+    named = ' or '.join(suffixes)
+    raise UserError(f'{what} is {place}, which ends as no {kind}; end it in {named}')
   if buckets.is_bucket(place):
     return
   if place.is_dir():
@@ -148,7 +199,7 @@ def check_result(
     return
   try:
     with place.open('rb') as file:
-      begin = file.read(64).lstrip()
+      begin = file.read(128).lstrip()
   except OSError as error:
     raise UserError(f'cannot read {place} ({error.strerror}); give another {what}') from error
   if place.name in _NO_RESULTS or (begin and not begin.startswith(KINDS[kind])):

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -73,8 +74,21 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-  """Writes indented JSON, as `write_text`."""
-  write_text(path, json.dumps(value, indent=2) + '\n')
+  """Writes indented JSON, as `write_text`.
+
+  JSON has no infinity and no NaN: a number that is not finite is written as null, by which whoever
+  reads it must know it.
+  """
+  write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + '\n')
+
+
+def _finite(value: Any) -> Any:
+  """The value with None for what is not finite, at any depth."""
+  if isinstance(value, dict):
+    return {name: _finite(item) for name, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [*map(_finite, value)]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def refusal(error: BaseException | None) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -60,7 +62,8 @@ class Weights:
 
 def is_there(folder: pathlib.Path) -> bool:
   """Whether a folder has weights in such files."""
-  return (folder / WHOLE).exists() or (folder / INDEX).exists()
+  # Not of `pathlib`, which raises an error of what may not be looked into.
+  return any(os.path.exists(folder / name) for name in (WHOLE, INDEX))
 
 
 def read(folder: pathlib.Path, prefix: str) -> Weights:
@@ -113,3 +116,23 @@ def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     return safetensors.numpy.load_file(path)
   except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
     raise UserError(f'cannot read {path} ({sentence(error)}); fetch it anew') from error
+
+
+def first_id(path: pathlib.Path, described: Mapping[str, Any], vocab_size: int) -> int:
+  """The id whose embedding begins a text.
+
+  Args:
+    path: of config.json.
+    described: what it holds.
+    vocab_size: V.
+  Raises:
+    UserError: it is none of the vocabulary.
+  """
+  for name in ('bos_token_id', 'eos_token_id'):
+    value = described.get(name)
+    value = value[0] if isinstance(value, list) and value else value
+    if value is not None:
+      if type(value) is not int or not 0 <= value < vocab_size:
+        raise UserError(f'{path} says {name} = {value!r}, no id below {vocab_size}; fetch it anew')
+      return value
+  return 0

@@ -15,12 +15,14 @@ def num_parameters(params: Params) -> int:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-  """Rows of the same columns as text; floats get four significant digits."""
+  """Rows of the same columns as text; floats get four significant digits, None and NaN a dash."""
 
   def text(value):
+    if value is None or value != value:
+      return '-'
     if isinstance(value, float):
       return f'{value:.0f}' if value >= 1000 else f'{value:.4g}'
-    return '-' if value is None else str(value)
+    return str(value)
 
   lines = [list(rows[0]), *([text(x) for x in row.values()] for row in rows)]
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

@@ -51,11 +51,12 @@ def page(runs: Sequence[Run], sampling: Sampling, streams: int, prompt: str) -> 
   names = _names(runs)
   rows, texts, commands = [], [], {}
   for name, run in zip(names, runs, strict=True):
-    held_out = [r['held_out'] for r in run.records.values() if 'held_out' in r]
+    measured_step, nats = history.held_out(run.records, run.step) or (None, None)
     rows.append({
       'run': name, 'family': run.config.model.family, 'parameters': num_parameters(
-        run.decoder.params), 'step': run.step, 'held out, nats/token': held_out[-1] if held_out else
-      None, 'tokenizer': run.decoder.tokenizer.name, 'text, sha256': run.text[:16] or 'not known',
+        run.decoder.params), 'step': run.step, 'held out, nats/token': nats, 'at step':
+      measured_step, 'tokenizer': run.decoder.tokenizer.name, 'text, sha256': run.text[:16] or
+      'not known',
     })  # fmt: skip
     count = 1 if run.config.model.orders == 'left_to_right' else streams
     (text,), _ = replays(run.decoder, prompt, [count], sampling)

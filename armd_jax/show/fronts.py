@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from armd_jax.show.plots import finish, save
 def draw(rows: Sequence[Mapping[str, Any]], path: str) -> None:
   """Rows of `bench.front`: held-out nats, and the judge's perplexity where there is one, against
   tokens per second at the smallest batch size, a line per run."""
-  is_judged = any(row.get('judge_perplexity') for row in rows)
+  is_judged = any(_is_finite(row.get('judge_perplexity')) for row in rows)
   figure, all_axes = plt.subplots(
     1, 1 + is_judged, figsize=(5.5 * (1 + is_judged), 4.2), layout='constrained', squeeze=False
   )
@@ -25,8 +26,14 @@ def draw(rows: Sequence[Mapping[str, Any]], path: str) -> None:
   save(figure, path)
 
 
+def _is_finite(number: float | None) -> bool:
+  return number is not None and math.isfinite(number)
+
+
 def panel(axes: Any, rows: Sequence[Mapping[str, Any]], batch: str, what: str, label: str) -> None:
-  """One number against speed; a run's points are joined, exact ones full and bounds hollow."""
+  """One number against speed, where it is finite; a run's points are joined, exact ones full and
+  bounds hollow."""
+  rows = [row for row in rows if _is_finite(row[what])]
   runs = dict.fromkeys(row['way'].rpartition(', ')[0] for row in rows)
   colors = list(plt.get_cmap('tab10')(range(10)))
   for color, run in zip(colors * (1 + len(runs) // len(colors)), runs, strict=False):
@@ -45,10 +52,11 @@ def panel(axes: Any, rows: Sequence[Mapping[str, Any]], batch: str, what: str, l
       )  # fmt: skip
   axes.set(xscale='log', xlabel=f'tokens per second, batch {batch}', ylabel=label)
   # From 0, so that a per cent looks like one.
-  axes.set_ylim(0, 1.2 * max(row[what] for row in rows))
+  axes.set_ylim(0, 1.2 * max((row[what] for row in rows), default=1))
   axes.margins(x=0.1)
   axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
   axes.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:,.0f}'))
   axes.xaxis.set_minor_formatter(ticker.NullFormatter())
   finish(axes)
-  axes.legend(fontsize=7)
+  if rows:
+    axes.legend(fontsize=7)

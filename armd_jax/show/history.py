@@ -70,16 +70,33 @@ def lines(path: pathlib.Path) -> Iterator[Record]:
     yield record
 
 
+def held_out(records: Mapping[int, Record], step: int) -> tuple[int, float | None] | None:
+  """The last held-out loss that is not of later weights than those of a step, which may have been
+  taken after it.
+
+  Args:
+    records: of `read`.
+    step: of the weights.
+  Returns:
+    Its step and the loss, None where that was not finite; None if there is none.
+  """
+  found = [s for s, record in records.items() if s <= step and 'held_out' in record]
+  return (max(found), records[max(found)]['held_out']) if found else None
+
+
 def overview(records: Mapping[int, Record], rows: int = 10) -> list[Record]:
   """A run in few rows: means of what was logged since the row before, and the last of what a step
-  has one of.
+  has one of; none where no step was logged.
 
   Args:
     records: of `read`.
     rows: at most so many.
   """
   logged = [step for step, record in records.items() if 'loss' in record]
-  found, begin = [], -1
+  found: list[Record] = []
+  begin = -1
+  if not logged:
+    return found
   for steps in np.array_split(logged, min(rows, len(logged))):
     inside = [record for step, record in records.items() if begin < step <= steps[-1]]
     begin = steps[-1]

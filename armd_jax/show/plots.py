@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -164,7 +165,7 @@ def quality_speed(
   The axis begins at 0, so that a per cent looks like one; left-to-right and the best of the counted
   models are lines to compare with.
   """
-  nats = {score.name: score.nats_per_byte for score in scores}
+  nats: dict[str, Any] = {score.name: score.nats_per_byte for score in scores}
   names = {s['streams']: f'strided S={s["streams"]}, parallel' for s in speeds}
   names[1] = 'left-to-right'
   points = [(s['tokens_per_second'], nats[names[s['streams']]], s['streams']) for s in speeds]
@@ -200,6 +201,7 @@ def decoding(
 ) -> None:
   """Rows of `bench.decode`: speed over S at every batch size; with trained weights also quality
   against speed, and where quality goes."""
+  quality = quality if are_finite(quality or ()) else None
   panels = 4 if quality else 1
   figure, all_axes = plt.subplots(
     1, panels, figsize=(5 * panels, 4), layout='constrained', squeeze=False
@@ -210,6 +212,13 @@ def decoding(
     cost_panel(all_axes[0, 2], quality)
     junction_panel(all_axes[0, 3], quality)
   save(figure, path)
+
+
+def are_finite(quality: Sequence[Mapping[str, Any]]) -> bool:
+  """Whether rows of `evaluation.order_costs` can be drawn: not those of a model that diverged."""
+  costs = ('nats', 'order_cost', 'independence_cost')  # the others are made of these
+  found = [row[name] for row in quality for name in costs]
+  return all(x is not None and math.isfinite(x) for x in found)
 
 
 def speed_panel(axes: Any, systems: Sequence[dict[str, Any]]) -> None:
@@ -313,7 +322,8 @@ def junction_panel(axes: Any, quality: Sequence[dict[str, Any]]) -> None:
 
 def finish(axes: Any) -> None:
   """The legend and the grid that all pictures have."""
-  axes.legend(fontsize=8)
+  if axes.get_legend_handles_labels()[0]:
+    axes.legend(fontsize=8)
   axes.grid(alpha=0.3)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from armd_jax import families
 from armd_jax import order as orders
 from armd_jax.config import Config
+from armd_jax.config_rules import check_streams
 from armd_jax.data.tokenizers import Tokenizer
 from armd_jax.decode import requests
 from armd_jax.decode.generate import task_of
@@ -77,19 +79,22 @@ def replays(
   Returns:
     The texts, and how they were generated, in a sentence.
   Raises:
-    UserError: the prompt leaves no room.
+    UserError: the prompt leaves no room, or an S is more than the tokens.
   """
   config, tokenizer = decoder.model.config, decoder.tokenizer
   length = config.num_slots
+  for count in streams:
+    check_streams(count, length, '--streams')
   request = requests.continue_prompts([prompt], length, tokenizer)
   family = families.of(config)
   found = []
   for count in streams:
-    _, generated = family.generate(decoder, request, sampling, streams=count)
     if family.samplers:
-      name = f'K = {-(-int((~request.given_BxN[0]).sum()) // count)}'
+      steps, generated = _in_steps(decoder, request, sampling, count)
+      name = f'K = {steps}'
       step_N, heads = np.asarray(generated.step_BxN[0]), []
     else:
+      _, generated = family.generate(decoder, request, sampling, streams=count)
       name, step_N = f'S = {count}', steps_of(request.given_BxN[0], count)
       heads = requests.heads_of(request.given_BxN[0], count)
     ids_N = np.asarray(generated.tokens_BxN[0])
@@ -98,6 +103,24 @@ def replays(
     junctions = tuple(int(np.searchsorted(ends, head, side='right')) for head in heads)
     found.append(Replay(name, int(generated.steps), pieces, junctions))
   return found, family.shown.format(length=length)
+
+
+def _in_steps(
+  decoder: requests.Decoder, request: requests.Request, sampling: Sampling, streams: int
+) -> tuple[int, Any]:
+  """K steps that a sampler is asked for, of about so many tokens each, and what it generates.
+
+  A sampler of blocks takes a step of each at least, however few it is asked for; then K is what it
+  takes. Where a part of the text follows one by one, K is of the other part alone.
+  """
+  config = decoder.model.config
+  steps, needed = 0, -(-int((~request.given_BxN[0]).sum()) // streams)
+  while needed > steps:
+    steps = needed
+    _, generated = families.of(config).generate(decoder, request, sampling, steps=steps)
+    if config.orders == 'none':
+      needed = int(generated.steps)
+  return steps, generated
 
 
 def drawn_orders(config: Config, step: int) -> dict[str, orders.GenerationOrder]:

@@ -12,21 +12,21 @@ from armd_jax.evaluation.scores import SCORE
 from armd_jax.files import paths, whole
 from armd_jax.show import history
 
-_NUMBER = (float, type(None))
+_NUMBER = (float, type(None))  # null is also what is not finite, see `whole.write_json`
 # Of `bench.decode`, `judge` and the quickstart, as far as a report shows them.
 _SYSTEM = {
   'system': str, 'streams': int, 'batch_size': int, 'steps': int, 'seconds': _NUMBER,
   'tokens_per_second': _NUMBER,
 }  # fmt: skip
 _QUALITY = {
-  'streams': int, 'nats': float, 'order_cost': float, 'order_cost_error': _NUMBER,
-  'independence_cost': float, 'independence_cost_error': _NUMBER, 'order_nats_per_junction': float,
-  'starts': [float], 'ends': [float], 'won_back': _NUMBER,
+  'streams': int, 'nats': _NUMBER, 'order_cost': _NUMBER, 'order_cost_error': _NUMBER,
+  'independence_cost': _NUMBER, 'independence_cost_error': _NUMBER,
+  'order_nats_per_junction': _NUMBER, 'starts': [_NUMBER], 'ends': [_NUMBER], 'won_back': _NUMBER,
 }  # fmt: skip
 _DECODING = {'machine': {str: None}, 'systems': [_SYSTEM], 'quality': ([_QUALITY], None)}
 _VERDICT = {
   'judge': str,
-  'verdict': {'corpus_perplexity': float, 'mean_perplexity': float},
+  'verdict': {'corpus_perplexity': _NUMBER, 'mean_perplexity': _NUMBER},
   'statistics': {'entropy_bits': float, 'distinct_2': float, 'repetition_4': float},
   'mauve': _NUMBER,
 }
@@ -130,6 +130,9 @@ def quickstart_results(workdir: pathlib.Path) -> Measured:
   numbers = whole.read_json(path, _RESULTS, fix)
   try:
     whole.check_form(numbers['held_out'].get('ngrams', {}), {str: float}, 'held_out.ngrams')
+    scores = numbers['held_out']['after_sbp']
+    if any(None in (row['nats_per_token'], row['nats_per_byte']) for row in scores):
+      return Measured({str(path): scores})  # of a model that diverged nothing compares
     decoding = quickstart_decoding(numbers)
   except KeyError as error:
     raise UserError(f'{path} is not what the quickstart writes (no {error}); {fix}') from error
@@ -137,7 +140,7 @@ def quickstart_results(workdir: pathlib.Path) -> Measured:
     raise UserError(f'{path} is damaged (it {error}); {fix}') from error
   except ArithmeticError as error:
     raise UserError(f'{path} is damaged (it holds scores of 0 nats); {fix}') from error
-  return Measured({str(path): numbers['held_out']['after_sbp']}, {str(path): decoding})
+  return Measured({str(path): scores}, {str(path): decoding})
 
 
 def read_measured(

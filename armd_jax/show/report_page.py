@@ -10,7 +10,7 @@ import pathlib
 import shlex
 import string
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from armd_jax.config import Config
@@ -60,10 +60,10 @@ def _text(value: Any) -> str:
   """A number for a reader: enough digits, and no more.
 
   Examples:
-    >>> [_text(x) for x in (1234.5, 12.3456, 0.05, 0.00042, 0.0, 1234, None)]
-    ['1,234', '12.346', '0.0500', '4.2e-04', '0', '1,234', '–']
+    >>> [_text(x) for x in (1234.5, 12.3456, 0.05, 0.00042, 0.0, 1234, None, math.nan)]
+    ['1,234', '12.346', '0.0500', '4.2e-04', '0', '1,234', '–', '–']
   """
-  if value is None:
+  if value is None or value != value:
     return '–'
   if not isinstance(value, float):
     return f'{value:,}' if type(value) is int else str(value)
@@ -72,6 +72,11 @@ def _text(value: Any) -> str:
   if abs(value) < 1e-3:
     return f'{value:.1e}'
   return f'{value:.3f}' if abs(value) >= 1 else f'{value:.4f}'
+
+
+def _of(nats: float | None, number: Callable[[float], float]) -> float | None:
+  """Another number of nats; of none, which stands for what is not finite, none."""
+  return None if nats is None else number(nats)
 
 
 def section(title: str, *parts: str) -> str:
@@ -103,10 +108,10 @@ def replay_section(texts: Sequence[Replay], how: str, commands: Mapping[str, str
   """
   lanes, shown = [], []
   for text in texts:
-    steps = f'{text.steps} steps'
+    steps, name = f'{text.steps} steps', html.escape(text.name)
     lanes.append(
-      f'<button type="button" class="lane" data-name="{text.name}" '
-      f'aria-pressed="false">{text.name}<canvas></canvas>'
+      f'<button type="button" class="lane" data-name="{name}" '
+      f'aria-pressed="false">{name}<canvas></canvas>'
       f'<span class="count">{steps}</span></button>'
     )
     spans = []
@@ -116,9 +121,9 @@ def replay_section(texts: Sequence[Replay], how: str, commands: Mapping[str, str
       color += ' junction' * (number in text.junctions)
       spans.append(f'<span class="{color}" data-step="{step}"{several}>{html.escape(piece)}</span>')
     shown.append(
-      f'<div class="generated" data-name="{text.name}" data-steps="{text.steps}" '
+      f'<div class="generated" data-name="{name}" data-steps="{text.steps}" '
       f'data-command="{html.escape(commands[text.name])}" '
-      f'aria-label="Text generated with {text.name}">{"".join(spans)}</div>'
+      f'aria-label="Text generated with {name}">{"".join(spans)}</div>'
     )
   controls = (
     '<button type="button" id="play">Play</button>'
@@ -132,12 +137,13 @@ def replay_section(texts: Sequence[Replay], how: str, commands: Mapping[str, str
     scale += '<span><i class="mark"></i>a part of the text begins, unseen by the one before</span>'
   return section(
     'Parallel generation',
-    f'<p>{how} A lane is a text from its first token to its last; all of them share one clock, on '
-    'which a step is a run of the network. Choose a lane to read its text; a colour says at which '
-    'step a token appeared.</p>\n',
+    f'<p>{html.escape(how)} A lane is a text from its first token to its last; all of them share '
+    'one clock, on which a step is a run of the network. Choose a lane to read its text; a colour '
+    'says at which step a token appeared.</p>\n',
     f'<div id="replay">\n<div class="controls">{controls}</div>\n{"".join(lanes)}\n',
     f'{"".join(shown)}\n<p class="key">{scale}</p>\n</div>\n',
-    f'<p class="note">This command generates the text of <span id="which">{texts[0].name}</span>: '
+    '<p class="note">This command generates the text of '
+    f'<span id="which">{html.escape(texts[0].name)}</span>: '
     f'<code id="command">{html.escape(commands[texts[0].name])}</code></p>\n',
   )
 
@@ -217,7 +223,7 @@ def decoding_section(source: str, numbers: Mapping[str, Any]) -> str:
   try:
     if not systems:
       raise ValueError('no systems')
-    if quality:
+    if quality and plots.are_finite(quality):
       counted = numbers.get('counted')
       draw = lambda axes: plots.front_panel(axes, systems, quality, counted)
       drawings.append(('', plots.svg(draw, 'Held-out nats per token against tokens per second')))
@@ -285,8 +291,8 @@ def scores_section(by_source: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         'kind': row['kind'],
         'nats/token': row['nats_per_token'],
         '+-': row.get('standard_error'),
-        'bits/byte': row['nats_per_byte'] / math.log(2),
-        'perplexity': perplexity(row['nats_per_token']),
+        'bits/byte': _of(row['nats_per_byte'], lambda nats: nats / math.log(2)),
+        'perplexity': _of(row['nats_per_token'], perplexity),
         # Of what was written into gaps.
         **{n: row.get(n) for n in MEASURES if any(n in one for one in likelihoods)},
       }

@@ -79,27 +79,44 @@ def page(
   tiles = {
     'parameters': _short(num_parameters(decoder.params)),
     'steps': f'{step:,}',
-    'tokens read': _short(step * config.train.batch_size * model.length),
+    **_read(config, step),
   }
-  tiles |= _held_out(config, records, measured)
+  tiles |= _held_out(config, step, records, measured)
   return report_page.page(workdir.absolute().name, lead, tiles, sections)
 
 
+def _read(config: Config, step: int) -> dict[str, str]:
+  """How much the run has read, as far as its options tell."""
+  a_step = config.train.batch_size * config.model.length
+  # How much of a window of documents is padding depends on the text.
+  is_padded = config.data.packing == 'documents'
+  what, with_padding = ('positions', ', with padding') if is_padded else ('tokens', '')
+  if config.init_from:  # whose steps, which count on, may have had batches of another size
+    return {f'{what} a step{with_padding}': _short(a_step)}
+  return {f'{what} read{with_padding}': _short(step * a_step)}
+
+
 def _held_out(
-  config: Config, records: Mapping[int, history.Record], measured: Measured
+  config: Config, step: int, records: Mapping[int, history.Record], measured: Measured
 ) -> dict[str, str]:
-  """The one held-out number of the page, of as many windows as were measured at once."""
+  """The one held-out number of the page, of as many windows as were measured at once; with its
+  step, where that is not the page's."""
   rows = [row for rows in measured.scores.values() for row in rows if row.get('tokens')]
   rows = [row for row in rows if 'nats_per_gap' not in row]  # of whole texts
   by_kind = [row for row in rows if row['kind'] == 'exact'] or rows
   if by_kind:
     count = by_kind[0]['tokens']
-    return {f'nats/token, {count:,} held-out tokens': f'{by_kind[0]["nats_per_token"]:.4f}'}
-  logged = [r['held_out'] for r in records.values() if 'held_out' in r]
-  title = f'nats/token, up to {config.train.eval_windows} held-out windows'
-  if not logged:
+    return {f'nats/token, {count:,} held-out tokens': _nats(by_kind[0]['nats_per_token'])}
+  if (logged := history.held_out(records, step)) is None:
     return {}
-  return {title: 'not finite' if logged[-1] is None else f'{logged[-1]:.4f}'}
+  measured_step, nats = logged
+  title = f'nats/token, up to {config.train.eval_windows} held-out windows'
+  of_step = '' if measured_step == step else f', at step {measured_step:,}'
+  return {title + of_step: _nats(nats)}
+
+
+def _nats(nats: float | None) -> str:
+  return 'not finite' if nats is None else f'{nats:.4f}'
 
 
 def _sample_command(workdir, prompt, sampling):

@@ -15,10 +15,12 @@ damaged later. The one before it is then used instead.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
 import math
+import os
 import pathlib
 import re
 import shutil
@@ -40,6 +42,7 @@ from armd_jax.training import TrainState
 from armd_jax.training import workdir as workdir_lib
 
 _SEAL = 'checkpoint.json'
+_FORBIDDEN = 'forbidden '  # what is no damage: before the name of a file
 _FORM = {
   'step': int,
   'next_index': int,
@@ -85,8 +88,13 @@ class Checkpoints:
     self._told = False  # where the checkpoints are
 
   def found(self) -> list[int]:
-    """Steps of all checkpoints there are, damaged or not, in order."""
-    folders = self.directory.iterdir() if self.directory.is_dir() else ()
+    """Steps of all checkpoints there are, damaged or not, in order.
+
+    Raises:
+      UserError: this user may not read their folder.
+    """
+    with paths.permitted():
+      folders = list(self.directory.iterdir()) if self.directory.is_dir() else ()
     steps = (int(path.name) for path in folders if workdir_lib.is_checkpoint(path.name))
     return sorted(step for step in steps if not self._in_bucket or self._is_sealed(step))
 
@@ -275,7 +283,8 @@ class Checkpoints:
     Returns:
       The state, and the next global example index.
     Raises:
-      UserError: there is none, all are damaged, or a parameter is missing, extra or misshapen.
+      UserError: there is none, all are damaged, this user may not read one, or a parameter is
+        missing, extra or misshapen.
     """
     problems = []
     while (candidate := self._newest(step)) is not None:
@@ -288,6 +297,10 @@ class Checkpoints:
         _check_shapes(self._written(folder), _shapes(abstract), folder)
         name = paths.plain(self.directory) / folder.name
         return self._orbax.restore(name, abstract), seal['next_index']
+      if damage.startswith(_FORBIDDEN):
+        place = str(self.directory / damage.removeprefix(_FORBIDDEN))
+        with paths.permitted():
+          raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), place)
       self._damaged.add(candidate)
       problems.append(f'checkpoint {folder} is damaged ({damage})')
       _warn(f'{problems[-1]} and is passed over')
@@ -310,9 +323,20 @@ class Checkpoints:
     return int(newest) if newest else None
 
   def _damage(self, step: int) -> str:
-    """What is wrong with the files; each process looks at its share of them."""
+    """What is wrong with the files; each process looks at its share of them. What this user may not
+    read is told the others, too, which would wait."""
+    try:
+      return self._damage_of(step)
+    except PermissionError as error:
+      file = error.filename or self.directory / str(step)
+      return f'{_FORBIDDEN}{os.path.relpath(file, self.directory)}'
+
+  def _damage_of(self, step: int) -> str:
     folder, seal = self.directory / str(step), self._seal(step)
     if seal is None:
+      with contextlib.suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        if not self._in_bucket:
+          (folder / _SEAL).open('rb').close()
       return f'its {_SEAL} is missing or broken'
     there = _contents(folder)
     for name in sorted({*seal['files'], *there} - {_SEAL})[
@@ -363,8 +387,8 @@ class _Files(Mapping[str, tuple[int, int]]):
 
   def __init__(self, folder: pathlib.Path):
     self._folder = folder
-    found = (path for path in folder.rglob('*') if path.is_file())
-    self._names = sorted(str(path.relative_to(folder)) for path in found)
+    inside = (pathlib.Path(above, name) for above, _, names in _walked(folder) for name in names)
+    self._names = sorted(str(path.relative_to(folder)) for path in inside if path.is_file())
 
   def __getitem__(self, name: str) -> tuple[int, int]:
     return _size_and_crc(self._folder / name)
@@ -377,6 +401,16 @@ class _Files(Mapping[str, tuple[int, int]]):
 
   def __len__(self) -> int:
     return len(self._names)
+
+
+def _walked(folder: pathlib.Path) -> Iterator[tuple[str, list[str], list[str]]]:
+  """`os.walk`, which raises a PermissionError."""
+
+  def tell(error: OSError) -> None:
+    if isinstance(error, PermissionError):
+      raise error
+
+  return os.walk(folder, onerror=tell)
 
 
 def _contents(folder: Any) -> Mapping[str, tuple[int, int]]:

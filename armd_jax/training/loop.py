@@ -329,13 +329,20 @@ def _describe(
 
 
 def _show(workdir: pathlib.Path, config: config_lib.Config) -> None:
-  """Prints what was logged as a table, and draws it."""
+  """Prints what was logged as a table, and draws it, where anything was."""
   from armd_jax.show import plots  # which takes a second that a start need not
 
   records = history.read(workdir / 'metrics.jsonl')
   if found := goodput.of(history.lines(workdir / 'metrics.jsonl')):
     print(found.text())
-  print(columns.table(history.overview(records)))
+  rows = history.overview(records)
+  if not rows:  # it was stopped before, and now told to end where it is
+    print(
+      'no table and no picture, since no loss was logged so far: config.train.log_every is '
+      f'{config.train.log_every}'
+    )
+    return
+  print(columns.table(rows))
   path = workdir / 'training.png'
   try:
     plots.training(records, config.order, path)

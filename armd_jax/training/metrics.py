@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
 import json
 import math
 import os
 import pathlib
 import re
+import secrets
 import sys
 import tempfile
 import time
@@ -29,7 +29,7 @@ from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
 from armd_jax import config as config_lib
-from armd_jax.errors import MetByAll, UserError
+from armd_jax.errors import MetByAll, UserError, sentence
 from armd_jax.files import buckets, whole
 from armd_jax.hardware import device
 from armd_jax.hardware.chips import peak_flops
@@ -39,6 +39,7 @@ from armd_jax.objectives.armd import ORDER_KINDS
 from armd_jax.parallel import distributed
 from armd_jax.show.history import Record
 from armd_jax.training import by_layer
+from armd_jax.training.workdir import WANDB
 
 # Parts of the time to a first step, in order; 'compile' is what is left up to the end of that step.
 STARTS = ('import', 'data', 'restore', 'compile')
@@ -222,26 +223,37 @@ class TensorBoard:
 
 
 class Wandb:
-  """A run of Weights & Biases that a restarted job continues."""
+  """A run of Weights & Biases that a restarted job continues.
+
+  Raises:
+    UserError: there is no wandb, or it starts no run.
+  """
 
   def __init__(self, project: str, workdir: pathlib.Path, config: config_lib.Config):
+    where = workdir if buckets.is_bucket(workdir) else workdir.absolute()
+    run_id = _wandb_id(workdir)
     try:
       import wandb
+
+      self._run = wandb.init(
+        project=project,
+        id=run_id,
+        name=where.name,
+        resume='allow',
+        dir=None if buckets.is_bucket(workdir) else str(workdir),
+        config=config_lib.to_dict(config),
+      )
     except ImportError:
       raise UserError(
         f'config.train.wandb is {project!r} but wandb is not installed; pip install wandb, or '
         "write ''"
       ) from None
-    where = str(workdir if buckets.is_bucket(workdir) else workdir.absolute())
-    self._run = wandb.init(
-      project=project,
-      # Of the folder, so that a restarted job finds the run that it began.
-      id=hashlib.sha256(where.encode()).hexdigest()[:16],
-      name=pathlib.PurePath(where).name,
-      resume='allow',
-      dir=None if buckets.is_bucket(workdir) else str(workdir),
-      config=config_lib.to_dict(config),
-    )
+    except Exception as error:  # whatever a login, a project and a network raise
+      raise UserError(
+        f'config.train.wandb is {project!r} but Weights & Biases starts no run '
+        f'({sentence(error)}); log in by wandb login or WANDB_API_KEY, name a project of yours, '
+        "set WANDB_MODE=offline, or write ''"
+      ) from error
 
   def write(self, step: int, record: Record) -> None:
     shown = {name: value for name, value in record.items() if not isinstance(value, list)}
@@ -249,6 +261,18 @@ class Wandb:
 
   def close(self) -> None:
     self._run.finish()
+
+
+def _wandb_id(workdir: pathlib.Path) -> str:
+  """By which the run in a folder is found again: drawn once, since many machines have a /work/run,
+  and --overwrite begins another run."""
+  path = workdir / WANDB
+  try:
+    return whole.read_json(path, {'id': str}, 'delete it, for a new run of W&B')['id']
+  except FileNotFoundError:
+    run_id = secrets.token_hex(8)
+    whole.write_json(path, {'id': run_id})
+    return run_id
 
 
 # ----- averages
@@ -296,8 +320,8 @@ class Log:
         lines = BucketLines if buckets.is_bucket(workdir) else JsonLines
         self._writers.append(lines(workdir / 'metrics.jsonl'))
         self._writers.append(TensorBoard(workdir / 'tensorboard', first_step))
-      if config.train.wandb:
-        self._writers.append(Wandb(config.train.wandb, workdir, config))
+        if config.train.wandb:
+          self._writers.append(Wandb(config.train.wandb, workdir, config))
 
   def step(self, step: int, metrics: Any, input_seconds: float, examples: tuple[int, int]) -> None:
     """Takes a step's metrics, which may not be there yet, and reads those of the one before.

@@ -155,7 +155,8 @@ def _read_scores(path: pathlib.Path, suite: Sequence[likelihood.Protocol]) -> li
   fix = 'bring it back, or start anew in another --workdir'
   rows = whole.read_json(path, [SCORE], fix)
   names = [protocol.name for protocol in suite]
-  if [row['name'] for row in rows] != names or any(row['nats_per_byte'] <= 0 for row in rows):
+  nats = [row['nats_per_byte'] or 0 for row in rows]
+  if [row['name'] for row in rows] != names or min(nats) <= 0:
     raise UserError(f'{path} holds no scores of {", ".join(names)}; {fix}')
   return [Score(**{name: row[name] for name in SCORE}) for row in rows]
 
@@ -178,11 +179,9 @@ def _ngrams(corpus: corpus_lib.Corpus, held_out_WxN: np.ndarray) -> dict[str, fl
 def _changes(before: list[Score], after: list[Score]) -> dict[str, dict[str, float]]:
   changes = {}
   for old, new in zip(before, after, strict=True):
-    changes[old.name] = {
-      'before': old.nats_per_byte,
-      'after': new.nats_per_byte,
-      'percent': 100 * (new.nats_per_byte / old.nats_per_byte - 1),
-    }
+    nats: Any = old.nats_per_byte, new.nats_per_byte  # bytes have some
+    percent = 100 * (nats[1] / nats[0] - 1)
+    changes[old.name] = {'before': nats[0], 'after': nats[1], 'percent': percent}
   return changes
 
 

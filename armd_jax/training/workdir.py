@@ -1,14 +1,17 @@
 """The folder of a run: what it holds, and what of it may be moved or deleted.
 
 A work directory holds config.json, as the run was started with it; text.json, which names its text;
-`checkpoints/` (see `armd_jax.training.checkpoint`); metrics.jsonl, `tensorboard/`, `profile/` and
-training.png; and while `--overwrite` replaces a run, that run in `.replaced/` until the new one has
-saved. In a bucket it is copied there, and is whole once `.replaced/whole` is there.
+tokenizer.json, where its vocabulary is such a file; `checkpoints/` (see
+`armd_jax.training.checkpoint`); metrics.jsonl, `tensorboard/`, `profile/` and training.png;
+wandb_run.json, which names its run of Weights & Biases; and while `--overwrite` replaces a run,
+that run in `.replaced/` until the new one has saved. In a bucket it is copied there, and is whole
+once `.replaced/whole` is there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fnmatch
 import operator
 import os
@@ -19,20 +22,22 @@ from collections.abc import Iterator
 from typing import Any
 
 from armd_jax import config as config_lib
+from armd_jax.data import tokenizer_file
 from armd_jax.errors import UserError
 from armd_jax.files import buckets, paths, whole
 
 REPLACED, _MOVING = '.replaced', '.replaced-moving'
+WANDB = 'wandb_run.json'
 # What a run leaves in its folder. Nothing else is ever moved or deleted.
 _MADE = (
-  'config.json', 'tokenizer.json', 'text.json', 'metrics.jsonl', 'training.png',
+  'config.json', 'tokenizer.json', 'text.json', WANDB, 'metrics.jsonl', 'training.png',
   'tensorboard/events.out.tfevents.*', 'profile/plugins/', 'checkpoints/[0-9]*/',
 )  # fmt: skip
-_CONFIG = 'config.json'
+_CONFIG, _TEXT = 'config.json', 'text.json'
 # The same of a bucket, by names of objects; what makes a checkpoint there; and what is written last
 # of a run that is set aside there.
 _MADE_IN_BUCKET = re.compile(
-  r'(config|tokenizer|text)\.json|training\.png|metrics\.jsonl/.+|checkpoints/\d+/.+'
+  r'(config|tokenizer|text|wandb_run)\.json|training\.png|metrics\.jsonl/.+|checkpoints/\d+/.+'
   r'|tensorboard/events\.out\.tfevents\..+'
 ).fullmatch
 _SEALED = re.compile(r'checkpoints/\d+/checkpoint\.json')
@@ -65,14 +70,18 @@ def place(workdir: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def write_config(workdir: str | os.PathLike[str], config: config_lib.Config) -> None:
-  """Writes config.json of a new run.
+  """Writes config.json of a new run, and a copy of its tokenizer.json, if it has one.
 
   Raises:
     UserError: it cannot be written.
   """
   workdir = place(workdir)
   try:
+    # In this order: by the other one, a kill would leave a vocabulary of nobody.
+    text = tokenizer_file.text_of(config.data.tokenizer)
     whole.write_json(workdir / 'config.json', config_lib.to_dict(config))
+    if text is not None and _own_vocabulary(workdir) != text:
+      whole.write_text(workdir / tokenizer_file.FILE, text)
   except OSError as error:
     raise UserError(
       f'cannot write to {workdir} ({error.strerror}); use another --workdir'
@@ -80,7 +89,8 @@ def write_config(workdir: str | os.PathLike[str], config: config_lib.Config) -> 
 
 
 def read_config(workdir: str | os.PathLike[str]) -> config_lib.Config:
-  """The config of the run in a work directory.
+  """The config of the run in a work directory, whose tokenizer is the run's own copy where the file
+  that it was started with is gone, or another one by now.
 
   Raises:
     UserError: there is no run there, or its config.json is damaged or of another version.
@@ -94,7 +104,37 @@ def read_config(workdir: str | os.PathLike[str]) -> config_lib.Config:
     raise UserError(
       f'{workdir} holds no run (no config.json); give the --workdir of a training run'
     ) from None
-  return config_lib.parse_file(raw, path)
+  return _with_vocabulary(path.parent, config_lib.parse_file(raw, path))
+
+
+def _with_vocabulary(workdir: Any, config: config_lib.Config) -> config_lib.Config:
+  if not tokenizer_file.is_named(config.data.tokenizer):
+    return config
+  try:
+    fingerprint = whole.read_json(workdir / _TEXT, {}, '').get('tokenizer', '')
+  except (OSError, UserError):  # of which `text` tells who wants to know
+    return config
+
+  def own() -> str | None:
+    text = _own_vocabulary(workdir)
+    is_disk = not buckets.is_bucket(workdir)
+    return text and (
+      str((workdir / tokenizer_file.FILE).absolute()) if is_disk else tokenizer_file.kept(text)
+    )
+
+  name = tokenizer_file.found(config.data.tokenizer, fingerprint, own)
+  return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=name))
+
+
+def _own_vocabulary(workdir: Any) -> str | None:
+  """The tokenizer.json in a work directory; None where there is none."""
+  file = workdir / tokenizer_file.FILE
+  if not buckets.is_bucket(workdir):
+    return tokenizer_file.text_of(str(file))
+  try:
+    return file.read_text('utf-8')
+  except (FileNotFoundError, UnicodeDecodeError):
+    return None
 
 
 def check_same_run(workdir: pathlib.Path, config: config_lib.Config) -> None:
@@ -103,7 +143,13 @@ def check_same_run(workdir: pathlib.Path, config: config_lib.Config) -> None:
   Raises:
     UserError: naming the first field that differs.
   """
-  if differs := first_difference(read_config(workdir), config):
+  started = read_config(workdir)
+  differs = first_difference(started, config)
+  if not differs:
+    old, new = started.data.tokenizer, config.data.tokenizer
+    texts = {*map(tokenizer_file.text_of, (old, new))} - {None}
+    differs = ('data.tokenizer', old, new) if len(texts) > 1 else None
+  if differs:
     name, old, new = differs
     raise UserError(
       f'{workdir} was started with config.{name} = {old!r}, not {new!r}; use another --workdir, or '
@@ -112,9 +158,14 @@ def check_same_run(workdir: pathlib.Path, config: config_lib.Config) -> None:
 
 
 def first_difference(old: config_lib.Config, new: config_lib.Config) -> tuple[str, Any, Any] | None:
-  """Name and both values of a field that makes two configs those of different runs."""
+  """Name and both values of a field that makes two configs those of different runs.
+
+  Which vocabulary a file holds, whatever its name, is for `text.check_tokenizer` to compare.
+  """
   for name, field in config_lib.fields():
     was, now = (operator.attrgetter(name)(config) for config in (old, new))
+    if name == 'data.tokenizer' and all(map(tokenizer_file.is_named, (was, now))):
+      continue
     if was != now and not field.metadata['resumable']:
       return name, was, now
   return None
@@ -163,11 +214,13 @@ def begun(workdir: pathlib.Path, config: config_lib.Config, overwrite: bool) -> 
   ends in an error before that, it is put back.
 
   Raises:
-    UserError: the folder cannot be written to.
+    UserError: the folder cannot be written to, or the new run needs the vocabulary in it.
   """
+  if overwrite:
+    _check_vocabulary_stays(workdir, config)
   try:
     if overwrite and _is_aside(workdir) and not _saved(workdir):
-      _delete(workdir)  # it was to replace what is aside, and was killed before it had saved
+      delete(workdir)  # it was to replace what is aside, and was killed before it had saved
     elif overwrite:
       forget_replaced(workdir)
       _set_aside(workdir)
@@ -181,9 +234,24 @@ def begun(workdir: pathlib.Path, config: config_lib.Config, overwrite: bool) -> 
     yield
   except BaseException:
     if _is_aside(workdir) and not _saved(workdir):
-      _delete(workdir)
+      delete(workdir)
       put_back(workdir)
     raise
+
+
+def _check_vocabulary_stays(workdir: pathlib.Path, config: config_lib.Config) -> None:
+  """Refuses to delete a run together with the tokenizer.json of the one that replaces it."""
+  name = config.data.tokenizer
+  if buckets.is_bucket(workdir) or tokenizer_file.text_of(name) is None:
+    return
+  file = paths.given(name, 'the tokenizer').resolve()
+  file = file / tokenizer_file.FILE if file.is_dir() else file
+  going = [path.resolve() for path in (*_made(workdir), workdir / REPLACED, workdir / _MOVING)]
+  if any(path in (file.resolve(), *file.resolve().parents) for path in going):
+    raise UserError(
+      f'config.data.tokenizer is {name}, which --overwrite would delete with the run in {workdir}; '
+      'copy it to another folder and name it there, or use another --workdir'
+    )
 
 
 def put_back(workdir: pathlib.Path) -> None:
@@ -195,7 +263,7 @@ def put_back(workdir: pathlib.Path) -> None:
   aside, moving = workdir / REPLACED, workdir / _MOVING
   if buckets.is_bucket(workdir):
     if _is_aside(workdir) and not (workdir / 'config.json').exists():
-      _delete(workdir)
+      delete(workdir)
       # Its config.json makes it a run again.
       names = sorted(set(buckets.contents(aside)) - {_WHOLE}, key=lambda name: name == _CONFIG)
       buckets.copy(aside, workdir, names)
@@ -209,7 +277,7 @@ def put_back(workdir: pathlib.Path) -> None:
       )
   # A run is aside as a whole, or still moving; of the one that replaces it, config.json goes first.
   if aside.exists() and not (workdir / 'config.json').exists():
-    _delete(workdir)
+    delete(workdir)
     aside.rename(moving)
   if moving.exists():
     _move(moving, workdir)
@@ -237,7 +305,7 @@ def _set_aside(workdir: Any) -> None:
     aside = workdir / REPLACED
     buckets.copy(workdir, aside, (os.fspath(path.relative_to(workdir)) for path in _made(workdir)))
     (aside / _WHOLE).write_bytes(b'')
-    _delete(workdir)
+    delete(workdir)
   else:
     _move(workdir, workdir / _MOVING)
     (workdir / _MOVING).rename(workdir / REPLACED)
@@ -300,7 +368,8 @@ def _move(source: pathlib.Path, target: pathlib.Path) -> None:
   _remove_empty(source)
 
 
-def _delete(folder: pathlib.Path) -> None:
+def delete(folder: pathlib.Path) -> None:
+  """Removes what a run has left in a folder, and nothing else."""
   if buckets.is_bucket(folder):
     # First of all, so that what a kill leaves is no run.
     (folder / _CONFIG).unlink(missing_ok=True)

@@ -1,6 +1,9 @@
 """What a model answers in Python is what its network, its orders and its samplers say."""
 
 import dataclasses
+import pickle
+import tracemalloc
+import types
 
 import jax
 import numpy as np
@@ -12,7 +15,8 @@ from armd_jax import config as config_lib
 from armd_jax import families
 from armd_jax.artifacts.loaded import Model
 from armd_jax.errors import UserError
-from armd_jax.evaluation import likelihood
+from armd_jax.evaluation import likelihood, tokens
+from armd_jax.evaluation.tokens import TokenScore
 from armd_jax.order import GenerationOrder
 from armd_jax.parallel import sharding
 
@@ -82,6 +86,45 @@ def test_tokens_depend_on_what_they_saw_and_on_nothing_else(family):
       moved.append(abs(old.logprob - new.logprob) > 1e-5)
       assert at in old.saw or old.position == at or not moved[-1], (old, new)
     assert sum(moved) > 3
+
+
+def logprobs_of(count, order):
+  """What `tokens.scores` makes of nats that it was given."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(tokens, '_along', lambda *_: np.arange(count, dtype=np.float32))
+    model = types.SimpleNamespace(config=config_lib.Config().model)
+    return tokens.scores(model, None, Letters(), np.zeros(count, int), order, None)
+
+
+def test_what_tokens_saw_takes_memory_of_the_text_not_of_its_square():
+  sizes = []
+  for count in (2048, 4096):
+    found = logprobs_of(count, ORDERS.random(count, seed=1))
+    tracemalloc.start()
+    again = logprobs_of(count, ORDERS.random(count, seed=1))
+    sizes.append((tracemalloc.get_traced_memory()[0], len(pickle.dumps(again))))
+    tracemalloc.stop()
+    assert again == found
+  assert all(large < 2.2 * small for small, large in zip(*sizes, strict=True))
+  assert sizes[1][0] < 4e6
+
+
+def test_a_token_that_is_copied_saw_the_same():
+  first, *_, last = logprobs_of(6, ORDERS.blocks([[4, 1], [2, 3], [6], [5]]))
+  assert (first.saw, last.saw) == ((), (1, 2, 3, 4))
+  for copy in (
+    pickle.loads(pickle.dumps(last)),
+    dataclasses.replace(last),
+    TokenScore(**dataclasses.asdict(last)),
+  ):
+    assert copy == last and hash(copy) == hash(last) and copy.saw == (1, 2, 3, 4)
+  assert dataclasses.replace(last, saw=(1,)) != last and 'saw' not in repr(last)
+
+
+def test_a_perplexity_that_float64_does_not_hold_is_infinite(armd):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(tokens, '_along', lambda *_: np.full(6, 800, np.float32))
+    assert armd.perplexity('abcdef') == np.inf
 
 
 @pytest.mark.parametrize('streams', [1, 3, 7])

@@ -110,6 +110,14 @@ def test_texts_follow_the_way(runs):
   assert texts == front.written(first, 3, 2)
 
 
+def test_empty_texts_are_counted_beside_the_numbers_that_leave_them_out(runs):
+  decoders, _ = front._opened([runs.armd])
+  (way,) = front.ways('armd', decoders['armd'], (1,), ())
+  alone = front.judged(way, ['aab', 'ba'], Judge(), ())
+  assert alone['empty_texts'] == 0
+  assert front.judged(way, ['aab', '', 'ba'], Judge(), ()) == alone | {'empty_texts': 1}
+
+
 def test_what_does_not_compare_is_refused(runs, tmp_path):
   with pytest.raises(UserError, match='two runs are called ar; give'):
     front._opened([runs.ar, runs.ar])

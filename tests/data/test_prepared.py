@@ -7,13 +7,15 @@ import pickle
 import shutil
 
 import corpora
+import forbidden
 import numpy as np
 import pytest
+import tiny_llama
 
 from armd_jax.config import DataConfig
 from armd_jax.data import corpus, packing, prepare, prepared, sources
 from armd_jax.data.packing import Packing
-from armd_jax.data.tokenizers import ByteTokenizer
+from armd_jax.data.tokenizers import ByteTokenizer, get_tokenizer
 from armd_jax.errors import UserError
 
 TOKENIZER = ByteTokenizer()
@@ -242,3 +244,42 @@ def test_a_corpus_that_cannot_be_copied_from_its_bucket(tmp_path, monkeypatch):
   message = rf'cannot copy gs://bucket/out/.* \(.*\); free space, or set {prepared.FOLDER_VARIABLE}'
   with pytest.raises(UserError, match=message):
     _ = prepared.Prepared('gs://bucket/out')._on_disk
+
+
+@pytest.mark.parametrize('known', [False, True])
+def test_files_that_may_not_be_read_are_named(made, tmp_path, known):
+  """Also those that were found whole before, of which a note tells."""
+  folder = tmp_path / 'corpus'
+  shutil.copytree(made / 'one', folder)
+  if known:
+    prepared.Prepared(str(folder)).check_files()
+  code = f"""
+from armd_jax.data import prepared
+try:
+  prepared.Prepared({str(folder)!r}).check_files()
+except Exception as error:
+  print(f'{{type(error).__name__}}: {{error}}')
+"""
+  with forbidden.Closed(folder / 'train-00000.array_record'):
+    done = forbidden.python(code)
+  told = (
+    f'UserError: this user may not use {folder}/train-00000.array_record so (Permission denied)'
+  )
+  assert done.stdout.startswith(told), (done.stdout, done.stderr)
+
+
+def test_a_vocabulary_is_the_same_under_any_name(tmp_path, monkeypatch):
+  """A relative path is that of the same file, and so is a copy."""
+  monkeypatch.chdir(tmp_path)
+  source = corpora.write_text(tmp_path / 'text.txt', ['abba', 'cab', 'bac'] * 40)
+  tiny_llama.write_tokenizer(tmp_path)
+  prepare.prepare(source, 'tokenizer.json', str(tmp_path / 'made'), held_out=0.3)
+  found = prepared.Prepared(str(tmp_path / 'made'))
+  shutil.copy('tokenizer.json', 'copy.json')
+  for name in ('tokenizer.json', str(tmp_path / 'tokenizer.json'), 'copy.json', str(tmp_path)):
+    found.check_tokenizer(get_tokenizer(name))
+  tiny_llama.write_tokenizer(tmp_path, tiny_llama.V - 1)
+  with pytest.raises(UserError, match='with another version of tokenizer'):
+    found.check_tokenizer(get_tokenizer('tokenizer.json'))
+  with pytest.raises(UserError, match=r"with tokenizer 'tokenizer.json', not '/.*; write --config"):
+    found.check_tokenizer(get_tokenizer(str(tmp_path / 'tokenizer.json')))

@@ -138,6 +138,20 @@ def test_what_has_no_token_is_refused_not_left_out(tmp_path, model, text, unknow
     found.encode(text)
 
 
+@pytest.mark.parametrize('by', ['Unigram', 'WordPiece'])
+def test_marks_of_a_heading_are_bytes_where_they_are_text(tmp_path, by):
+  """Two of them begin WordPiece's tokens within a word, and no one else's."""
+  ids = {'a': 0, '##': 1, '##b': 2}
+  made = (
+    library.models.Unigram([(token, -1.0) for token in ids], 0)
+    if by == 'Unigram'
+    else library.models.WordPiece(ids, unk_token='a')
+  )
+  library.Tokenizer(made).save(str(tmp_path / 'mine.json'))
+  expected = [1, 2, 3] if by == 'Unigram' else [1, 0, 1]
+  assert FileTokenizer(str(tmp_path / 'mine.json')).token_bytes_V[:3].tolist() == expected
+
+
 def test_a_tokenizer_from_outside_has_no_file_for_transformers():
   made = json.loads(tokenizer_json.text_of(tokenizers.ByteTokenizer(), 257, '<bos>'))
   assert made['model']['vocab']['a'] == 97

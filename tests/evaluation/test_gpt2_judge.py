@@ -52,6 +52,11 @@ def test_features_are_the_rows_that_read_the_last_id(gpt2):
     np.testing.assert_allclose(logits_V, reference(arrays(), ids_T)[-1], atol=1e-4)
 
 
+def test_nothing_is_told_of_an_empty_window(gpt2):
+  with pytest.raises(ValueError, match='a window has no ids'):
+    gpt2.features([WINDOWS[0], WINDOWS[0][:0]])
+
+
 def test_transformers_says_the_same_of_texts(gpt2, folder):
   """Corpus and text by text, tokenised by the same tokenizer.json."""
   reason = 'compares with transformers, which is not installed (the extra "judge" brings it)'

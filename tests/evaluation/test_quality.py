@@ -71,6 +71,32 @@ def test_texts_without_a_score_do_not_count():
     quality.judge_texts(Dice(), ['a', ''])
 
 
+def test_texts_that_are_left_out_are_counted():
+  verdict = quality.judge_texts(Dice(), ['d d', 'a', '', 'b b'])
+  assert (verdict.left_out, len(verdict.perplexities)) == (2, 2)
+  assert quality.statistics([np.array([1]), np.array([], int), np.array([2, 3])]).left_out == 1
+
+
+def test_where_no_token_is_there_is_no_perplexity():
+  junctions = quality.judge_texts(Long(), ['d d d'], [[2]], width=8).junctions
+  assert (junctions.tokens, junctions.elsewhere) == (2, None)
+  assert junctions.perplexity == pytest.approx(1 / 0.4)
+
+
+@pytest.mark.filterwarnings('error')
+def test_a_perplexity_that_float64_does_not_hold_is_infinite():
+  judge = Dice()
+  judge.nats = lambda windows: [np.full(len(window) - 1, 800.0) for window in windows]
+  assert quality.judge_texts(judge, ['d d']).corpus_perplexity == math.inf
+
+
+def test_a_window_without_ids_is_refused_by_what_pads_windows():
+  """And no row of padding is taken for its last one."""
+  for windows in ([np.array([1, 2]), np.array([], int)], [np.array([], int)]):
+    with pytest.raises(ValueError, match='a window has no ids'):
+      list(quality.padded_batches(windows, 8))
+
+
 def test_statistics_by_hand():
   s = quality.statistics([np.array([5, 5, 5, 5, 5, 5]), np.array([1, 2, 3, 4]), np.array([], int)])
   assert s.entropy_nats == pytest.approx((0 + math.log(4)) / 2)

@@ -63,6 +63,26 @@ def test_numbers_belong_together(params):
   assert f'{first.nats_per_token:10.4f}' in text and 'Two | uniform orders, K=4' in text
 
 
+class NoBytes(ByteTokenizer):
+  """As one that a user registers without bytes, and as any is on text of [UNK] alone."""
+
+  def __init__(self):
+    super().__init__()
+    self.token_bytes_V = np.zeros(self.vocab_size, np.int32)
+
+
+def test_what_holds_no_bytes_has_no_number_per_byte(params):
+  first, *_ = scores.score(MODEL, TOKENIZER, params, parts()[:1], MESH, batch_size=4)
+  (found,) = scores.score(MODEL, NoBytes(), params, parts()[:1], MESH, batch_size=4)
+  assert (found.nats_per_byte, found.bits_per_byte) == (None, None)
+  assert found.nats_per_token == first.nats_per_token
+  _, line = scores.table([found]).splitlines()
+  assert line.split()[-6:-3] == ['exact', '-', '-']
+  (with_bytes,) = scores.table([first]).splitlines()[1:]
+  assert len(line) == len(with_bytes)
+  scores.check_rows([found.row()])
+
+
 class Crash(Exception):
   pass
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 
+import forbidden
 import pytest
 
 from armd_jax.errors import UserError
@@ -136,3 +137,21 @@ def test_a_folder_that_nothing_was_put_into_is_gone_again(tmp_path):
   with lock.held(path, 'it'):
     (tmp_path / 'a' / 'kept').write_text('')
   assert [path.name for path in (tmp_path / 'a').iterdir()] == ['kept']
+
+
+def test_a_place_that_may_not_be_looked_into_is_a_sentence(tmp_path):
+  closed = tmp_path / 'alice'
+  closed.mkdir()
+  code = f"""
+import pathlib
+from armd_jax.errors import UserError
+from armd_jax.files import lock
+try:
+  with lock.held(pathlib.Path({str(closed / 'run' / lock.FOLDER_LOCK)!r}), '--workdir'):
+    pass
+except UserError as error:
+  print(error)
+"""
+  with forbidden.Closed(closed):
+    done = forbidden.python(code)
+  assert done.stdout.startswith(f'cannot write to {closed}/run (Permission denied); '), done.stderr

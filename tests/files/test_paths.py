@@ -5,6 +5,7 @@ import pathlib
 import tempfile
 
 import corpora
+import forbidden
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
@@ -167,3 +168,36 @@ def test_experiments_are_the_projects_own_where_there_are_no_others(tmp_path, mo
 def test_names_of_no_place(path, message):
   with pytest.raises(UserError, match=message):
     paths.given(path, '--workdir')
+
+
+@pytest.mark.parametrize('name', ['', '/run', '/run/*.txt'])
+def test_a_folder_that_may_not_be_entered_is_one_sentence(tmp_path, name):
+  """Wherever a user names it, or what is in it."""
+  closed = tmp_path / 'alice'
+  (closed / 'run').mkdir(parents=True)
+  code = f"""
+from armd_jax.files import paths
+for find in (paths.given, paths.kept, paths.readable, paths.experiment):
+  try:
+    find({f'{closed}{name}'!r}, '--workdir')
+  except Exception as error:
+    print(f'{{type(error).__name__}}: {{error}}')
+print(paths.given({str(tmp_path / 'new')!r}, '--workdir'))
+"""
+  with forbidden.Closed(closed):
+    done = forbidden.python(code)
+  sentence = (
+    f'UserError: --workdir is {closed}{name}, which this user may not look into (Permission '
+    'denied); ask its owner for the permission, or write another'
+  )
+  assert done.stdout.splitlines() == [*[sentence] * 4, str(tmp_path / 'new')], done.stderr
+
+
+def test_a_cache_that_may_not_be_entered_is_done_without(tmp_path):
+  """As a home is that belongs to another user."""
+  closed = tmp_path / 'home'
+  closed.mkdir()
+  code = 'from armd_jax.hardware import kept_programs; kept_programs.keep('
+  with forbidden.Closed(closed):
+    done = forbidden.python(f'{code}{str(closed / "compiled")!r})')
+  assert done.returncode == 0 and done.stderr.startswith('note: compiled programs are not kept in ')

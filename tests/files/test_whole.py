@@ -2,10 +2,12 @@
 
 import errno
 import json
+import math
 import os
 import pathlib
 import resource
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -61,6 +63,18 @@ def test_a_name_as_long_as_the_file_system_takes(tmp_path):
   path = tmp_path / ('x' * 255)
   whole.write_text(path, 'y')
   assert path.read_text() == 'y'
+
+
+def test_json_that_is_written_is_json(tmp_path):
+  """Which has null where a number is not finite, at any depth, and all else as it was."""
+  path = tmp_path / 'a.json'
+  value = {'margin': math.inf, 'rows': [(1.5, -math.inf), {'x': np.float64('nan')}], 'n': [2, True]}
+  whole.write_json(path, value)
+  expected = {'margin': None, 'rows': [[1.5, None], {'x': None}], 'n': [2, True]}
+  assert json.loads(path.read_text(), parse_constant=pytest.fail) == expected
+  for one, read in ((math.nan, None), ('NaN', 'NaN'), (1e308, 1e308), (None, None)):
+    whole.write_json(path, one)
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == read
 
 
 def test_a_lone_surrogate_is_written_as_its_escape(tmp_path):

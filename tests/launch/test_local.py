@@ -1,13 +1,17 @@
 """launch/local.py: processes live and die together, and its exit code says how."""
 
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import tiny_run
+
+from armd_jax.errors import UserError
 
 # What every process of these jobs runs: python with its own number as PROCESS.
 _SHELL = 'for a; do case $a in --process_id=*) PROCESS=${a#*=};; esac; done; '
@@ -150,14 +154,78 @@ def test_dry_run_prints_what_runs(tmp_path):
   )
 
 
-def test_every_process_gets_gpus_of_its_own():
-  done = tiny_run.run([
-    *tiny_run.LOCAL, '--processes=2', '--devices-per-process=2', '--platform=gpu', '--dry-run',
-    '--', 'x',
-  ])  # fmt: skip
-  lines = done.stdout.splitlines()
-  assert lines[0].startswith('JAX_PLATFORMS=cuda CUDA_VISIBLE_DEVICES=0,1 x ')
-  assert lines[1].startswith('JAX_PLATFORMS=cuda CUDA_VISIBLE_DEVICES=2,3 x ')
+def gpus(processes, devices, *flags):
+  """What CUDA_VISIBLE_DEVICES is for every process of a job on GPUs."""
+  import called
+  import local
+
+  sizes = [f'--processes={processes}', f'--devices-per-process={devices}']
+  printed = called.dry_run(local, *sizes, '--platform=gpu', *flags, '--', 'x')
+  starts = re.findall(r'^JAX_PLATFORMS=cuda CUDA_VISIBLE_DEVICES=(\S+) x ', printed, re.MULTILINE)
+  assert len(starts) == len(printed.splitlines()) - 1  # and the shell's wait
+  return starts
+
+
+def test_every_process_gets_gpus_of_its_own(monkeypatch):
+  monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+  assert gpus(2, 2) == ['0,1', '2,3']
+
+
+@pytest.mark.parametrize(
+  ('given', 'expected'),
+  [
+    ('4,5,6,7', ['4,5', '6,7']),
+    (' 7, 1,3 ,5,0', ['7,1', '3,5']),
+    ('GPU-ab,GPU-cd,MIG-ef,MIG-GPU-ef/1/0', ['GPU-ab,GPU-cd', 'MIG-ef,MIG-GPU-ef/1/0']),
+  ],
+)
+def test_processes_share_the_gpus_that_the_user_names(monkeypatch, given, expected):
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', given)
+  assert gpus(2, 2) == expected
+
+
+@pytest.mark.parametrize(
+  ('given', 'count'), [('', 0), ('-1', 0), ('4,5,6', 3), ('4,5,-1,6', 2), ('GPU-ab,,1,2', 1)]
+)
+def test_fewer_gpus_named_than_asked_for_are_a_sentence(monkeypatch, given, count):
+  """As CUDA reads the list, which ends where it names none."""
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', given)
+  named = re.escape(f"there are {count} devices in CUDA_VISIBLE_DEVICES='{given}', too few for")
+  with pytest.raises(UserError, match=f'^{named} --processes 2 with 2 each; name more of them'):
+    gpus(2, 2)
+  with pytest.raises(UserError, match=f'^{named} --processes 4 with 1 each; name more of them'):
+    gpus(4, 1)
+
+
+_LISTED = """\
+GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa)
+GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-bbbb)
+  MIG 3g.40gb     Device  0: (UUID: MIG-cccc)
+  MIG 3g.40gb     Device  1: (UUID: MIG-dddd)
+GPU 2: NVIDIA H100 80GB HBM3 (UUID: GPU-eeee)
+"""
+
+
+@pytest.mark.parametrize(
+  ('given', 'expected'),
+  [
+    (None, ['0', '1', '2']),
+    ('2,1', ['2', '1']),
+    ('5,2,1,7', ['2', '1']),  # two of them are lost
+    ('GPU-eeee,GPU-lost,MIG-dddd', ['GPU-eeee', 'MIG-dddd']),
+  ],
+)
+def test_an_elastic_job_takes_what_is_there_of_the_gpus_named(monkeypatch, given, expected):
+  import local
+
+  monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+  if given is not None:
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', given)
+  monkeypatch.setattr(local.common, 'call', lambda *_, **__: types.SimpleNamespace(stdout=_LISTED))
+  assert gpus(8, 1, '--elastic=1') == expected
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+  with pytest.raises(UserError, match=r"there are 0 devices in CUDA_VISIBLE_DEVICES='', too few"):
+    gpus(8, 1, '--elastic=1')
 
 
 @pytest.mark.parametrize(
@@ -191,8 +259,8 @@ def test_a_job_starts_again_with_what_is_there(tmp_path, monkeypatch):
   """Of four devices one is lost with the crash; three processes, which know that they are three."""
   import local
 
-  left = iter([4, 3])
-  monkeypatch.setattr(local, '_devices', lambda platform: next(left))
+  left = iter(['0123', '012'])
+  monkeypatch.setattr(local, '_devices', lambda job: next(left))
   note = f'echo "$*" >> {tmp_path}/started; [ -e {tmp_path}/again ] || '
   crash = f'if [ $PROCESS = 1 ]; then sleep 0.5; touch {tmp_path}/again; exit 9; fi'
   script = f'{_SHELL}{note}{{ {crash}; sleep 60; }}'
@@ -206,7 +274,7 @@ def test_a_job_starts_again_with_what_is_there(tmp_path, monkeypatch):
 def test_too_few_devices_are_a_sentence(monkeypatch):
   import local
 
-  monkeypatch.setattr(local, '_devices', lambda platform: 3)
+  monkeypatch.setattr(local, '_devices', lambda job: '012')
   sizes = ['--processes=4', '--devices-per-process=2']
   with pytest.raises(local.common.UserError, match='there are 3 devices, too few for --elastic 2'):
     local.main([*sizes, '--elastic=2', '--', 'x'])

@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 import time
+import types
 
 import corpora
 import jax
@@ -338,6 +340,24 @@ def test_a_kill_while_a_run_is_replaced_loses_none(bucket, change):
     assert all(bucket.read(f'{where}/{name}') == whole_run[name] for name in there)
   else:
     assert not died or workdir_lib._is_aside(where)
+
+
+def test_a_run_of_wandb_goes_on_in_a_bucket(bucket, monkeypatch):
+  """And is another one where --overwrite begins another run."""
+  asked = []
+  monkeypatch.setitem(
+    sys.modules, 'wandb', types.SimpleNamespace(init=lambda **options: asked.append(options))
+  )
+  where, whole_config = paths.kept(bucket.folder('wandb'), 'x'), config_lib.Config()
+  workdir_lib.write_config(where, whole_config)
+  for _ in range(2):
+    metrics.Wandb('armd', where, whole_config)
+  with workdir_lib.begun(where, whole_config, overwrite=True):
+    metrics.Wandb('armd', where, whole_config)
+  first, again, other = (options['id'] for options in asked)
+  assert first == again != other and asked[0]['name'] == 'wandb' and asked[0]['dir'] is None
+  for folder, run_id in (('.replaced/', first), ('', other)):
+    assert json.loads(bucket.read(f'{where}/{folder}wandb_run.json')) == {'id': run_id}
 
 
 # ----- exports

@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 
+import forbidden
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -365,3 +366,27 @@ def test_no_flipped_bit_of_a_config_is_believed(tmp_path):
   path.write_bytes(data.replace(b'"num_layers": 4', b'"num_layers": 6'))
   with pytest.raises(UserError, match=r'has model.num_layers = 6, but .*/1 was saved with 4; put'):
     restore(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'closed', ['checkpoints', 'checkpoints/3', 'checkpoints/3/checkpoint.json']
+)
+def test_what_may_not_be_read_is_told_and_no_damage(tmp_path, closed):
+  """Nor is an older one taken in its place."""
+  save(tmp_path, 2, 3, keep_last=2)
+  file = next(path for path in (tmp_path / 'checkpoints/3').rglob('*') if path.parent.name == 'd')
+  code = f"""
+from armd_jax.training import checkpoint
+checkpoints = checkpoint.Checkpoints({str(tmp_path)!r})
+try:
+  checkpoints.restore({{}})
+except Exception as error:
+  print(f'{{type(error).__name__}}: {{error}}')
+checkpoints.close()
+"""
+  for path in (tmp_path / closed, file, file.parent):
+    with forbidden.Closed(path):
+      done = forbidden.python(code)
+    told = f'UserError: this user may not use {path}'
+    assert done.stdout.startswith(told) and not done.stderr, (done.stdout, done.stderr)
+    assert '(Permission denied); ask its owner' in done.stdout

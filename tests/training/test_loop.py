@@ -153,6 +153,33 @@ def test_a_run_tells_where_its_time_went(tmp_path, capsys, monkeypatch):
   assert 'step 5/6  first step ' in printed and ' s after the start: import ' in printed
 
 
+def test_a_run_that_logged_no_step_ends_without_a_table(tmp_path, monkeypatch, capsys):
+  """Stopped at a step before the first that is logged, and then told to end there."""
+  wanted = config(tmp_path, train__log_every=100)
+  save = checkpoint.Checkpoints.save
+
+  def save_and_signal(self, step, *rest):
+    save(self, step, *rest)
+    if step == 6:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with monkeypatch.context() as patch, pytest.raises(SystemExit):
+    patch.setattr(checkpoint.Checkpoints, 'save', save_and_signal)
+    loop.train(wanted, tmp_path / 'run')
+  steps = max(checkpoint.Checkpoints(tmp_path / 'run').found())
+  assert steps < 12 and not logged(tmp_path / 'run', 'loss')
+  assert history.overview(history.read(tmp_path / 'run' / 'metrics.jsonl')) == []
+  capsys.readouterr()
+  ended = config(tmp_path, train__log_every=100, train__steps=steps)
+  assert int(loop.train(ended, tmp_path / 'run').step) == steps
+  last = capsys.readouterr().out.splitlines()[-1]
+  told = 'no table and no picture, since no loss was logged so far: config.train.log_every is 100'
+  assert last == told
+  assert not (tmp_path / 'run' / 'training.png').exists()
+  assert int(loop.train(wanted, tmp_path / 'run').step) == 12
+  assert (tmp_path / 'run' / 'training.png').exists()
+
+
 # ----- told to stop
 
 # In the midst of something that Python cannot interrupt, as a compiler is not.

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import tiny
 from tensorboardX.proto import event_pb2
 from tiny import VOCAB
 
+from armd_jax import config as config_lib
 from armd_jax import training
 from armd_jax.errors import UserError
 from armd_jax.hardware import device
@@ -23,6 +25,7 @@ from armd_jax.models.flops import training_flops
 from armd_jax.parallel import sharding
 from armd_jax.show import history
 from armd_jax.training import metrics
+from armd_jax.training import workdir as workdir_lib
 
 BATCH, SLOTS = 8, 16  # of tiny.train_config
 
@@ -205,7 +208,9 @@ def test_training_imports_no_tensorflow():
   assert done.stdout == 'False\n', done.stderr
 
 
-def test_wandb_is_asked_for_by_name_and_gets_every_record(tmp_path, monkeypatch):
+@pytest.fixture
+def wandb(monkeypatch):
+  """What a wandb that is not there would be asked: options of its starts, and records."""
   calls = []
   run = types.SimpleNamespace(
     log=lambda record, step: calls.append((step, record)), finish=lambda: calls.append('finish')
@@ -216,17 +221,74 @@ def test_wandb_is_asked_for_by_name_and_gets_every_record(tmp_path, monkeypatch)
     return run
 
   monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(init=init))
+  return calls
+
+
+def test_wandb_is_asked_for_by_name_and_gets_every_record(tmp_path, wandb):
   with log(tmp_path, wandb='armd') as made:
     feed(made, range(1, 4), [1.0, 2.0, 3.0])
-  options, (first_step, start), (step, record), last = calls
+  options, (first_step, start), (step, record), last = wandb
   assert first_step == 1 and start['start_seconds'] >= start['start_compile_seconds'] > 0
   assert options['project'] == 'armd' and options['config']['train']['steps'] == 8
   assert options['resume'] == 'allow' and options['dir'] == str(tmp_path)
+  assert options['name'] == tmp_path.name
   assert step == 2 and record['loss'] == 1.5 and 'examples' not in record
   assert last == 'finish'
   with log(tmp_path):
     pass
-  assert len(calls) == 4
+  assert len(wandb) == 4
+
+
+def test_a_run_of_wandb_is_that_of_the_run_and_not_of_its_folder(tmp_path, wandb):
+  """It goes on where the run does, also in a folder that was moved; another one begins in the same
+  folder of another machine, and where --overwrite begins one."""
+
+  def run_id(workdir):
+    with log(workdir, wandb='armd'):
+      pass
+    assert wandb.pop() == 'finish'
+    return wandb.pop()['id']
+
+  folder, config = tmp_path / 'run', config_lib.Config()
+  workdir_lib.write_config(folder, config)
+  first = run_id(folder)
+  assert run_id(folder) == first and len(first) >= 16
+  folder = folder.rename(tmp_path / 'moved')
+  assert run_id(folder) == first
+  (tmp_path / 'run').mkdir()
+  assert run_id(tmp_path / 'run') != first
+  with pytest.raises(UserError), workdir_lib.begun(folder, config, overwrite=True):
+    assert run_id(folder) != first
+    raise UserError('x')
+  assert run_id(folder) == first  # of the run that is put back
+  with workdir_lib.begun(folder, config, overwrite=True):
+    second = run_id(folder)
+  assert second != first and run_id(folder) == second
+  (folder / workdir_lib.WANDB).write_text('{"id": 3}')
+  with pytest.raises(UserError, match=r'wandb_run.json is damaged .*; delete it, for a new run'):
+    run_id(folder)
+
+
+@pytest.mark.parametrize(
+  'error',
+  [
+    RuntimeError('api_key not configured (no-tty). call wandb.login(key=[your_api_key])\nmore'),
+    ValueError('invalid project name: a/b'),
+    OSError(101, 'Network is unreachable'),
+    TypeError(),
+  ],
+  ids=lambda error: type(error).__name__,
+)
+def test_wandb_that_starts_no_run_is_a_sentence(tmp_path, monkeypatch, error):
+  def init(**_):
+    raise error
+
+  monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(init=init))
+  reason = re.escape((str(error) or 'TypeError').splitlines()[0])
+  told = rf"^config.train.wandb is 'a/b' but .* starts no run \({reason}\); log in by wandb login"
+  with pytest.raises(UserError, match=told) as raised:
+    log(tmp_path, wandb='a/b')
+  assert '\n' not in str(raised.value)
 
 
 def test_wandb_that_is_not_installed_is_a_sentence(tmp_path, monkeypatch):

@@ -7,9 +7,12 @@ import shutil
 
 import other_values
 import pytest
+import tiny_llama
 
 from armd_jax import config as config_lib
+from armd_jax.data.tokenizer_file import FileTokenizer
 from armd_jax.errors import UserError
+from armd_jax.training import text
 from armd_jax.training import workdir as workdir_lib
 
 CONFIG = config_lib.parse({})
@@ -21,8 +24,8 @@ THEIRS = (
   'tensorboard/mine.txt', 'profile/mine', 'training.png.bak', 'model.safetensors',
 )  # fmt: skip
 OURS = (
-  'metrics.jsonl', 'training.png', 'tensorboard/events.out.tfevents.1.host', 'profile/plugins/a',
-  'checkpoints/5/a', 'checkpoints/10/a', 'checkpoints/15.part/a',
+  'metrics.jsonl', 'training.png', 'wandb_run.json', 'tensorboard/events.out.tfevents.1.host',
+  'profile/plugins/a', 'checkpoints/5/a', 'checkpoints/10/a', 'checkpoints/15.part/a',
   'checkpoints/20.part.orbax-checkpoint-tmp/a',
 )  # fmt: skip
 
@@ -255,3 +258,80 @@ def test_a_config_that_cannot_be_read_is_a_sentence(tmp_path, text, message):
   with pytest.raises(UserError, match=message) as error:
     workdir_lib.read_config(tmp_path)
   assert '\n' not in str(error.value) and str(tmp_path / 'config.json') in str(error.value)
+
+
+# ----- vocabularies that are files
+
+
+def with_tokenizer(name, config=CONFIG):
+  return other_values.changed(config, 'data.tokenizer', str(name))
+
+
+@pytest.fixture
+def tokenized(tmp_path):
+  """A run whose vocabulary is a file elsewhere, and that file."""
+  tiny_llama.write_tokenizer(tmp_path)
+  run, file = tmp_path / 'run', tmp_path / 'tokenizer.json'
+  workdir_lib.write_config(run, with_tokenizer(file))
+  text.keep_tokenizer(run, FileTokenizer(str(file)))
+  return run, file
+
+
+def test_a_run_has_a_copy_of_its_vocabulary(tokenized, tmp_path):
+  """Which is used where the file is gone, or another one by now, and wherever the run is moved."""
+  run, file = tokenized
+  fingerprint = FileTokenizer(str(file)).fingerprint
+  found = lambda run: workdir_lib.read_config(run).data.tokenizer
+  assert found(run) == str(file)
+  moved = tmp_path / 'moved'
+  run.rename(moved)
+  tiny_llama.write_tokenizer(tmp_path, tiny_llama.V - 1)
+  assert found(moved) == str(moved / 'tokenizer.json')
+  file.unlink()
+  assert found(moved) == str(moved / 'tokenizer.json')
+  assert FileTokenizer(found(moved)).fingerprint == fingerprint
+  tiny_llama.write_tokenizer(moved, tiny_llama.V - 1)  # which is not its own
+  assert found(moved) == str(file)
+
+
+def test_a_run_goes_on_with_its_vocabulary_whatever_its_name(tokenized, tmp_path, monkeypatch):
+  run, file = tokenized
+  monkeypatch.chdir(tmp_path)
+  shutil.copy(file, 'copy.json')
+  for name in (file, 'tokenizer.json', tmp_path, 'copy.json', run / 'tokenizer.json'):
+    assert resumes(run, with_tokenizer(name)) is True
+  tiny_llama.write_tokenizer(tmp_path, tiny_llama.V - 1)
+  for name in (file, 'bytes'):
+    assert 'config.data.tokenizer = ' in resumes(run, with_tokenizer(name))
+  file.unlink()
+  assert resumes(run, with_tokenizer('copy.json')) is True
+
+
+def test_a_package_s_own_vocabulary_is_in_no_file(tmp_path, monkeypatch):
+  """Also where a folder of its name is a model's."""
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'gpt2').mkdir()
+  tiny_llama.write_tokenizer(tmp_path / 'gpt2')
+  workdir_lib.write_config('run', with_tokenizer('gpt2'))
+  assert {path.name for path in (tmp_path / 'run').iterdir()} == {'config.json'}
+  assert workdir_lib.read_config('run').data.tokenizer == 'gpt2'
+
+
+@pytest.mark.parametrize('name', ['tokenizer.json', '', '.replaced/tokenizer.json', 'link.json'])
+def test_the_vocabulary_of_a_new_run_is_not_deleted_with_the_old_one(tokenized, tmp_path, name):
+  run, file = tokenized
+  fill(run, OURS + THEIRS)
+  (tmp_path / 'link.json').symlink_to(run / 'tokenizer.json')
+  if name.startswith('.replaced'):
+    (run / '.replaced').mkdir()
+    shutil.copy(file, run / name)
+  where, before = (tmp_path if name == 'link.json' else run) / name, contents(run)
+  with (
+    pytest.raises(UserError, match=r'^config.data.tokenizer is .*, which --overwrite would delete'),
+    workdir_lib.begun(run, with_tokenizer(where, OTHER), overwrite=True),
+  ):
+    pass
+  assert contents(run) == before
+  with workdir_lib.begun(run, with_tokenizer(file, OTHER), overwrite=True):
+    fill(run, ['checkpoints/3/a'])
+  assert (run / 'tokenizer.json').read_text() == file.read_text()

@@ -67,7 +67,9 @@ def draw(axes, name: str, lengths_RxN: np.ndarray) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  path: str = flag('Where to write the picture.', 'docs/attention_walk.png')
+  path: str = flag(
+    'Where to write the picture.', 'docs/attention_walk.png', is_path=True, writes='picture'
+  )
 
 
 def main(options: Options) -> None:

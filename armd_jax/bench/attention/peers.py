@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from armd_jax import cli, records
 from armd_jax.attention import shapes
 from armd_jax.bench.attention import compile_hopper, compile_tpu, schedule
+from armd_jax.errors import UserError
 from armd_jax.flags import flag
 from armd_jax.hardware import cores, device
 
@@ -249,6 +250,8 @@ def run(
       tried = [peer, 'x'.join(map(str, blocks))]
       try:
         useful = measured(chip, peer, length, name, blocks)
+      except UserError:  # of what is needed to measure any; it is a ValueError, too
+        raise
       # Not installed, blocks it does not take, or more than the chip holds.
       except (ImportError, NotImplementedError, ValueError, jax.errors.JaxRuntimeError) as error:
         print(f'{shape} {tried}: {error}'[:300], flush=True)

@@ -149,7 +149,9 @@ def tune(path: pathlib.Path, chip: str, names: Sequence[str], timer: Timer) -> N
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  json: str | None = flag('The table; left out: tpu_blocks.json of the package.', None)
+  json: str | None = flag(
+    'The table; left out: tpu_blocks.json of the package.', None, is_path=True, writes='JSON'
+  )
   shapes: str = flag('Only shapes whose name contains this.', '')
   repeats: int = flag('Timed rounds.', 10, at_least=1)
 

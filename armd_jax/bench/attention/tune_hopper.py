@@ -73,7 +73,9 @@ def run(path: pathlib.Path, length: int, timer: tune.Timer) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  json: str | None = flag('The table; left out: hopper_blocks.json of the package.', None)
+  json: str | None = flag(
+    'The table; left out: hopper_blocks.json of the package.', None, is_path=True, writes='JSON'
+  )
   length: int = flag('Slots and keys of the calls that are timed.', 4096, at_least=1)
   repeats: int = flag('Timed rounds.', 10, at_least=1)
 

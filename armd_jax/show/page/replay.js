@@ -8,6 +8,7 @@
   const play = document.getElementById('play');
   const output = replay.querySelector('output');
 
+  const lanes = [...replay.querySelectorAll('.lane')];
   const texts = [...replay.querySelectorAll('.generated')].map((element) => {
     const pieces = [...element.querySelectorAll('span')].map((span) => ({
       span,
@@ -15,7 +16,7 @@
       tokens: Number(span.dataset.tokens || 1),
       color: getComputedStyle(span).getPropertyValue('--c'),
     }));
-    const lane = replay.querySelector(`.lane[data-name="${element.dataset.name}"]`);
+    const lane = lanes.find((one) => one.dataset.name === element.dataset.name);
     return { element, lane, pieces, canvas: lane.querySelector('canvas'), steps: Number(element.dataset.steps) };
   });
   const longest = Math.max(...texts.map((text) => text.steps));

@@ -2,8 +2,11 @@
 
 import itertools
 
+import pytest
+
 from armd_jax import records
 from armd_jax.bench.attention import peers
+from armd_jax.errors import UserError
 
 
 def test_the_best_of_every_shape_is_kept_and_not_compiled_again(tmp_path):
@@ -34,3 +37,15 @@ def test_the_best_of_every_shape_is_kept_and_not_compiled_again(tmp_path):
   calls.clear()
   peers.run(kept.path, ['v6e'], measured)
   assert not calls
+
+
+def test_nothing_is_kept_where_nothing_can_be_compiled(tmp_path):
+  """UserError is a ValueError, which a peer raises of blocks that it does not take."""
+  kept = records.Records(tmp_path / 'peers.json')
+
+  def measured(*_):
+    raise UserError('libtpu is not installed; install it')
+
+  with pytest.raises(UserError, match=r'^libtpu is not installed; install it$'):
+    peers.run(kept.path, ['v6e'], measured)
+  assert not kept.path.exists()
