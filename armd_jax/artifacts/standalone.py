@@ -25,6 +25,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -55,6 +56,7 @@ _MANIFEST, _WEIGHTS, _CARD = 'export.json', 'weights', 'README.md'
 _KEY = 'armd_jax'  # in the metadata of a safetensors file
 _FIX = 'export it again'
 _PATH = 'the path of a run or an export'
+_SECONDS_TO_END = 5.0  # of orbax's threads that still write where another one has failed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,10 +171,18 @@ def _check_new(path, overwrite, name):
 
 def _remove(path):
   # A link is removed as such; its target is not part of the export.
-  if path.is_dir() and not path.is_symlink():
-    shutil.rmtree(path)
-  else:
+  if not path.is_dir() or path.is_symlink():
     path.unlink(missing_ok=True)
+    return
+  end = time.monotonic() + _SECONDS_TO_END
+  while True:
+    try:
+      shutil.rmtree(path)
+      return
+    except OSError:
+      if time.monotonic() > end:
+        raise
+      time.sleep(0.05)
 
 
 def _files(folder):

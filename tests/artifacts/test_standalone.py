@@ -38,6 +38,24 @@ def test_an_export_that_cannot_be_written(tmp_path, name):
   assert not list(tmp_path.glob('*new*'))
 
 
+def test_what_still_writes_is_waited_for(tmp_path, monkeypatch):
+  """As a thread of orbax's does, where another one has found the disk full."""
+  remove, tries = shutil.rmtree, []
+
+  def beside_a_thread(folder):
+    tries.append(folder)
+    if len(tries) < 3:
+      raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+    remove(folder)
+
+  monkeypatch.setattr(shutil, 'rmtree', beside_a_thread)
+  new = standalone.new_path(tmp_path / 'new', False)
+  with pytest.raises(UserError, match=r'cannot write .*new \(No space'), new as part:
+    part.mkdir()
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  assert len(tries) == 3 and not list(tmp_path.glob('*new*'))
+
+
 # ----- vocabularies that are files
 
 
