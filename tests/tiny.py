@@ -59,7 +59,6 @@ def train_config(**changes):
 def init(model_config, vocab_size=VOCAB, seed=0, scale=3.0):
   """Model and random parameters; larger than at initialisation, so that every path matters."""
   model = models.build(model_config, vocab_size)
-  params = jax.jit(functools.partial(models.init, model))(jax.random.key(seed))
 
   def enlarge(path, x):
     if path[-1].key == 'gain':  # starts at 0
@@ -68,7 +67,9 @@ def init(model_config, vocab_size=VOCAB, seed=0, scale=3.0):
       return jax.random.normal(jax.random.key(x.ndim), x.shape)
     return x if path[-1].key == 'scale' else scale * x
 
-  return model, jax.tree_util.tree_map_with_path(enlarge, params)
+  with jax.ensure_compile_time_eval():  # or a caller's tracers would be kept
+    params = jax.jit(functools.partial(models.init, model))(jax.random.key(seed))
+    return model, jax.tree_util.tree_map_with_path(enlarge, params)
 
 
 def orders(num_slots=NUM_SLOTS, batch=3, seed=1):
