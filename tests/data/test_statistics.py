@@ -1,7 +1,6 @@
 """Statistics of a corpus: true of its documents, whoever counted them, and kept with it."""
 
 import contextlib
-import gc
 import json
 import shutil
 import signal
@@ -149,7 +148,6 @@ def test_the_hashes_of_one_note_are_held_at_a_time(monkeypatch, tmp_path):
     if note is not None:
       note['statistics']['compared'] = Hashes(note['statistics']['compared'])
       alive.add(note['statistics']['compared'])
-    gc.collect()
     most.append(len(alive))
     return note
 
