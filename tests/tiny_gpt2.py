@@ -7,8 +7,10 @@ import pathlib
 
 import numpy as np
 import safetensors.numpy
+import tokenizers
 
 V, N, E, HEADS, LAYERS = 13, 8, 16, 2, 2
+WORDS = [f'w{number}' for number in range(V)]  # of its vocabulary
 DESCRIBED = {
   'model_type': 'gpt2', 'vocab_size': V, 'n_positions': N, 'n_embd': E, 'n_head': HEADS,
   'n_layer': LAYERS,
@@ -63,3 +65,14 @@ def reference(p, ids_T):
     x = x + dense(np.concatenate(heads, axis=-1), f'{h}.attn.c_proj')
     x = x + dense(gelu(dense(norm(x, f'{h}.ln_2'), f'{h}.mlp.c_fc')), f'{h}.mlp.c_proj')
   return norm(x, 'ln_f') @ p['wte.weight'].T
+
+
+def write_words(folder: pathlib.Path) -> None:
+  """Writes a tokenizer of `WORDS` beside a model."""
+  ids = {word: number for number, word in enumerate(WORDS)}
+  words = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token='w0'))
+  words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+  words.save(str(folder / 'tokenizer.json'))
+  # Without it transformers makes a tokenizer of the model's kind, whatever tokenizer.json holds.
+  kind = {'tokenizer_class': 'PreTrainedTokenizerFast'}
+  (folder / 'tokenizer_config.json').write_text(json.dumps(kind))

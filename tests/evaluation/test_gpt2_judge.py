@@ -6,12 +6,11 @@ import corpora
 import numpy as np
 import pytest
 import tokenizers
-from tiny_gpt2 import N, V, arrays, reference, write
+from tiny_gpt2 import WORDS, N, V, arrays, reference, write, write_words
 
 from armd_jax.errors import UserError
 from armd_jax.evaluation import gpt2_judge, judging, quality
 
-WORDS = [f'w{number}' for number in range(V)]
 LENGTHS = (3, 8, 2, 5, 8)
 WINDOWS = [np.random.RandomState(2).randint(V, size=length) for length in LENGTHS]
 
@@ -19,13 +18,7 @@ WINDOWS = [np.random.RandomState(2).randint(V, size=length) for length in LENGTH
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   folder = write(tmp_path_factory.mktemp('gpt2'), arrays())
-  ids = {word: number for number, word in enumerate(WORDS)}
-  words = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token='w0'))
-  words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-  words.save(str(folder / 'tokenizer.json'))
-  # Without it transformers makes a tokenizer of GPT-2's kind, whatever tokenizer.json holds.
-  kind = {'tokenizer_class': 'PreTrainedTokenizerFast'}
-  (folder / 'tokenizer_config.json').write_text(json.dumps(kind))
+  write_words(folder)
   return folder
 
 

@@ -1,15 +1,13 @@
 """Models of any kind that transformers opens are judges, whatever their configs lack."""
 
-import json
 import types
 
 import numpy as np
 import pytest
-import tokenizers
+from tiny_gpt2 import WORDS, write_words
 
 from armd_jax.evaluation import huggingface_judge, judging, quality
 
-WORDS = [f'w{number}' for number in range(13)]
 SIZES = {'hidden_size': 16, 'num_hidden_layers': 2, 'vocab_size': 16}
 HEADS = {'num_attention_heads': 2, 'num_key_value_heads': 2, 'intermediate_size': 32}
 TEXT = SIZES | HEADS | {'head_dim': 8}
@@ -45,12 +43,7 @@ def test_a_model_with_or_without_positions_is_a_judge(tmp_path, name):
   torch.manual_seed(0)
   model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**described))
   model.save_pretrained(tmp_path)
-  ids = {word: number for number, word in enumerate(WORDS)}
-  words = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token='w0'))
-  words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-  words.save(str(tmp_path / 'tokenizer.json'))
-  kind = {'tokenizer_class': 'PreTrainedTokenizerFast'}
-  (tmp_path / 'tokenizer_config.json').write_text(json.dumps(kind))
+  write_words(tmp_path)
   judge = judging.open_judge(str(tmp_path))
   assert judge.context == context
   verdict = quality.judge_texts(judge, [' '.join(WORDS * 2), 'w1 w2'])
